@@ -1,0 +1,44 @@
+# Every target sets up .venv by itself the first time. Nothing outside the repository is written.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_OUT ?= demo-out
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format train-reference clean
+
+help: ## what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP) ## the project and its tools into .venv, at the versions of constraints.txt
+
+demo: $(STAMP) ## record, tune, export, apply and compare on latte-digits; at most ten minutes on two cores
+	$(BIN)/fastercache demo --out $(DEMO_OUT)
+
+test: $(STAMP) ## the tests, without the slow ones
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP) ## every test
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(STAMP) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the sources as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train-reference: $(STAMP) ## train latte-digits from nothing (see experiments/reference)
+	$(BIN)/python -m experiments.reference.train latte-digits
+
+clean: ## remove .venv, caches and what the demo wrote
+	rm -rf $(VENV) $(DEMO_OUT) .mypy_cache .ruff_cache .pytest_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
