@@ -50,6 +50,10 @@ class ConfigUnreadable(FasterCacheError):
     """A tuned config, prompt file or study file that is missing, truncated or of a foreign format."""
 
 
+class PipelineUnreadable(FasterCacheError):
+    """A pipeline that does not exist, or a folder that is none."""
+
+
 class NotFinite(FasterCacheError):
     """A prediction or measurement contains NaN or infinity."""
 

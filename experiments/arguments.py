@@ -1,0 +1,87 @@
+"""Turns what was typed into values: policies, `key=value` pairs and prompt files. Light enough for `--help`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastercache.tuned import TunedConfig
+    from policies.base import Policy
+
+
+def assignments(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["interval=3", "weight=ramp"]` to `{"interval": 3, "weight": "ramp"}`.
+
+    A value is read as JSON (numbers, true, null, lists, objects) and taken as text where it is none.
+
+    Raises:
+        InvalidPolicy: for a pair without `=` or a key given twice.
+    """
+    from policies.errors import InvalidPolicy
+
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        key, found, text = pair.partition("=")
+        key = key.strip()
+        if not found or not key:
+            raise InvalidPolicy(f"expected field=value, found '{pair}'")
+        if key in result:
+            raise InvalidPolicy(f"the field '{key}' is set twice")
+        try:
+            result[key] = json.loads(text)
+        except json.JSONDecodeError:
+            result[key] = text
+    return result
+
+
+def choose(
+    policy: str | None, fields: Sequence[str], config: Path | None, preset: str | None = None
+) -> Policy | TunedConfig:
+    """The policy that `--policy`, `--preset`, `--set` and `--config` name; FasterCache as published if none is given.
+
+    Raises:
+        UnknownPolicy, InvalidPolicy: for a name or field that does not exist, or a value out of range.
+        ConfigUnreadable: for a tuned config that is missing, truncated or of another format.
+    """
+    from policies import FasterCache, policy_class
+    from policies.errors import InvalidPolicy
+
+    if config is not None:
+        if policy or fields or preset:
+            raise InvalidPolicy("--config brings its own policy: leave out --policy, --preset and --set")
+        from fastercache import load
+
+        return load(config)
+    values = assignments(fields)
+    if preset is not None:
+        if policy not in (None, FasterCache.name):
+            raise InvalidPolicy(f"presets belong to {FasterCache.name}, found --policy {policy}")
+        return FasterCache(**(FasterCache.preset(preset).model_dump() | values))
+    return policy_class(policy or FasterCache.name)(**values)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one a line; blank lines and lines that start with `#` are passed over.
+
+    Raises:
+        ConfigUnreadable: if the file is missing, is no text, or holds no prompt.
+    """
+    from policies.errors import ConfigUnreadable
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigUnreadable(f"there is no prompt file {path}") from None
+    except IsADirectoryError:
+        raise ConfigUnreadable(f"{path} is a folder: give a text file with one prompt a line") from None
+    except UnicodeDecodeError as error:
+        raise ConfigUnreadable(f"the prompt file {path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigUnreadable(f"the prompt file {path} cannot be read: {error.strerror}") from None
+    prompts = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts:
+        raise ConfigUnreadable(f"the prompt file {path} holds no prompt: write one a line")
+    return prompts

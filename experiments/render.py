@@ -1,0 +1,109 @@
+"""Videos and images on disk, and side by side with what caching changed.
+
+A video is a float tensor `(F, 3, H, W)` in [0, 1]; an image is a video of one frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+SHOWN = 160
+"""Frames are enlarged by a whole factor to at least about this many pixels on the shorter side."""
+
+
+def frames(video: Tensor) -> NDArray[np.uint8]:
+    """`(F, 3, H, W)` in [0, 1] to `(F, H, W, 3)` bytes."""
+    scaled = (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.asarray(scaled.permute(0, 2, 3, 1).cpu().numpy(), dtype=np.uint8)
+
+
+def difference(video: Tensor, reference: Tensor) -> tuple[Tensor, int]:
+    """|video - reference| amplified by a power of two so that it can be seen, and the factor.
+
+    The factor is the largest up to 64 that keeps 99.5 % of the values below 1.
+    """
+    error = (video.float() - reference.float()).abs()
+    level = float(torch.quantile(error.flatten()[:: max(1, error.numel() // 1_000_000)], 0.995))
+    gain = 1
+    while gain < 64 and level * gain * 2 <= 1:
+        gain *= 2
+    return (error * gain).clamp(0, 1), gain
+
+
+def enlarged(pictures: NDArray[np.uint8], least: int = SHOWN) -> NDArray[np.uint8]:
+    """`(F, H, W, 3)` repeated by a whole factor, so that a 32-pixel video can be looked at."""
+    factor = max(1, round(least / min(pictures.shape[1:3])))
+    return pictures.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def side_by_side(panels: Sequence[tuple[str, Tensor]]) -> NDArray[np.uint8]:
+    """Labelled videos next to each other: `(F, H', W', 3)` bytes. All must have the same number of frames."""
+    font = ImageFont.load_default(size=13)
+    gap, head = 6, 20
+    drawn = [enlarged(frames(video)) for _, video in panels]
+    height = max(d.shape[1] for d in drawn) + head
+    width = sum(d.shape[2] for d in drawn) + gap * (len(drawn) - 1)
+    result = np.full((drawn[0].shape[0], height, width, 3), 255, dtype=np.uint8)
+    left = 0
+    for (label, _), picture in zip(panels, drawn, strict=True):
+        strip = Image.new("RGB", (picture.shape[2], head), "white")
+        ImageDraw.Draw(strip).text((2, 2), label, fill="black", font=font)
+        result[:, :head, left : left + picture.shape[2]] = np.asarray(strip)
+        result[:, head : head + picture.shape[1], left : left + picture.shape[2]] = picture
+        left += picture.shape[2] + gap
+    return result
+
+
+def comparison(
+    reference: Tensor, others: Sequence[tuple[str, Tensor]], label: str = "uncached"
+) -> NDArray[np.uint8]:
+    """The uncached video, then each other one with its amplified difference to it."""
+    panels = [(label, reference)]
+    for name, video in others:
+        changed, gain = difference(video, reference)
+        panels += [(name, video), (f"difference x{gain}", changed)]
+    return side_by_side(panels)
+
+
+def stacked(groups: Sequence[NDArray[np.uint8]], gap: int = 6) -> NDArray[np.uint8]:
+    """Animations of equal width and length under each other."""
+    filler = np.full((groups[0].shape[0], gap, groups[0].shape[2], 3), 255, dtype=np.uint8)
+    parts = [part for group in groups for part in (group, filler)][:-1]
+    return np.concatenate(parts, axis=1)
+
+
+def strip(video: Tensor, count: int = 4) -> NDArray[np.uint8]:
+    """`count` frames evenly over the video, side by side: `(H, count * W, 3)` bytes."""
+    picked = torch.linspace(0, video.shape[0] - 1, min(count, video.shape[0])).round().long()
+    return np.asarray(np.concatenate(list(enlarged(frames(video[picked]), 96)), axis=1), dtype=np.uint8)
+
+
+def save(path: Path, pictures: NDArray[np.uint8], fps: float = 6.0) -> Path:
+    """Write `(F, H, W, 3)` bytes as an animated GIF, or as a PNG if there is one frame.
+
+    The suffix is replaced to match, and folders are made as needed. Returns the path written.
+    """
+    images = [Image.fromarray(picture) for picture in pictures]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if len(images) == 1:
+        path = path.with_suffix(".png")
+        images[0].save(path, optimize=True)
+        return path
+    path = path.with_suffix(".gif")
+    # One palette for all frames: palettes of their own make a still background flicker.
+    shared = Image.fromarray(np.concatenate(list(pictures), axis=0)).quantize(256, dither=Image.Dither.NONE)
+    indexed = [image.quantize(palette=shared, dither=Image.Dither.NONE) for image in images]
+    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=round(1000 / fps), loop=0)
+    return path
+
+
+def save_video(path: Path, video: Tensor, fps: float = 6.0) -> Path:
+    """Write one video `(F, 3, H, W)`, enlarged; see `save`."""
+    return save(path, enlarged(frames(video)), fps)

@@ -1,0 +1,74 @@
+"""One line of a results table: what a policy saves and what it costs in quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures of one policy over a set of prompts.
+
+    Attributes:
+        name: what the row is called in a table.
+        speedup_flops: computed FLOPs of the uncached run over those of this one, by the flop counter.
+        speedup_wall: median seconds of the uncached run over the median of this one, measured interleaved;
+            None where no uncached run was timed.
+        psnr: mean dB against the uncached videos of the same prompts and seeds, capped at 100; None without them.
+        ssim: mean structural similarity against the same; None without them.
+        judge: share of videos in which the judges read digit, colour and direction as the caption asks;
+            None for pipelines that have no judge.
+        cache_bytes: peak bytes of cached values.
+        prompts: how many prompts the figures are means over.
+        policy: the policy as JSON values.
+    """
+
+    name: str
+    speedup_flops: float
+    speedup_wall: float | None
+    psnr: float | None
+    ssim: float | None
+    judge: float | None
+    cache_bytes: int
+    prompts: int
+    policy: dict[str, Any]
+
+    def payload(self) -> dict[str, Any]:
+        """The row as JSON values, by the key names of `--json`."""
+        return asdict(self)
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """The rows for a person, efficiency first, then quality; arrows say which way is better."""
+    result = Table(title=title, title_justify="left", header_style="bold")
+    result.add_column("policy", no_wrap=True)
+    for heading in ("FLOPs speedup ↑", "wall speedup ↑", "PSNR dB ↑", "SSIM ↑", "judge ↑", "cached peak ↓"):
+        result.add_column(heading, justify="right")
+    for row in rows:
+        result.add_row(
+            row.name,
+            f"{row.speedup_flops:.2f}x",
+            _shown(row.speedup_wall, "{:.2f}x"),
+            _shown(row.psnr, "{:.2f}"),
+            _shown(row.ssim, "{:.4f}"),
+            _shown(row.judge, "{:.1%}"),
+            size(row.cache_bytes),
+        )
+    return result
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def size(count: float) -> str:
+    """Bytes for a person: `1.5 MiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
