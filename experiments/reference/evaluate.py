@@ -1,0 +1,120 @@
+"""Generate videos of held-out captions, judge them, draw a contact sheet and write the model card.
+
+``python -m experiments.reference.evaluate latte-digits`` measures the shipped model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from experiments.reference import GENERATION, path
+from experiments.reference.card import Measured, write_card
+from experiments.reference.data import TEMPLATES, Split, captions, combinations
+from experiments.reference.judges import Judge, JudgeScores
+
+app = typer.Typer(add_completion=False)
+
+
+def generate(pipeline: Any, prompts: list[str], call: dict[str, Any], *, seed: int, batch: int = 1) -> Iterator[Tensor]:
+    """Videos ``(B, F, 3, H, W)`` in [0, 1], one seed per prompt (``seed``, ``seed + 1``, ...) whatever the batch size."""
+    for start in range(0, len(prompts), batch):
+        chunk = prompts[start : start + batch]
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
+        prompt, generator = (chunk[0], generators[0]) if batch == 1 else (chunk, generators)
+        with torch.no_grad():
+            yield pipeline(prompt, generator=generator, output_type="pt", **call).frames.float().cpu()
+
+
+def prompts_of(split: Split, count: int, *, paraphrase: bool = False) -> list[str]:
+    """``count`` captions of a split in their fixed order, from the start again when they run out."""
+    if not paraphrase:
+        every = captions(split)
+        return [every[i % len(every)] for i in range(count)]
+    chosen = combinations(split)
+    return [chosen[i % len(chosen)].caption(TEMPLATES[i % len(TEMPLATES)]) for i in range(count)]
+
+
+def contact_sheet(videos: Tensor, texts: list[str], *, columns: int = 4, looks: int = 4, scale: int = 3) -> Image.Image:
+    """A grid of videos ``(N, F, 3, H, W)`` in [0, 1]: ``looks`` frames side by side, the caption beneath."""
+    count, frames, _, height, width = videos.shape
+    chosen = torch.linspace(0, frames - 1, looks).round().long()
+    cell = (looks * width * scale + 10, height * scale + 24)
+    sheet = Image.new("RGB", (columns * cell[0] + 10, -(-count // columns) * cell[1] + 10), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for index, (video, text) in enumerate(zip(videos, texts, strict=True)):
+        left, top = 10 + index % columns * cell[0], 10 + index // columns * cell[1]
+        strip = video[chosen].permute(2, 0, 3, 1).flatten(1, 2).clamp(0, 1).mul(255).round().byte().numpy()
+        size = (looks * width * scale, height * scale)
+        sheet.paste(Image.fromarray(strip).resize(size, Image.Resampling.NEAREST), (left, top))
+        draw.text((left, top + height * scale + 2), text, fill="black", font=font)
+    return sheet
+
+
+def _judged(judge: Judge, pipeline: Any, prompts: list[str], call: dict[str, Any], seed: int, batch: int) -> tuple[Tensor, JudgeScores]:
+    parts = generate(pipeline, prompts, call, seed=seed, batch=batch)
+    videos = torch.cat(list(track(parts, f"{len(prompts)} videos, batch {batch}", total=-(-len(prompts) // batch))))
+    return videos, judge.score(videos, prompts)
+
+
+@app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(help="Short name of a shipped model.")] = "latte-digits",
+    folder: Annotated[Path | None, typer.Option(help="Another diffusers folder of the same kind.")] = None,
+    videos: Annotated[int, typer.Option(help="Videos per measurement.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the first video; the next ones count up.")] = 10_000,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale instead of the default.")] = None,
+    batch: Annotated[int, typer.Option(help="Prompts per pipeline call in the several-prompt measurement.")] = 8,
+    card: Annotated[bool, typer.Option(help="Write README.md, metrics.json and contact-sheet.png into the folder.")] = True,
+) -> None:
+    """Judge a model on held-out captions, one prompt per call and several prompts per call."""
+    from diffusers import DiffusionPipeline
+
+    console = Console()
+    where = folder or path(name)
+    pipeline = DiffusionPipeline.from_pretrained(where, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    judge = Judge.load()
+    call = GENERATION[name].kwargs() | ({} if guidance is None else {"guidance_scale": guidance})
+    prompts = prompts_of("held_out", videos)
+    next(generate(pipeline, prompts[:1], call, seed=0))
+    started = time.monotonic()
+    shown, scores = _judged(judge, pipeline, prompts, call, seed, 1)
+    seconds = (time.monotonic() - started) / videos
+    console.print("one prompt per call:", scores.accuracy(), f"{seconds:.2f} s a video")
+    spoken = prompts_of("held_out", videos, paraphrase=True)
+    _, paraphrased = _judged(judge, pipeline, spoken, call, seed, 1)
+    console.print("paraphrases:", paraphrased.accuracy())
+    _, together = _judged(judge, pipeline, prompts, call, seed, batch)
+    console.print(f"{batch} prompts per call:", together.accuracy())
+    measured = Measured(
+        name=name,
+        videos=videos,
+        seed=seed,
+        call=call,
+        single=scores.accuracy(),
+        paraphrased=paraphrased.accuracy(),
+        batched=together.accuracy(),
+        batch=batch,
+        seconds=seconds,
+        threads=torch.get_num_threads(),
+    )
+    if card:
+        contact_sheet(shown[:40], prompts[:40]).save(where / "contact-sheet.png", optimize=True)
+        (where / "metrics.json").write_text(json.dumps(measured.plain(), indent=2) + "\n")
+        write_card(where, measured)
+        console.print(f"wrote {where / 'README.md'}")
+
+
+if __name__ == "__main__":
+    app()

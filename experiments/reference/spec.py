@@ -1,0 +1,63 @@
+"""What differs between the reference models, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a reference model is called by default: ``pipe(prompt, **generation.kwargs())``."""
+
+    family: Literal["latte", "wan"]
+    num_inference_steps: int = 50
+    guidance_scale: float = 4.0
+    height: int = 32
+    width: int = 32
+    frames: int = 8
+
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the family's pipeline call, without prompt, generator and output type."""
+        shared = {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "height": self.height,
+            "width": self.width,
+        }
+        if self.family == "latte":
+            return shared | {"video_length": self.frames, "clean_caption": False}
+        return shared | {"num_frames": self.frames}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Architecture and training of one reference model.
+
+    ``heads`` of 32 channels make the width; ``layers`` counts pairs of spatial and temporal blocks for Latte. ``pool`` is
+    the number of videos encoded once and trained on. Rates: ``matrix_rate`` for the blocks' matrices (Muon),
+    ``rate`` for everything else (AdamW).
+    """
+
+    name: str
+    generation: Generation
+    heads: int = 5
+    layers: int = 4
+    latent_channels: int = 4
+    text_width: int = 64
+    autoencoder_steps: int = 2000
+    text_steps: int = 300
+    pool: int = 16384
+    steps: int = 10000
+    batch: int = 32
+    rate: float = 1e-3
+    matrix_rate: float = 1e-3
+    warm_up: int = 150
+    caption_drop: float = 0.1
+    ema: float = 0.999
+    seed: int = 0
+
+
+SPECS = {
+    "latte-digits": Spec("latte-digits", Generation("latte")),
+}

@@ -1,0 +1,114 @@
+"""Train a reference model from nothing: ``python -m experiments.reference.train latte-digits --out runs/latte``.
+
+Four parts, each kept in the output folder and skipped when already there: autoencoder, encoded videos, transformer with
+text encoder, export as a diffusers folder. Interrupt at will; ``--resume`` continues.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.reference.export import export
+from experiments.reference.families import family_of
+from experiments.reference.spec import SPECS, Spec
+from experiments.reference.trainer import Pool, Trainer, build_pool, load_pool, save_pool
+
+console = Console()
+app = typer.Typer(add_completion=False)
+Item = TypeVar("Item")
+
+
+def _tracked(items: Iterable[Item], total: int, title: str, done: int = 0) -> Iterator[Item]:
+    """A progress bar on a terminal; a line now and then in a log file."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    started, last, first = time.monotonic(), 0.0, done
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total, completed=done)
+        for item in items:
+            yield item
+            done += 1
+            progress.advance(task)
+            now = time.monotonic()
+            if not console.is_terminal and (now - last > 30 or done == total):
+                last, pace = now, (now - started) / (done - first)
+                console.print(f"{title}: {done}/{total}, {pace:.3f} s each, {pace * (total - done) / 60:.1f} min left {item}"[:160])
+
+
+def _autoencoder(spec: Spec, folder: Path, device: torch.device) -> torch.nn.Module:
+    family = family_of(spec)
+    path = folder / "autoencoder"
+    if not path.exists():
+        torch.manual_seed(spec.seed)
+        autoencoder = family.build_autoencoder(spec)
+        for _ in _tracked(family.train_autoencoder(autoencoder, spec, device), spec.autoencoder_steps, "autoencoder"):
+            pass
+        partial = folder / "autoencoder.partial"
+        autoencoder.cpu().save_pretrained(partial)
+        partial.rename(path)
+    loaded: torch.nn.Module = family.load_autoencoder(path).to(device).eval()
+    return loaded
+
+
+def _pool(spec: Spec, folder: Path, autoencoder: torch.nn.Module, device: torch.device) -> Pool:
+    path = folder / "pool.safetensors"
+    if not path.exists():
+        parts = list(
+            part for part in _tracked(map(_Quiet, build_pool(family_of(spec), autoencoder, spec, device)), spec.pool // 64, "videos")
+        )
+        latents = torch.cat([part.pool.latents for part in parts])
+        save_pool(Pool(latents, torch.cat([part.pool.attributes for part in parts])), path)
+    return load_pool(path)
+
+
+class _Quiet:
+    """A pool that does not print its tensors into the log."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    def __str__(self) -> str:
+        return ""
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help=f"Which model: {', '.join(SPECS)}.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
+    resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in --out.")] = False,
+    minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 3.0,
+    compiled: Annotated[bool, typer.Option(help="Compile the training step: a third faster, minutes to start.")] = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = "",
+) -> None:
+    """Train a reference model and export it to OUT/NAME."""
+    if name not in SPECS:
+        raise typer.BadParameter(f"unknown model {name!r}, expected one of: {', '.join(SPECS)}")
+    spec, checkpoint = SPECS[name], out / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise typer.BadParameter(f"{checkpoint} exists: pass --resume to continue it or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    autoencoder = _autoencoder(spec, out, chosen)
+    console.print(f"autoencoder: {family_of(spec).reconstruction_psnr(autoencoder.cpu(), spec):.1f} dB on test videos")
+    trainer = Trainer(spec, _pool(spec, out, autoencoder.to(chosen), chosen), chosen, compiled=compiled)
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+    saved = time.monotonic()
+    for _ in _tracked(trainer.run(spec.steps), spec.steps, name, done=trainer.step):
+        if time.monotonic() - saved > 60 * minutes:
+            trainer.save(checkpoint)
+            saved = time.monotonic()
+    trainer.save(checkpoint)
+    export(trainer, autoencoder.cpu(), out / name)
+    console.print(f"wrote {out / name}")
+
+
+if __name__ == "__main__":
+    app()
