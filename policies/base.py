@@ -94,6 +94,8 @@ class Policy(Config):
     """
 
     citation: ClassVar[Citation | None] = None
+    unsearched: ClassVar[frozenset[str]] = frozenset()
+    """Fields the tuner leaves alone unless asked, because others cover what they do."""
 
     @property
     def query(self) -> str:

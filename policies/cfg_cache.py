@@ -32,6 +32,7 @@ class CFGCache(Policy):
 
     name: ClassVar[str] = "cfg_cache"
     citation: ClassVar[Citation] = FASTERCACHE
+    unsearched: ClassVar[frozenset[str]] = frozenset({"divisor", "offset"})
     interval: Annotated[int, Field(ge=1, le=12)] = 5
     start: Annotated[float, Field(ge=0.0, le=1.0)] = 1 / 3
     stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0

@@ -36,6 +36,7 @@ class DynamicReuse(Policy):
 
     name: ClassVar[str] = "dynamic_reuse"
     citation: ClassVar[Citation] = FASTERCACHE
+    unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
     sites: str = "attention"
     interval: Annotated[int, Field(ge=1, le=8)] = 2
     start: Annotated[float, Field(ge=0.0, le=1.0)] = 1 / 3

@@ -26,6 +26,7 @@ class FasterCache(Parts):
 
     name: ClassVar[str] = "fastercache"
     citation: ClassVar[Citation] = FASTERCACHE
+    unsearched: ClassVar[frozenset[str]] = frozenset({"offset", "cfg_offset", "divisor"})
     sites: str = "attention"
     interval: Annotated[int, Field(ge=1, le=8)] = 2
     start: Progress = 1 / 3

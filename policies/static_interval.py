@@ -60,6 +60,7 @@ class StaticInterval(Policy):
         "https://arxiv.org/abs/2407.01425",
         "any site's value at a fixed interval",
     )
+    unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
     sites: str = "attention"
     interval: Annotated[int, Field(ge=1, le=12)] = 2
     start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
