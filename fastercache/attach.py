@@ -1,0 +1,109 @@
+"""`attach`: the one way in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastercache.families import COMPONENTS, Guidance, family_of
+from fastercache.finder import find_denoiser_sites
+from fastercache.hooks import SiteForward
+from fastercache.session import Session
+from fastercache.tuned import TunedConfig
+from policies.base import Policy
+from policies.errors import AttachError
+from policies.vocabulary import Site
+
+
+def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
+    """The denoisers of a pipeline, with the prefix of each one's site names; or the module itself.
+
+    Raises:
+        AttachError: if the target is neither a pipeline with a denoiser nor a module.
+    """
+    if isinstance(target, nn.Module):
+        return [("", target)]
+    found = [
+        (name, getattr(target, name)) for name in COMPONENTS if isinstance(getattr(target, name, None), nn.Module)
+    ]
+    if not found:
+        raise AttachError(
+            f"{type(target).__name__} is no pipeline with a denoiser: expected one of the components "
+            f"{', '.join(COMPONENTS)}, or a torch module"
+        )
+    return [("" if i == 0 else f"{name}/", module) for i, (name, module) in enumerate(found)]
+
+
+def find_sites(target: Any) -> tuple[Site, ...]:
+    """Every site of a pipeline or denoiser, without attaching."""
+    sites: list[Site] = []
+    for prefix, module in denoisers_of(target):
+        family = family_of(type(module).__name__)
+        sites.extend(find_denoiser_sites(module, prefix, branches=family is None or len(family.order) > 1))
+    return tuple(sites)
+
+
+def attach(
+    target: Any,
+    policy: Policy | TunedConfig | str | Path,
+    *,
+    guidance: Guidance | None = None,
+    cache_dtype: torch.dtype | None = None,
+    cache_device: str | torch.device | None = None,
+    allow: frozenset[str] | set[str] = frozenset(),
+) -> Session:
+    """Attach a policy to a diffusers pipeline or a bare denoiser.
+
+    >>> with attach(pipe, FasterCache()) as session:                                      # doctest: +SKIP
+    ...     video = pipe("a red seven moving left").frames
+    >>> print(session.summary())                                                          # doctest: +SKIP
+
+    Args:
+        target: a pipeline, or its denoiser when the sampling loop is your own (then call `session.start(timesteps)`).
+        policy: a policy, a tuned config, or the path of one.
+        guidance: how the loop calls the denoiser: `batched` (both halves in one call), `separate` or `none`. Known for
+            the pipelines of the families table; needed for other models and other loops.
+        cache_dtype: store cached values in this dtype instead of their own.
+        cache_device: store cached values on this device instead of their own.
+        allow: for a tuned config, the differences to accept: `model`, `scheduler`, `steps`, `guidance`.
+
+    Raises:
+        AttachError: the target has no denoiser, or has a session attached already.
+        NoSiteMatched: the policy's site query matches nothing.
+        BranchUnknown: the guidance style is not known and was not given.
+        ConfigMismatch: the tuned config was made for something else.
+    """
+    config: TunedConfig | None = None
+    if isinstance(policy, (str, Path)):
+        policy = TunedConfig.load(policy)
+    if isinstance(policy, TunedConfig):
+        config = policy
+        config.check(target, allow=frozenset(allow))
+        policy = config.policy
+    denoisers = denoisers_of(target)
+    for _, module in denoisers:
+        if any(isinstance(m.__dict__.get(a), SiteForward) for m in module.modules() for a in ("forward", "_old_forward")):
+            raise AttachError(
+                f"{type(module).__name__} has a session attached already: detach that first, or swap its policy "
+                "with session.use(policy)"
+            )
+    pipe = None if isinstance(target, nn.Module) else target
+    check = None
+    if config is not None:
+        tuned = config
+
+        def check(run: Any, pipe: Any) -> None:
+            tuned.check_run(run.count, getattr(pipe, "guidance_scale", None), allow=frozenset(allow))
+
+    return Session(
+        denoisers,
+        pipe,
+        policy,
+        guidance=guidance,
+        cache_dtype=cache_dtype,
+        cache_device=cache_device,
+        check_run=check,
+    )

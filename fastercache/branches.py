@@ -1,0 +1,129 @@
+"""Which guidance branches does a denoiser call compute, and in which row order?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastercache.families import Family, Guidance
+from fastercache.hooks import MethodTap
+from policies.errors import BranchUnknown
+from policies.vocabulary import COND, Branch
+
+
+class ContextTap:
+    """Follows `denoiser.cache_context(name)`, by which newer pipelines tell the branch of a call."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.denoiser = denoiser
+        self.current: str | None = None
+        self.installed = hasattr(denoiser, "cache_context")
+        if self.installed:
+            original = denoiser.cache_context
+
+            @contextmanager
+            def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+                before, self.current = self.current, name
+                try:
+                    with original(name, *args, **kwargs) as value:
+                        yield value
+                finally:
+                    self.current = before
+
+            denoiser.__dict__["cache_context"] = cache_context
+
+    def remove(self) -> None:
+        if self.installed:
+            self.denoiser.__dict__.pop("cache_context", None)
+            self.installed = False
+
+
+class BranchFinder:
+    """Names the branches of each call of one denoiser.
+
+    Raises:
+        BranchUnknown: where nothing tells; the message says what to pass to `attach`.
+    """
+
+    def __init__(self, denoiser: nn.Module, pipe: Any | None, family: Family | None, guidance: Guidance | None) -> None:
+        name = type(denoiser).__name__
+        if family is None and guidance is None:
+            raise BranchUnknown(
+                f"{name} is in no known family, so its guidance style is unknown: "
+                'pass guidance="batched", "separate" or "none" to attach()'
+            )
+        self.name, self.pipe, self.family = name, pipe, family
+        self.guidance: Guidance = guidance or (family.guidance if family else "none")
+        if family is not None and family.guidance == self.guidance:
+            self.order = family.order
+        else:
+            default = {"batched": ("uncond", COND), "separate": (COND, "uncond"), "none": (COND,)}
+            self.order = default[self.guidance]
+        self.contexts = ContextTap(denoiser)
+        self.explicit: Branch | None = None  # set by Session.branch for loops of the user's own
+        self._latents: MethodTap | None = None
+        self._latent_batch: int | None = None
+        if pipe is not None and hasattr(pipe, "prepare_latents"):
+            self._latents = MethodTap(pipe, "prepare_latents", self._prepared)
+        self._calls = 0  # calls in the current step
+        self._step = -1
+
+    def remove(self) -> None:
+        self.contexts.remove()
+        if self._latents is not None:
+            self._latents.remove()
+
+    def _prepared(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = result[0] if isinstance(result, (tuple, list)) else result
+        self._latent_batch = first.shape[0] if isinstance(first, torch.Tensor) else None
+
+    def begin(self, batch: int) -> tuple[Branch, ...]:
+        """The branches of a run whose first call has `batch` rows, the conditional one first."""
+        self._run_batch = batch
+        self._step, self._calls = -1, 0
+        order = self.order if self._guided(batch) else (COND,)
+        self._run_order = order
+        return (COND, *(b for b in order if b != COND))
+
+    def _guided(self, batch: int) -> bool:
+        if self.guidance == "none":
+            return self.contexts.current not in (None, COND) or len(self.order) > 1
+        if self.pipe is None:
+            return True
+        if self.guidance == "batched" and self._latent_batch:
+            return batch >= len(self.order) * self._latent_batch
+        on = getattr(self.pipe, "do_classifier_free_guidance", None)
+        return True if on is None else bool(on)
+
+    def of(self, step: int, batch: int) -> tuple[Branch, ...]:
+        """The branches of this call, in row order. Counts calls within a step: ask once per call."""
+        self._calls = self._calls + 1 if step == self._step else 1
+        self._step = step
+        if self.explicit is not None:
+            return (self.explicit,)
+        order = self._run_order
+        if self.guidance == "batched":
+            if batch * len(order) == self._run_batch:  # guidance was switched off part-way
+                return (COND,)
+            return order
+        context = self.contexts.current
+        if context is not None:
+            named = self.family.contexts.get(context, context) if self.family else context
+            if named in order:
+                return (named,)
+            if len(order) == 1:
+                return order
+            raise BranchUnknown(
+                f"the pipeline calls {self.name} in the cache context '{context}', which names no branch of "
+                f"{', '.join(order)}"
+            )
+        if self._calls > len(order):
+            raise BranchUnknown(
+                f"{self.name} was called {self._calls} times in step {step}, expected {len(order)} "
+                f"({', '.join(order)}): name the branch of each call with session.branch(...)"
+            )
+        return (order[self._calls - 1],)

@@ -1,0 +1,311 @@
+"""One hooked denoiser: its hooks and units, and how one call of it is planned, run and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastercache.branches import BranchFinder
+from fastercache.clock import Clock
+from fastercache.families import Guidance, family_of
+from fastercache.finder import find_blocks, find_denoiser_sites, module_at
+from fastercache.flops import FlopBook
+from fastercache.grids import grid_of
+from fastercache.hooks import Handler, Inner, SiteForward
+from fastercache.layout import BlockIO, flatten_output, leading_tensor, rebuild_output, strip, take_rows
+from fastercache.store import rows_of
+from fastercache.trace import Trace
+from fastercache.units import Call, ModuleUnit, RunState, StackUnit, Streams, Unit, chain
+from policies.vocabulary import COND, Branch, Kind, Site
+
+OnRun = Callable[["Denoiser", tuple[Any, ...], dict[str, Any]], None]
+
+
+class Denoiser:
+    """A denoiser whose calls run through a session's policy."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        prefix: str,
+        pipe: Any | None,
+        guidance: Guidance | None,
+        clock: Clock,
+        book: FlopBook,
+        on_run: OnRun,
+    ) -> None:
+        self.module, self.prefix = module, prefix
+        self.clock, self.book, self.on_run = clock, book, on_run
+        self.family = family_of(type(module).__name__)
+        self.branches = BranchFinder(module, pipe, self.family, guidance)
+        self.sites = find_denoiser_sites(module, prefix, branches=len(self.branches.order) > 1)
+        self.blocks = find_blocks(module)
+        self.hooks: dict[str, SiteForward] = {}
+        self.root = SiteForward(module)
+        self.units: dict[str, Unit] = {}
+        self.state: RunState | None = None
+        self.trace: Trace | None = None
+        self._governed: list[tuple[SiteForward, list[tuple[Unit, Handler]]]] = []
+        self._outputs: dict[Branch, Streams] = {}  # this step's outputs by branch
+        self._computed: set[Branch] = set()  # those of them that were computed
+        self._before: Streams | None = None  # the conditional output of the step before
+        self._template: Any = None
+        self._step = -1
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+    def install(self) -> None:
+        """Hook every block and module site, and the denoiser itself."""
+        for site in self.sites:
+            if site.kind in (Kind.MODULE, Kind.BLOCK):
+                path = site.name.removeprefix(self.prefix)
+                hook = SiteForward(module_at(self.module, path))
+                self.hooks[path] = hook
+                hook.install()
+        self.root.handler = self._call
+        self.root.install()
+
+    def verify(self) -> None:
+        """Put back hooks that others' re-hooking dropped (accelerate re-hooks after each call under model offload)."""
+        for hook in (*self.hooks.values(), self.root):
+            if not hook.installed:
+                hook.reinstall()
+
+    def remove(self) -> None:
+        for hook in (*self.hooks.values(), self.root):
+            hook.remove()
+        self.branches.remove()
+
+    # -- units -------------------------------------------------------------------------------------------------------
+    def unit(self, site: Site) -> Unit:
+        """The unit of a site, made on first use."""
+        if site.name not in self.units:
+            self.units[site.name] = self._make(site)
+        return self.units[site.name]
+
+    def _make(self, site: Site) -> Unit:
+        path = site.name.removeprefix(self.prefix)
+        text_first = bool(self.family and self.family.text_first)
+        if site.kind is Kind.MODULE:
+            return ModuleUnit(site, path, None)
+        if site.kind is Kind.BLOCK:
+            return ModuleUnit(site, path, BlockIO.of(module_at(self.module, path)), text_first)
+        if site.kind is Kind.STACK:
+            blocks = self.blocks[slice(*site.span)]
+            layouts = [self.family.layouts.get(b.family_list, "rows") if self.family else "rows" for b in blocks]
+            ios = [BlockIO.of(b.module) for b in blocks]
+            return StackUnit(site, [b.path for b in blocks], ios, layouts, text_first)
+        return Unit(site, path)
+
+    def govern(self) -> None:
+        """Lay out which units' handlers each hook runs, outermost first, and forget units nobody needs."""
+        self.units = {name: u for name, u in self.units.items() if u.policy is not None or u.watchers}
+        handlers: dict[str, list[tuple[Unit, Handler]]] = {}
+        stacks = [u for u in self.units.values() if isinstance(u, StackUnit)]
+        for stack in sorted(stacks, key=lambda u: u.site.span[0] - u.site.span[1]):
+            for position, path in enumerate(stack.paths):
+                handlers.setdefault(path, []).append((stack, stack.handler(position)))
+        for unit in self.units.values():
+            if isinstance(unit, ModuleUnit):
+                handlers.setdefault(unit.path, []).append((unit, unit.handle))
+        self._governed = [(self.hooks[path], pairs) for path, pairs in handlers.items()]
+        for hook in self.hooks.values():
+            hook.handler = None
+
+    def begin(self, state: RunState, trace: Trace) -> None:
+        """Forget the last run."""
+        self.state, self.trace = state, trace
+        self._outputs, self._computed, self._before, self._step = {}, set(), None, -1
+        for unit in self.units.values():
+            unit.begin(state)
+
+    def release(self, index: int) -> None:
+        """Drop what no step after `index` reads."""
+        for unit in self.units.values():
+            unit.release(index)
+
+    def clear(self) -> None:
+        """Drop every cached value."""
+        self._outputs, self._computed, self._before = {}, set(), None
+        for unit in self.units.values():
+            if unit.history is not None:
+                unit.history.clear()
+
+    # -- one call ----------------------------------------------------------------------------------------------------
+    def _call(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = leading_tensor(args, kwargs)
+        if self.clock.pending or self.state is None:
+            self.on_run(self, args, kwargs)
+        state = self.state
+        assert state is not None  # on_run begins a run or raises
+        branches = self.branches.of(self.clock.index, x.shape[0])
+        step = self.clock.now(branches)
+        if step.index != self._step:
+            self._before = self._outputs.get(COND)
+            self._outputs, self._computed, self._step = {}, set(), step.index
+        call = Call(step, branches, x.shape[0], x)
+        predicted = self._decide(call)
+        computed = tuple(b for b in branches if b not in predicted)
+        part_args, part_kwargs, output = args, kwargs, None
+        if computed and computed != branches:
+            parts = [branches.index(b) for b in computed]
+            part_args, part_kwargs = (take_rows(v, x.shape[0], parts, len(branches)) for v in (args, kwargs))
+        if computed:
+            rows = leading_tensor(part_args, part_kwargs)
+            inside = Call(step, computed, rows.shape[0], rows)
+            output = self._run(inside, inner, part_args, part_kwargs)
+            self._account(inner, args, kwargs, part_args, part_kwargs, inside)
+        else:
+            self._account(inner, args, kwargs, args, kwargs, None)
+        if self._outer_units():
+            output = self._assemble(call, predicted, computed, output, kwargs)
+        self.clock.called(state.run.branches)
+        return output
+
+    def _outer_units(self) -> list[Unit]:
+        return [u for u in self.units.values() if u.site.kind in (Kind.DENOISER, Kind.BRANCH)]
+
+    def _outer(self, kind: Kind) -> Unit | None:
+        return next((u for u in self.units.values() if u.site.kind is kind), None)
+
+    def _decide(self, call: Call) -> dict[Branch, Unit]:
+        """The branches of this call that are predicted, and the unit that predicts them."""
+        predicted: dict[Branch, Unit] = {}
+        whole, guidance = self._outer(Kind.DENOISER), self._outer(Kind.BRANCH)
+        if whole is not None:
+            predicted.update(dict.fromkeys(whole.decide(call, lambda: call.input), whole))
+        if guidance is not None:
+            rest = tuple(b for b in call.branches if b not in predicted and b != COND)
+            # Where the unconditional call comes first, the step before stands in for this step's conditional output.
+            known = COND in call.branches or COND in self._outputs or self._before is not None
+            if rest and known:
+                rows = [call.branches.index(b) for b in rest]
+                part = None if call.input is None else take_rows(call.input, call.batch, rows, len(call.branches))
+                asked = Call(call.step, rest, call.batch, part)
+                predicted.update(dict.fromkeys(guidance.decide(asked, lambda: part), guidance))
+        return predicted
+
+    def _run(self, call: Call, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the denoiser for some branches, with the handlers their plan needs."""
+        assert self.state is not None
+        self.state.call = call
+        passing: list[tuple[SiteForward, Unit]] = []
+        for hook, pairs in self._governed:
+            hook.hits = 0
+            busy = []
+            for unit, handler in pairs:
+                if unit.idle(call):
+                    passing.append((hook, unit))
+                else:
+                    busy.append(handler)
+            hook.handler = chain(busy)
+        try:
+            output = inner(*args, **kwargs)
+        finally:
+            self.state.call = None
+        for hook, unit in passing:
+            if hook.hits:
+                unit.mark(call.step, call.branches)
+        return output
+
+    def _account(
+        self,
+        inner: Inner,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        part_args: tuple[Any, ...],
+        part_kwargs: dict[str, Any],
+        inside: Call | None,
+    ) -> None:
+        """Add this call's FLOPs to the trace: what was computed, and what all of it would have been."""
+        assert self.trace is not None
+        full = self.book.cost(self.prefix, self.hooks, inner, args, kwargs)
+        index = self.clock.index
+        self.trace.flops_full[index] += full.total
+        if inside is not None:
+            cost = self.book.cost(self.prefix, self.hooks, inner, part_args, part_kwargs)
+            self.trace.flops[index] += cost.computed(inside.skipped)
+
+    def _assemble(
+        self,
+        call: Call,
+        predicted: dict[Branch, Unit],
+        computed: tuple[Branch, ...],
+        output: Any,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Put computed and predicted branches together, and keep what later steps read."""
+        whole, guidance = self._outer(Kind.DENOISER), self._outer(Kind.BRANCH)
+        fresh: Streams = [] if output is None else flatten_output(output)
+        if output is not None:
+            self._template = strip(output)
+            for position, branch in enumerate(computed):
+                self._outputs[branch] = [None if t is None else rows_of(t, position, len(computed)) for t in fresh]
+            self._computed.update(computed)
+            if whole is not None:
+                inside = Call(call.step, computed, call.batch)
+                whole.keep(inside, computed, fresh)
+        held = tuple(b for b in call.branches if predicted.get(b) is whole and whole is not None)
+        if held and whole is not None:
+            values = whole.predict(call, held)
+            for position, branch in enumerate(held):
+                self._outputs[branch] = [None if t is None else rows_of(t, position, len(held)) for t in values]
+        guided = tuple(b for b in call.branches if b in predicted and b not in held)
+        if guidance is not None:
+            if guided:
+                self._guide(guidance, call, guided, kwargs)
+            self._keep_deltas(guidance, call, kwargs)
+        if not predicted:
+            result = output
+        else:
+            streams = [self._outputs[b] for b in call.branches]
+            result = rebuild_output(self._template, [_stack([s[i] for s in streams]) for i in range(len(streams[0]))])
+        if whole is not None and whole.watchers:
+            for branch in call.branches:
+                whole.tell(Call(call.step, (branch,), call.batch), self._outputs[branch][0])
+        return result
+
+    def _guide(self, unit: Unit, call: Call, guided: tuple[Branch, ...], kwargs: dict[str, Any]) -> None:
+        """Predict branches as the conditional output plus their predicted difference to it."""
+        base = self._outputs.get(COND, self._before)
+        assert base is not None  # _decide saw one
+        deltas = unit.predict(call, guided)
+        for position, branch in enumerate(guided):
+            streams: Streams = []
+            for cond, delta in zip(base, deltas, strict=True):
+                if cond is None or delta is None:
+                    streams.append(cond)
+                    continue
+                grid = grid_of(self.family, kwargs, cond)
+                streams.append(cond + grid.back(rows_of(delta, position, len(guided))))
+            self._outputs[branch] = streams
+
+    def _keep_deltas(self, unit: Unit, call: Call, kwargs: dict[str, Any]) -> None:
+        """Store or report the difference of each branch to the conditional one, once both are there."""
+        if COND not in self._outputs:
+            return
+        arrived = self._outputs if COND in call.branches else call.branches
+        for branch in [b for b in arrived if b != COND]:
+            fresh = branch in self._computed and COND in self._computed
+            inside = Call(call.step, (branch,), call.batch)
+            if not unit.watchers and (not fresh or unit.idle(inside)):
+                if fresh:
+                    unit.mark(call.step, (branch,))
+                continue
+            delta: Streams = []
+            for value, cond in zip(self._outputs[branch], self._outputs[COND], strict=True):
+                same = value is not None and cond is not None
+                delta.append(grid_of(self.family, kwargs, cond).to(value - cond) if same else None)
+            if fresh:
+                unit.keep(inside, (branch,), delta)
+            unit.tell(inside, delta[0])
+
+
+def _stack(parts: list[Tensor | None]) -> Tensor | None:
+    import torch
+
+    tensors = [p for p in parts if p is not None]
+    if not tensors:
+        return None
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

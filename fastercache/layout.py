@@ -1,0 +1,155 @@
+"""How values lie in tensors: a call's batch rows, a block's streams, packed tokens, the denoiser's output container."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastercache.families import Layout
+from policies.errors import AttachError
+
+# Arguments whose leading axis is never the batch, even where the sizes happen to agree.
+UNSLICED = frozenset(
+    {"image_rotary_emb", "rotary_emb", "freqs_cis", "freqs_cos", "freqs_sin", "img_ids", "txt_ids", "img_shapes",
+     "rope_interpolation_scale", "attention_kwargs", "joint_attention_kwargs", "cross_attention_kwargs"}
+)  # fmt: skip
+
+
+def take_rows(value: Any, lead: int, parts: Sequence[int], of: int) -> Any:
+    """The same nesting with only the rows of some of `of` equal parts along every leading axis of size `lead`."""
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or value.shape[0] != lead:
+            return value
+        size = lead // of
+        if list(parts) == list(range(parts[0], parts[-1] + 1)):
+            return value.narrow(0, parts[0] * size, size * len(parts))
+        return torch.cat([value.narrow(0, p * size, size) for p in parts])
+    if isinstance(value, (tuple, list)):
+        return type(value)(take_rows(item, lead, parts, of) for item in value)
+    if isinstance(value, dict):
+        return {k: v if k in UNSLICED else take_rows(v, lead, parts, of) for k, v in value.items()}
+    return value
+
+
+def leading_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "hidden_states") -> Tensor:
+    """The main input of a call: the keyword `name`, `sample`, or the first tensor given."""
+    for key in (name, "sample", "x"):
+        found = kwargs.get(key)
+        if isinstance(found, Tensor):
+            return found
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+    raise AttachError("a hooked module was called without any tensor, so its batch cannot be told")
+
+
+def flatten_output(output: Any) -> list[Tensor | None]:
+    """The tensors of a module's output: itself, the items of a tuple, or the fields of a diffusers output."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, dict):
+        return [v if isinstance(v, Tensor) else None for v in output.values()]
+    if isinstance(output, (tuple, list)):
+        return [v if isinstance(v, Tensor) else None for v in output]
+    raise AttachError(f"a hooked module returned {type(output).__name__}; expected a tensor, a tuple or a model output")
+
+
+def rebuild_output(template: Any, tensors: Sequence[Tensor | None]) -> Any:
+    """The container of `template` with other tensors, in the order of `flatten_output`."""
+    if isinstance(template, Tensor):
+        return tensors[0]
+    if isinstance(template, dict):
+        return type(template)(**{k: t for k, t in zip(template, tensors, strict=True) if t is not None})
+    return type(template)(
+        t if t is not None else old for t, old in zip(tensors, [strip(v) for v in template], strict=True)
+    )
+
+
+def strip(output: Any) -> Any:
+    """A container without its tensors, to remember its shape without holding memory."""
+    if isinstance(output, Tensor):
+        return output.new_empty(0)
+    if isinstance(output, dict):
+        return type(output)(**{k: strip(v) for k, v in output.items()})
+    if isinstance(output, (tuple, list)):
+        return type(output)(strip(v) for v in output)
+    return output
+
+
+@dataclass(frozen=True)
+class BlockIO:
+    """Where a block's streams come in: parameter names with their positions, the hidden states first."""
+
+    streams: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, block: nn.Module) -> BlockIO:
+        """Read off the signature of the block's forward: `hidden_states` or its first parameter, then encoder states."""
+        names = [
+            p.name
+            for p in inspect.signature(type(block).forward).parameters.values()
+            if p.name != "self" and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        if not names:
+            raise AttachError(f"{type(block).__name__}.forward names no parameters, so its streams cannot be told")
+        main = "hidden_states" if "hidden_states" in names else names[0]
+        streams = [(main, names.index(main))]
+        if "encoder_hidden_states" in names:
+            streams.append(("encoder_hidden_states", names.index("encoder_hidden_states")))
+        return cls(tuple(streams))
+
+    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor | None]:
+        """The stream tensors of a call; None for a stream that was not given."""
+        found = []
+        for name, position in self.streams:
+            value = kwargs.get(name, args[position] if position < len(args) else None)
+            found.append(value if isinstance(value, Tensor) else None)
+        return found
+
+    def match(self, outputs: Sequence[Tensor | None], inputs: Sequence[Tensor | None], text_first: bool) -> list[int]:
+        """For each output the index of the input stream it continues; -1 for None.
+
+        Shapes decide; where both streams have one shape, `text_first` does (the order is the family's).
+        """
+        taken: set[int] = set()
+        result = []
+        tensors = [o for o in outputs if o is not None]
+        for output in outputs:
+            if output is None:
+                result.append(-1)
+                continue
+            fits = [
+                i
+                for i, stream in enumerate(inputs)
+                if i not in taken and stream is not None and stream.shape == output.shape
+            ]
+            if not fits:
+                raise AttachError(
+                    f"a block returned a tensor of shape {tuple(output.shape)}, which none of its inputs "
+                    f"{[tuple(i.shape) for i in inputs if i is not None]} has: its residual is undefined"
+                )
+            chosen = fits[-1] if text_first and len(fits) > 1 and len(tensors) > 1 else fits[0]
+            taken.add(chosen)
+            result.append(chosen)
+        return result
+
+
+def canonical(x: Tensor, layout: Layout, batch: int) -> Tensor:
+    """Hidden states of a `tokens` layout (B*N, F, D) as `frames` (B*F, N, D); other layouts unchanged."""
+    if layout != "tokens":
+        return x
+    _, frames, dim = x.shape
+    return x.reshape(batch, -1, frames, dim).permute(0, 2, 1, 3).reshape(batch * frames, -1, dim)
+
+
+def from_canonical(x: Tensor, layout: Layout, batch: int) -> Tensor:
+    """The inverse of `canonical`."""
+    if layout != "tokens":
+        return x
+    _, tokens, dim = x.shape
+    return x.reshape(batch, -1, tokens, dim).permute(0, 2, 1, 3).reshape(batch * tokens, -1, dim)

@@ -1,0 +1,283 @@
+"""A session: one policy attached to one pipeline or denoiser, its runs and their traces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastercache.clock import Clock
+from fastercache.denoiser import Denoiser
+from fastercache.families import Guidance
+from fastercache.flops import FlopBook
+from fastercache.layout import leading_tensor
+from fastercache.store import History
+from fastercache.trace import Trace
+from fastercache.units import RunState, Watcher
+from policies.base import Citation, Policy
+from policies.compose import Parts
+from policies.errors import AttachError, FasterCacheError
+from policies.registry import dump
+from policies.schedule import Table, claimed, compile_policy
+from policies.vocabulary import Branch, Kind, Run, Site, select
+from policies.wrappers import Wrapper
+
+
+class Watch:
+    """A registered watcher; `close()` ends it."""
+
+    def __init__(self, session: Session, sites: tuple[Site, ...], watcher: Watcher) -> None:
+        self._session, self.sites, self._watcher = session, sites, watcher
+
+    def close(self) -> None:
+        self._session._unwatch(self.sites, self._watcher)
+
+
+class Session:
+    """What `attach` returns. Use it as a context manager, or call `detach()`.
+
+    Attributes:
+        policy: the policy in force.
+        sites: every site found, in execution order.
+        traces: one per run, the newest last.
+    """
+
+    def __init__(
+        self,
+        denoisers: Sequence[tuple[str, nn.Module]],
+        pipe: Any | None,
+        policy: Policy,
+        *,
+        guidance: Guidance | None = None,
+        cache_dtype: torch.dtype | None = None,
+        cache_device: str | torch.device | None = None,
+        check_run: Callable[[Run, Any], None] | None = None,
+    ) -> None:
+        self.pipe = pipe
+        self.policy = policy
+        self.traces: list[Trace] = []
+        self._cache_dtype = cache_dtype
+        self._cache_device = torch.device(cache_device) if cache_device is not None else None
+        self._check_run = check_run
+        self._book = FlopBook()
+        self._watches: list[Watch] = []
+        self._compiled: tuple[Policy, Run, Table] | None = None
+        self._started = 0.0
+        self._attached = False
+        self._denoisers: list[Denoiser] = []
+        self._clock = Clock(getattr(pipe, "scheduler", None), self._step_ended, self._run_announced)
+        try:
+            for prefix, module in denoisers:
+                self._denoisers.append(
+                    Denoiser(module, prefix, pipe, guidance, self._clock, self._book, self._begin_run)
+                )
+            self.sites = tuple(site for d in self._denoisers for site in d.sites)
+            self._claim(policy)
+            for denoiser in self._denoisers:
+                denoiser.install()
+        except BaseException:
+            self._remove()
+            raise
+        self._attached = True
+
+    # -- use ---------------------------------------------------------------------------------------------------------
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Restore every forward and drop every cached value. Calling it again does nothing."""
+        if self._attached:
+            self._attached = False
+            self._remove()
+
+    def _remove(self) -> None:
+        self._clock.remove()
+        for denoiser in self._denoisers:
+            denoiser.clear()
+            denoiser.remove()
+
+    @property
+    def attached(self) -> bool:
+        return self._attached
+
+    def use(self, policy: Policy) -> None:
+        """Swap the policy; it takes effect with the next run. Raises as `attach` does, leaving the old one in force."""
+        if not self._attached:
+            raise AttachError("this session is detached: attach again to use another policy")
+        self._claim(policy)
+        self.policy = policy
+        self._compiled = None
+
+    def _claim(self, policy: Policy) -> None:
+        if not policy.claims(self.sites):
+            raise AttachError(f"{policy.name} claims no site of this model, so it would do nothing")
+
+    def start(self, timesteps: Sequence[float] | Tensor) -> None:
+        """Announce a run of a sampling loop of your own: its timesteps, in order."""
+        self._run_announced()
+        self._clock.start(timesteps)
+
+    @contextmanager
+    def branch(self, name: Branch) -> Iterator[None]:
+        """Name the branch of the denoiser calls inside, for loops of your own with separate guidance."""
+        for denoiser in self._denoisers:
+            denoiser.branches.explicit = name
+        try:
+            yield
+        finally:
+            for denoiser in self._denoisers:
+                denoiser.branches.explicit = None
+
+    def watch(self, query: str, watcher: Watcher) -> Watch:
+        """Call `watcher(Observation)` with the value of each matching site, at every step and branch it is reached.
+
+        Takes effect with the next run. Raises NoSiteMatched.
+        """
+        watch = Watch(self, select(query, self.sites), watcher)
+        self._watches.append(watch)
+        return watch
+
+    def _unwatch(self, sites: tuple[Site, ...], watcher: Watcher) -> None:
+        self._watches = [w for w in self._watches if w._watcher is not watcher or w.sites != sites]
+
+    @property
+    def last(self) -> Trace:
+        """The newest trace. Raises FasterCacheError before the first run."""
+        if not self.traces:
+            raise FasterCacheError("no run has been made in this session yet: call the pipeline first")
+        return self.traces[-1]
+
+    def summary(self) -> str:
+        """The last run in one line."""
+        t = self.last
+        return (
+            f"{self.policy.name}: {t.run.count} steps, {t.share():.0%} of {len(t.sites)} sites' decisions reused, "
+            f"computed FLOPs {t.total_flops / 1e9:.2f} G of {sum(t.flops_full) / 1e9:.2f} G "
+            f"({t.speedup_flops:.2f}x), {t.cached_bytes / 2**20:.2f} MiB cached at most, {t.seconds:.2f} s"
+        )
+
+    def citations(self) -> list[Citation]:
+        """The works behind the policy in force, each once."""
+        found: dict[str, Citation] = {}
+        pending: list[Policy] = [self.policy]
+        while pending:
+            policy = pending.pop(0)
+            if policy.citation is not None:
+                found.setdefault(policy.citation.url, policy.citation)
+            if isinstance(policy, Parts):
+                pending.extend(policy.parts())
+            if isinstance(policy, Wrapper):
+                pending.append(policy.inner)
+        return list(found.values())
+
+    # -- a run -------------------------------------------------------------------------------------------------------
+    def _run_announced(self) -> None:
+        for denoiser in self._denoisers:
+            denoiser.verify()
+            denoiser.clear()
+            denoiser.state = None
+
+    def _begin_run(self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """At the first denoiser call of a run: read the clock and branches, claim sites, compile, reset."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        if scheduler is not None and scheduler is not self._clock.scheduler:
+            self._clock.tap(scheduler)
+            self._clock.pending = True
+        batch = leading_tensor(args, kwargs).shape[0]
+        self._clock.begin(_timestep(args, kwargs))
+        branches = denoiser.branches.begin(batch)
+        for other in self._denoisers:
+            if other is not denoiser:
+                other.branches.begin(batch)
+        sites = self.sites if len(branches) > 1 else tuple(s for s in self.sites if s.kind is not Kind.BRANCH)
+        run = Run(self._clock.steps, branches, sites)
+        if self._check_run is not None:
+            self._check_run(run, self.pipe)
+        trace = self._plan(run)
+        for d in self._denoisers:
+            d.begin(RunState(run), trace)
+        trace.rows = [d.units[s.name].rows for s in trace.sites for d in self._denoisers if s.name in d.units]
+        self.traces.append(trace)
+        self._book.seconds = 0.0
+        _synchronise()
+        self._started = time.perf_counter()
+
+    def _plan(self, run: Run) -> Trace:
+        """Give every claimed site's unit its decisions or its policy's state, and every watched one its watchers."""
+        policy = self.policy
+        table: Table | None = None
+        if policy.static:
+            if self._compiled is None or self._compiled[0] is not policy or self._compiled[1] != run:
+                self._compiled = (policy, run, compile_policy(policy, run))
+            table = self._compiled[2]
+            sites, predictors = table.sites, table.predictors
+        else:
+            sites = claimed(policy, run)
+            predictors = tuple(policy.predictor(site, run) for site in sites)
+        state = None if table is not None else policy.init(run)
+        kept = table.kept() if table is not None else None
+        for denoiser in self._denoisers:
+            for unit in denoiser.units.values():
+                unit.policy, unit.history, unit.plan, unit.kept, unit.watchers = None, None, None, None, []
+        for s, (site, predictor) in enumerate(zip(sites, predictors, strict=True)):
+            unit = self._owner(site).unit(site)
+            unit.policy, unit.policy_state = policy, state
+            unit.history = History(predictor, self._cache_dtype, self._cache_device)
+            if table is not None and kept is not None:
+                unit.plan, unit.kept = table.codes[s], kept[s]
+        known = {site.name for site in run.sites}
+        for watch in self._watches:
+            for site in watch.sites:
+                if site.name in known or site.kind is Kind.STACK:
+                    self._owner(site).unit(site).watchers.append(watch._watcher)
+        for denoiser in self._denoisers:
+            denoiser.govern()
+        count = run.count
+        return Trace(run, sites, [], predictors, dump(policy), [0] * count, [0] * count, [0] * count)
+
+    def _owner(self, site: Site) -> Denoiser:
+        """The denoiser a site belongs to: the one with the longest matching prefix."""
+        return max(
+            (d for d in self._denoisers if site.name.startswith(d.prefix)), key=lambda d: len(d.prefix)
+        )
+
+    def _step_ended(self, index: int) -> None:
+        if not self.traces or self.traces[-1].complete:
+            return
+        trace = self.traces[-1]
+        held = 0
+        for denoiser in self._denoisers:
+            denoiser.release(index)
+            held += sum(u.history.nbytes for u in denoiser.units.values() if u.history is not None)
+        trace.bytes_per_step[index] = held
+        if index == trace.run.count - 1:
+            _synchronise()
+            trace.seconds = time.perf_counter() - self._started - self._book.seconds
+            trace.complete = True
+            for denoiser in self._denoisers:
+                denoiser.clear()
+
+
+def _timestep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+    """The timestep a denoiser call was given; read once a run, to find where an image-to-image run starts."""
+    value = kwargs.get("timestep", kwargs.get("timesteps"))
+    if value is None:
+        value = next((a for a in args[1:] if isinstance(a, Tensor) and a.ndim <= 1), None)
+    if isinstance(value, Tensor):
+        return float(value.flatten()[0]) if value.numel() else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,157 @@
+"""Cached values of one site, per branch: entries, histories, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.base import Past, Predictor
+from policies.vocabulary import Branch, Step
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of a nested value, depth first."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [t for item in value for t in tensors_in(item)]
+    return []
+
+
+def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """The same nesting with `fn` applied to every tensor."""
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(item, fn) for item in value)
+    return value
+
+
+def stored_bytes(values: Sequence[Any]) -> int:
+    """Bytes of the distinct storages behind the tensors of `values`: views of one storage count once, whole."""
+    storages = {}
+    for tensor in tensors_in(list(values)):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def rows_of(tensor: Tensor, position: int, parts: int) -> Tensor:
+    """Rows of part `position` of `parts` equal parts along the leading axis, as a view."""
+    size = tensor.shape[0] // parts
+    return tensor.narrow(0, position * size, size)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """The encoded values of one computed call: `values` holds one item per stream, rows ordered as `branches`.
+
+    `origin` is each stream's dtype and device before it was moved to the cache's.
+    """
+
+    step: Step
+    branches: tuple[Branch, ...]
+    values: list[Any]
+    origin: list[tuple[torch.dtype, torch.device] | None]
+    nbytes: int
+
+    def value(self, stream: int, branch: Branch) -> Any:
+        """One branch's rows of one stream."""
+        if len(self.branches) == 1:
+            return self.values[stream]
+        position, parts = self.branches.index(branch), len(self.branches)
+        return map_tensors(self.values[stream], lambda t: rows_of(t, position, parts))
+
+
+class History:
+    """What is kept of one site: computed values, newest last, readable per branch.
+
+    Branches computed in one call share an entry, so that a prediction for both is one operation on the whole batch;
+    where their histories differ, each branch is predicted from its own rows.
+    """
+
+    def __init__(
+        self, predictor: Predictor, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> None:
+        self.predictor = predictor
+        self.depth = predictor.history
+        self.dtype, self.device = dtype, device
+        self.entries: list[Entry] = []
+        self.nbytes = 0
+
+    def has(self, branch: Branch) -> bool:
+        return any(branch in entry.branches for entry in self.entries)
+
+    def add(self, step: Step, branches: tuple[Branch, ...], streams: Sequence[Tensor | None], *, own: bool) -> None:
+        """Keep a computed value. `own=False` copies: the tensors are views of something larger, or will be changed."""
+        values = []
+        origin = [None if stream is None else (stream.dtype, stream.device) for stream in streams]
+        for stream in streams:
+            value = None if stream is None else self.predictor.encode(stream)
+            if not own:
+                value = map_tensors(value, torch.clone)
+            if self.dtype is not None or self.device is not None:
+                value = map_tensors(value, lambda t: t.to(device=self.device or t.device, dtype=self.dtype or t.dtype))
+            values.append(value)
+        entry = Entry(step, branches, values, origin, stored_bytes(values))
+        self.entries.append(entry)
+        self.nbytes += entry.nbytes
+        self._trim()
+
+    def _trim(self) -> None:
+        """Drop entries that no branch can read any more: each reads its newest `depth`."""
+        read: dict[Branch, int] = {}
+        keep = []
+        for entry in reversed(self.entries):
+            wanted = False
+            for branch in entry.branches:
+                read[branch] = read.get(branch, 0) + 1
+                wanted |= read[branch] <= self.depth
+            if wanted:
+                keep.append(entry)
+        if len(keep) < len(self.entries):
+            self.entries = keep[::-1]
+            self.nbytes = sum(entry.nbytes for entry in self.entries)
+
+    def release(self, unread: Callable[[int, Branch], bool]) -> None:
+        """Drop every entry whose step and branches are all unread by any later step."""
+        keep = [e for e in self.entries if not all(unread(e.step.index, b) for b in e.branches)]
+        if len(keep) < len(self.entries):
+            self.entries = keep
+            self.nbytes = sum(entry.nbytes for entry in keep)
+
+    def clear(self) -> None:
+        self.entries = []
+        self.nbytes = 0
+
+    def predict(self, step: Step, branches: tuple[Branch, ...]) -> list[Tensor | None]:
+        """Stand-ins for every stream, rows ordered as `branches`, in the dtype and on the device of the originals."""
+        histories = [[e for e in self.entries if b in e.branches][-self.depth :] for b in branches]
+        first = histories[0]
+        shared = all(h == first for h in histories[1:]) and all(e.branches == branches for e in first)
+        result: list[Tensor | None] = []
+        for s in range(len(first[-1].values)):
+            if first[-1].values[s] is None:
+                result.append(None)
+                continue
+            origin = first[-1].origin[s]
+            if shared:
+                value = self._predict([Past(e.step, e.values[s]) for e in first], step, origin)
+            else:
+                parts = [
+                    self._predict([Past(e.step, e.value(s, b)) for e in history], step, origin)
+                    for b, history in zip(branches, histories, strict=True)
+                ]
+                value = parts[0] if len(parts) == 1 else torch.cat(parts)
+            result.append(value)
+        return result
+
+    def _predict(self, past: list[Past], step: Step, origin: tuple[torch.dtype, torch.device] | None) -> Tensor:
+        if origin is not None and (self.dtype is not None or self.device is not None):
+            dtype, device = origin
+            past = [Past(p.step, map_tensors(p.value, lambda t: t.to(device=device, dtype=dtype))) for p in past]
+        return self.predictor.predict(past, step)

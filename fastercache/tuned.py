@@ -1,0 +1,321 @@
+"""The tuned config: a found policy as a JSON file that knows what it was made for and what was measured.
+
+The file holds no code and no tensors. Only registered policies are built from it, and loading it for another model,
+scheduler, step count or guidance is an error that names the difference, unless that difference is allowed by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Collection, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from fastercache.families import COMPONENTS
+from policies.base import Policy, explain
+from policies.errors import AttachError, ConfigMismatch, ConfigUnreadable, FasterCacheError, suggest
+from policies.registry import AnyPolicy
+
+FORMAT = "fastercache-tuned"
+VERSION = 1
+PARTS = ("pipeline", "model", "scheduler", "steps", "guidance_scale", "guidance")
+"""What a config is checked against; each may be waived by name with `allow`."""
+
+Guidance = Literal["batched", "separate", "none"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Identity(_Frozen):
+    """A diffusers component by class and configuration, weights and storage paths left out.
+
+    `fingerprint` is the sha256 of the canonical JSON of `config`; the config itself is kept so that a mismatch can
+    be named, not only noticed.
+    """
+
+    kind: str
+    fingerprint: str
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, kind: str, config: Mapping[str, Any]) -> Identity:
+        clean = {str(k): _plain(v) for k, v in sorted(config.items()) if not str(k).startswith("_")}
+        return cls(kind=kind, fingerprint=_sha256(clean), config=clean)
+
+    def difference(self, other: Identity) -> tuple[str, str] | None:
+        """How `other` differs: (what self has, what other has), at most three settings; None where equal."""
+        if self.kind != other.kind:
+            return self.kind, other.kind
+        if self.fingerprint == other.fingerprint:
+            return None
+        missing = object()
+        keys = [k for k in {**self.config, **other.config} if self.config.get(k, missing) != other.config.get(k, missing)]
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        mine = ", ".join(f"{k}={self.config.get(k, 'not set')}" for k in keys[:3])
+        theirs = ", ".join(f"{k}={other.config.get(k, 'not set')}" for k in keys[:3])
+        return f"{self.kind} with {mine or 'another fingerprint'}{more}", theirs or f"fingerprint {other.fingerprint:.12}"
+
+
+class Model(_Frozen):
+    """What a policy was tuned for: the pipeline's class (None for a bare denoiser) and its denoiser."""
+
+    pipeline: str | None
+    denoiser: Identity
+
+
+class Measured(_Frozen):
+    """What was measured on one set of prompts; quality is the mean over prompts against the uncached output.
+
+    Attributes:
+        prompts: how many.
+        psnr: dB, capped at 100. ssim, lpips: where measured.
+        speedup_flops: uncached over computed FLOPs of the denoiser. speedup_wall: ratio of median seconds.
+        seconds: median of one cached pipeline call. cached_bytes: the peak over the run.
+        hardware: machine the seconds belong to.
+    """
+
+    prompts: int = Field(ge=1)
+    psnr: float | None = None
+    ssim: float | None = None
+    lpips: float | None = None
+    speedup_flops: float
+    speedup_wall: float | None = None
+    seconds: float
+    cached_bytes: int
+    hardware: str
+
+
+class Certificate(_Frozen):
+    """On `prompts` prompts used for nothing else, `violations` missed the budget.
+
+    With probability `confidence` over the choice of prompts, at most `rate` of all prompts miss it.
+    """
+
+    method: Literal["clopper-pearson", "hoeffding-bentkus"] = "clopper-pearson"
+    budget: str
+    prompts: int = Field(ge=1)
+    violations: int = Field(ge=0)
+    rate: float = Field(ge=0.0, le=1.0)
+    confidence: float = Field(gt=0.0, lt=1.0)
+
+
+class Results(_Frozen):
+    """Search prompts chose the policy, so only the held-out figures tell what to expect."""
+
+    search: Measured | None = None
+    held_out: Measured | None = None
+
+
+class TunedConfig(_Frozen):
+    """A policy with what it was made for and what was measured. `save`, `load`, `check`, or give it to `attach`."""
+
+    format: Literal["fastercache-tuned"] = FORMAT
+    version: Literal[1] = VERSION
+    model: Model
+    scheduler: Identity | None
+    steps: int = Field(ge=1)
+    guidance_scale: float | None
+    guidance: Guidance
+    policy: AnyPolicy
+    budget: str | None = None
+    measured: Results = Field(default_factory=Results)
+    certificate: Certificate | None = None
+    packages: dict[str, str] = Field(default_factory=lambda: package_versions())
+
+    @classmethod
+    def describe(
+        cls, target: Any, policy: Policy, *, steps: int, guidance_scale: float | None, guidance: Guidance, **fields: Any
+    ) -> TunedConfig:
+        """A config of `policy` for `target` (a pipeline or denoiser) as it stands now."""
+        return cls(
+            model=model_identity(target),
+            scheduler=scheduler_identity(target),
+            steps=steps,
+            guidance_scale=None if guidance_scale is None else float(guidance_scale),
+            guidance=guidance,
+            policy=policy,
+            **fields,
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file whole or not at all. Raises ConfigUnreadable if the folder cannot be written."""
+        path = Path(path)
+        text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise ConfigUnreadable(f"cannot write the tuned config {path}: {error.strerror or error}") from None
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> TunedConfig:
+        """Read a file that `save` wrote.
+
+        Raises:
+            ConfigUnreadable: in one line, if it is missing, no JSON, of a foreign format, of a newer version, or has
+                unknown or ill-typed keys.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigUnreadable(f"there is no tuned config at {path}") from None
+        except OSError as error:
+            raise ConfigUnreadable(f"cannot read the tuned config {path}: {error.strerror or error}") from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigUnreadable(f"{path} is no JSON, or was cut off ({error}): export it again") from None
+        found = data.get("format") if isinstance(data, dict) else None
+        if found != FORMAT:
+            what = f"its format is {found!r}" if found is not None else "it has no key 'format'"
+            raise ConfigUnreadable(f"{path} is no tuned config: {what}, expected {FORMAT!r}")
+        if data.get("version") != VERSION:
+            raise ConfigUnreadable(
+                f"{path} has version {data.get('version')!r} of the tuned config, this installation reads {VERSION}: "
+                "upgrade it, or export the config again"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigUnreadable(f"{path} is damaged: {explain(cls, error)}") from None
+        except FasterCacheError as error:
+            raise ConfigUnreadable(f"{path}: {error}") from None
+
+    def check(self, target: Any, allow: Collection[str] = ()) -> None:
+        """Whether this config fits a pipeline or denoiser; a bare denoiser has no scheduler to compare.
+
+        Args:
+            allow: names of `PARTS` whose difference is accepted.
+
+        Raises:
+            ConfigMismatch: naming the first difference.
+        """
+        allow = _allowed(allow)
+        found = model_identity(target)
+        if "model" not in allow:
+            self._refuse("model", self.model.denoiser.difference(found.denoiser))
+        if None not in (self.model.pipeline, found.pipeline) and self.model.pipeline != found.pipeline:
+            if "pipeline" not in allow:
+                self._refuse("pipeline", (str(self.model.pipeline), str(found.pipeline)))
+        scheduler = scheduler_identity(target)
+        if self.scheduler is not None and scheduler is not None and "scheduler" not in allow:
+            self._refuse("scheduler", self.scheduler.difference(scheduler))
+
+    def check_run(
+        self,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        allow: Collection[str] = (),
+        guidance: Guidance | None = None,
+    ) -> None:
+        """Whether a run about to start is the kind this config was tuned on; None leaves a part unchecked.
+
+        Raises:
+            ConfigMismatch: naming the first difference.
+        """
+        allow = _allowed(allow)
+        if steps is not None and steps != self.steps and "steps" not in allow:
+            self._refuse("steps", (f"{self.steps} steps", f"{steps}"))
+        if guidance is not None and guidance != self.guidance and "guidance" not in allow:
+            self._refuse("guidance", (f"{self.guidance} guidance", guidance))
+        if guidance_scale is not None and self.guidance_scale is not None and "guidance_scale" not in allow:
+            if abs(guidance_scale - self.guidance_scale) > 1e-6:
+                self._refuse("guidance_scale", (f"guidance scale {self.guidance_scale:g}", f"{guidance_scale:g}"))
+
+    @staticmethod
+    def _refuse(part: str, difference: tuple[str, str] | None) -> None:
+        if difference is None:
+            return
+        owner = "run" if part in ("steps", "guidance_scale", "guidance") else "pipeline"
+        raise ConfigMismatch(
+            f"this config was made for {difference[0]}, this {owner} has {difference[1]}: "
+            f"tune it anew, or pass allow={{{part!r}}} to use it all the same"
+        )
+
+
+def load(path: str | Path) -> TunedConfig:
+    """Read a tuned config. Raises ConfigUnreadable with one clear line."""
+    return TunedConfig.load(path)
+
+
+def denoisers(target: Any) -> dict[str, nn.Module]:
+    """A pipeline's denoisers by component name; a bare denoiser under the name `denoiser`. Raises AttachError."""
+    if isinstance(target, nn.Module):
+        return {"denoiser": target}
+    found = {name: getattr(target, name, None) for name in COMPONENTS}
+    modules = {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+    if not modules:
+        raise AttachError(f"{type(target).__name__} has no denoiser: looked for {', '.join(COMPONENTS)}")
+    return modules
+
+
+def model_identity(target: Any) -> Model:
+    """Class and configuration of a pipeline's (or bare) denoiser; a second denoiser's settings are included."""
+    modules = denoisers(target)
+    (_, first), *rest = modules.items()
+    config = dict(getattr(first, "config", {}))
+    config |= {name: dict(getattr(module, "config", {})) for name, module in rest}
+    pipeline = None if isinstance(target, nn.Module) else type(target).__name__
+    return Model(pipeline=pipeline, denoiser=Identity.of(type(first).__name__, config))
+
+
+def scheduler_identity(target: Any) -> Identity | None:
+    """Class and configuration of a pipeline's scheduler; None where there is none."""
+    scheduler = getattr(target, "scheduler", None)
+    if scheduler is None:
+        return None
+    return Identity.of(type(scheduler).__name__, dict(getattr(scheduler, "config", {})))
+
+
+def package_versions(names: Collection[str] = ("fastercache", "torch", "diffusers", "optuna")) -> dict[str, str]:
+    """Versions of the packages a result depends on; packages that are not installed are left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _allowed(allow: Collection[str]) -> frozenset[str]:
+    names = frozenset({allow} if isinstance(allow, str) else allow)
+    for name in sorted(names - set(PARTS)):
+        raise ConfigMismatch(f"cannot allow a difference in '{name}'{suggest(name, PARTS)}")
+    return names
+
+
+def _plain(value: Any) -> Any:
+    """A config value as JSON knows it, so that a saved config compares equal to the live one."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in sorted(value.items()) if not str(k).startswith("_")}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

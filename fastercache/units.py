@@ -1,0 +1,399 @@
+"""The runtime of one site: decides, computes or stands in, keeps what later steps read, tells its watchers.
+
+A unit handles calls of the modules its site is made of. The branches of a call are given by `Call.branches`, in row
+order; a unit may compute some of them and predict others within one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastercache.families import Layout
+from fastercache.hooks import Handler, Inner
+from fastercache.layout import (
+    BlockIO,
+    canonical,
+    flatten_output,
+    from_canonical,
+    leading_tensor,
+    rebuild_output,
+    strip,
+    take_rows,
+)
+from fastercache.store import History, rows_of
+from fastercache.trace import Observation
+from policies.base import Policy
+from policies.schedule import Code
+from policies.vocabulary import Branch, Run, Signal, Site, Step
+
+Watcher = Callable[[Observation], None]
+Streams = list[Tensor | None]
+
+
+@dataclass(slots=True)
+class Call:
+    """One denoiser call: its step, the branches it computes in row order, and what was skipped inside it."""
+
+    step: Step
+    branches: tuple[Branch, ...]
+    batch: int  # leading size of the denoiser's input rows that are computed
+    input: Tensor | None = None
+    first_block_input: Tensor | None = None
+    skipped: list[tuple[str, float]] = field(default_factory=list)  # module path, share of its rows that was skipped
+
+
+@dataclass
+class RunState:
+    """What a unit needs of the current run."""
+
+    run: Run
+    call: Call | None = None
+
+    @property
+    def now(self) -> Call:
+        assert self.call is not None  # units are only reached from inside a denoiser call
+        return self.call
+
+
+class Unit:
+    """Decisions and history of one site. Subclasses say what the site's value is and how a call yields it."""
+
+    def __init__(self, site: Site, prefix_path: str) -> None:
+        self.site = site
+        self.path = prefix_path
+        self.policy: Policy | None = None
+        self.policy_state: Any = None
+        self.watchers: list[Watcher] = []
+        self.history: History | None = None
+        self.plan: NDArray[np.int8] | None = None  # (branches, steps) for a static policy
+        self.kept: NDArray[np.bool_] | None = None  # (branches, steps): computed values that a later reuse reads
+        self.rows: list[bytearray] = []
+        self.state: RunState | None = None
+        self.template: Any = None
+        self.clones = False  # a block changed the returned tensor in place: keep copies
+
+    # -- a run -------------------------------------------------------------------------------------------------------
+    def begin(self, state: RunState) -> None:
+        """Forget the last run, and lay out which branches and steps a static plan leaves idle."""
+        self.state = state
+        run = state.run
+        self.rows = [bytearray([Code.UNREACHED]) * run.count for _ in run.branches]
+        self._index = {branch: i for i, branch in enumerate(run.branches)}
+        if self.history is not None:
+            self.history.clear()
+        self._busy: list[list[bool]] | None = None
+        self._last_read: list[dict[int, int]] = []
+        if self.plan is not None and self.kept is not None:
+            self._busy = ((self.plan == Code.REUSED) | self.kept).tolist()
+            self._last_read = [last_reads(row, self.history.depth if self.history else 1) for row in self.plan]
+
+    def index_of(self, branch: Branch) -> int:
+        return self._index[branch]
+
+    def idle(self, call: Call) -> bool:
+        """Whether a static plan computes here, keeps nothing and nobody watches: the module needs no handler."""
+        if self.watchers:
+            return False
+        if self._busy is None:
+            return self.policy is None
+        i = call.step.index
+        return not any(self._busy[self._index[b]][i] for b in call.branches)
+
+    def mark(self, step: Step, branches: tuple[Branch, ...]) -> None:
+        """Note that these branches were computed and nothing of them is kept."""
+        for branch in branches:
+            self.rows[self._index[branch]][step.index] = Code.COMPUTED
+
+    def release(self, index: int) -> None:
+        """Drop values that no step after `index` reads; only a static plan can know."""
+        if self.history is not None and self.history.entries and self._last_read:
+            self.history.release(lambda step, branch: self._last_read[self._index[branch]].get(step, -1) <= index)
+
+    # -- one call ----------------------------------------------------------------------------------------------------
+    def decide(self, call: Call, signal: Callable[[], Tensor | None]) -> tuple[Branch, ...]:
+        """The branches of this call that are reused."""
+        if self.policy is None or self.history is None:
+            return ()
+        if self.plan is not None:
+            i = call.step.index
+            wanted = [b for b in call.branches if self.plan[self.index_of(b), i] == Code.REUSED]
+        else:
+            value = signal() if self.policy.signal is not None else None
+            wanted = []
+            for position, branch in enumerate(call.branches):
+                part = None if value is None else rows_of(value, position, len(call.branches))
+                if self.policy.reuse(self.policy_state, self.site, call.step, branch, part):
+                    wanted.append(branch)
+        return tuple(b for b in wanted if self.history.has(b))
+
+    def keep(self, call: Call, branches: tuple[Branch, ...], streams: Streams) -> None:
+        """Note computed branches, whose rows `streams` holds in this order, and store what a later step reads."""
+        i = call.step.index
+        for branch in branches:
+            self.rows[self.index_of(branch)][i] = Code.COMPUTED
+        if self.history is None or self.policy is None:
+            return
+        if self.plan is None:
+            for position, branch in enumerate(branches):
+                main = next((s for s in streams if s is not None), None)
+                part = None if main is None else rows_of(main, position, len(branches))
+                self.policy.observe(self.policy_state, self.site, call.step, branch, part)
+        wanted = branches
+        if self.kept is not None:
+            wanted = tuple(b for b in branches if self.kept[self.index_of(b), i])
+        if not wanted:
+            return
+        if wanted == branches:
+            self.history.add(call.step, wanted, streams, own=not self.clones)
+            return
+        parts = [branches.index(b) for b in wanted]
+        chosen = [None if s is None else take_rows(s, s.shape[0], parts, len(branches)) for s in streams]
+        self.history.add(call.step, wanted, chosen, own=False)
+
+    def predict(self, call: Call, branches: tuple[Branch, ...]) -> Streams:
+        assert self.history is not None
+        for branch in branches:
+            self.rows[self.index_of(branch)][call.step.index] = Code.REUSED
+        streams = self.history.predict(call.step, branches)
+        return [s.clone() if s is not None and self.clones else s for s in streams]
+
+    def tell(self, call: Call, value: Tensor | None) -> None:
+        """Report a site's value, rows ordered as the call's branches, to the watchers."""
+        if value is None or not self.watchers:
+            return
+        assert self.state is not None
+        for position, branch in enumerate(call.branches):
+            code = Code(self.rows[self.index_of(branch)][call.step.index])
+            part = rows_of(value, position, len(call.branches))
+            observation = Observation(self.site, call.step, branch, part, code, self.state.run)
+            for watcher in self.watchers:
+                watcher(observation)
+
+
+def join(
+    call: Call, reused: tuple[Branch, ...], predicted: Streams, computed: tuple[Branch, ...], fresh: Streams
+) -> Streams:
+    """Rows of predicted and computed branches, put together in the order of the call."""
+    if not reused:
+        return fresh
+    if not computed:
+        return predicted
+    result: Streams = []
+    for p, f in zip(predicted, fresh, strict=True):
+        if p is None or f is None:
+            result.append(None)
+            continue
+        parts = [
+            rows_of(p, reused.index(b), len(reused)) if b in reused else rows_of(f, computed.index(b), len(computed))
+            for b in call.branches
+        ]
+        result.append(torch.cat(parts))
+    return result
+
+
+def last_reads(codes: NDArray[np.int8], depth: int) -> dict[int, int]:
+    """For each computed step whose value a later reuse reads, the last step that reads it; codes of shape (steps,)."""
+    reads: dict[int, int] = {}
+    computed: list[int] = []
+    for i, code in enumerate(codes):
+        if code == Code.COMPUTED:
+            computed.append(i)
+        elif code == Code.REUSED:
+            reads.update(dict.fromkeys(computed[-depth:], i))
+    return reads
+
+
+class ModuleUnit(Unit):
+    """A module's output: the kinds `module` and `block`; for blocks the value is the residual they add."""
+
+    def __init__(self, site: Site, path: str, io: BlockIO | None, text_first: bool = False) -> None:
+        super().__init__(site, path)
+        self.io = io  # None for a plain module, whose value is its output
+        self.text_first = text_first
+        self.streams: list[int] = []
+
+    def handle(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert self.state is not None
+        call = self.state.now
+        reused = self.decide(call, lambda: signal_value(self, call, args, kwargs))
+        computed = tuple(b for b in call.branches if b not in reused) if reused else call.branches
+        inputs = self.io.inputs(args, kwargs) if self.io else []
+        predicted: Streams = self.predict(call, reused) if reused else []
+        fresh: Streams = []
+        output: Any = None
+        if computed:
+            if reused:
+                lead = leading_tensor(args, kwargs).shape[0]
+                parts = [call.branches.index(b) for b in computed]
+                args, kwargs = (take_rows(x, lead, parts, len(call.branches)) for x in (args, kwargs))
+            output = inner(*args, **kwargs)
+            fresh = self._values(flatten_output(output), self.io.inputs(args, kwargs) if self.io else [])
+            self.template = strip(output)
+            self.keep(call, computed, fresh)
+        if reused:
+            call.skipped.append((self.path, len(reused) / len(call.branches)))
+            values = join(call, reused, predicted, computed, fresh)
+            output = rebuild_output(self.template, self._outputs(values, inputs))
+        elif self.watchers:
+            values = fresh
+        if self.watchers:
+            self.tell(call, next((v for v in values if v is not None), None) if not self.io else self._main(values))
+        return output
+
+    def _main(self, values: Streams) -> Tensor | None:
+        """The residual of the hidden-states stream."""
+        return values[self.streams.index(0)] if 0 in self.streams else None
+
+    def _values(self, outputs: Streams, inputs: Streams) -> Streams:
+        if self.io is None:
+            return outputs
+        if not self.streams:
+            self.streams = self.io.match(outputs, inputs, self.text_first)
+        if self.idle_value():
+            return [None] * len(outputs)
+        return [
+            None if o is None or i < 0 or inputs[i] is None else o - inputs[i]
+            for o, i in zip(outputs, self.streams, strict=True)
+        ]
+
+    def idle_value(self) -> bool:
+        """Whether nobody reads this call's residual, so that it need not be computed."""
+        if self.watchers or self.state is None or self.kept is None or self.plan is None:
+            return False
+        call = self.state.now
+        return not any(self.kept[self.index_of(b), call.step.index] for b in call.branches)
+
+    def _outputs(self, values: Streams, inputs: Streams) -> Streams:
+        if self.io is None:
+            return values
+        result: Streams = []
+        for value, i in zip(values, self.streams, strict=True):
+            base = inputs[i] if i >= 0 else None
+            result.append(None if value is None or base is None else base + value)
+        return result
+
+
+class StackUnit(Unit):
+    """The residual a run of blocks adds. The first block decides, the last one adds the residual, all between pass on.
+
+    Where the run starts and ends in different layouts (Latte's spatial and temporal blocks), the residual is taken
+    between the canonical forms, so what the denoiser does to the hidden states in between (position embeddings) is
+    part of it.
+    """
+
+    def __init__(
+        self, site: Site, paths: list[str], ios: list[BlockIO], layouts: list[Layout], text_first: bool = False
+    ) -> None:
+        super().__init__(site, paths[0])
+        self.paths, self.ios, self.layouts, self.text_first = paths, ios, layouts, text_first
+        self.templates: list[Any] = [None] * len(paths)
+        self.streams: list[list[int]] = [[] for _ in paths]
+        self._entry: Streams = []
+        self._reused: tuple[Branch, ...] = ()
+
+    def handler(self, position: int) -> Handler:
+        """The handler of the block at `position` within the span."""
+
+        def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return self._handle(position, inner, args, kwargs)
+
+        return handle
+
+    def _handle(self, position: int, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert self.state is not None
+        call = self.state.now
+        io, last = self.ios[position], position == len(self.paths) - 1
+        inputs = io.inputs(args, kwargs)
+        if position == 0:
+            self._entry = [
+                None if x is None else canonical(x, self.layouts[0] if s == 0 else "rows", call.batch)
+                for s, x in enumerate(inputs)
+            ]
+            self._reused = self.decide(call, lambda: signal_value(self, call, args, kwargs))
+        whole = self._reused == call.branches  # some of the branches: all rows are computed, then replaced at the end
+        if not whole:
+            output = inner(*args, **kwargs)
+            outputs = flatten_output(output)
+            if not self.streams[position]:
+                self.streams[position] = io.match(outputs, inputs, self.text_first)
+            self.templates[position] = strip(output)
+            return self._finish(call, output, outputs) if last else output
+        call.skipped.append((self.paths[position], 1.0))
+        if not last:
+            return rebuild_output(self.templates[position], [inputs[i] for i in self.streams[position]])
+        residuals = self.predict(call, call.branches)
+        self.tell(call, residuals[0])
+        return self._exit(call, residuals)
+
+    def _finish(self, call: Call, output: Any, outputs: Streams) -> Any:
+        position = len(self.paths) - 1
+        residuals: Streams = [None] * len(self._entry)
+        for out, s in zip(outputs, self.streams[position], strict=True):
+            entry = self._entry[s] if s >= 0 else None
+            if out is not None and entry is not None:
+                residuals[s] = canonical(out, self.layouts[position] if s == 0 else "rows", call.batch) - entry
+        computed = tuple(b for b in call.branches if b not in self._reused)
+        if not self._reused:
+            self.keep(call, computed, residuals)
+            self.tell(call, residuals[0])
+            self._entry = []
+            return output
+        parts = [call.branches.index(b) for b in computed]
+        fresh: Streams = [
+            None if r is None else take_rows(r, r.shape[0], parts, len(call.branches)) for r in residuals
+        ]
+        predicted = self.predict(call, self._reused)
+        self.keep(call, computed, fresh)
+        joined = join(call, self._reused, predicted, computed, fresh)
+        self.tell(call, joined[0])
+        return self._exit(call, joined)
+
+    def _exit(self, call: Call, residuals: Streams) -> Any:
+        """The last block's output: the run's input plus its residual, in that block's layout and container."""
+        position = len(self.paths) - 1
+        outputs: Streams = []
+        for s in self.streams[position]:
+            entry, residual = (self._entry[s], residuals[s]) if s >= 0 else (None, None)
+            if entry is None or residual is None:
+                outputs.append(None)
+            else:
+                outputs.append(
+                    from_canonical(entry + residual, self.layouts[position] if s == 0 else "rows", call.batch)
+                )
+        self._entry = []
+        return rebuild_output(self.templates[position], outputs)
+
+
+def signal_value(unit: Unit, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The value the unit's policy watches, all rows of the call."""
+    assert unit.policy is not None
+    wanted = unit.policy.signal
+    if wanted is Signal.INPUT:
+        return call.input
+    if wanted is Signal.FIRST_BLOCK_RESIDUAL and call.first_block_input is not None:
+        here = leading_tensor(args, kwargs)
+        if here.shape == call.first_block_input.shape:
+            return here - call.first_block_input
+    return None
+
+
+def chain(handlers: list[Handler]) -> Handler | None:
+    """Several sites of one module as one handler, the outermost first."""
+    if not handlers:
+        return None
+    if len(handlers) == 1:
+        return handlers[0]
+    outer, rest = handlers[0], chain(handlers[1:])
+
+    def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert rest is not None
+        return outer(lambda *a, **k: rest(inner, a, k), args, kwargs)
+
+    return handle
