@@ -262,7 +262,8 @@ class Session:
         trace.bytes_per_step[index] = held
         if index == trace.run.count - 1:
             _synchronise()
-            trace.seconds = time.perf_counter() - self._started - self._book.seconds
+            trace.counting_seconds = self._book.seconds
+            trace.seconds = time.perf_counter() - self._started - trace.counting_seconds
             trace.complete = True
             for denoiser in self._denoisers:
                 denoiser.clear()

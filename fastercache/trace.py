@@ -45,6 +45,7 @@ class Trace:
         cached_bytes: the most bytes that were cached at the end of any step.
         bytes_per_step: bytes cached at the end of each step.
         seconds: wall time from the first denoiser call to the end of the last step, FLOP counting excluded.
+        counting_seconds: wall time spent counting FLOPs, which each session does once per input shape.
     """
 
     run: Run
@@ -56,6 +57,7 @@ class Trace:
     flops_full: list[int] = field(default_factory=list)
     bytes_per_step: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    counting_seconds: float = 0.0
     complete: bool = False
 
     @property
