@@ -166,6 +166,10 @@ class Session:
             f"({t.speedup_flops:.2f}x), {t.cached_bytes / 2**20:.2f} MiB cached at most, {t.seconds:.2f} s"
         )
 
+    def flop_shares(self) -> dict[str, float]:
+        """Share of a whole denoiser call's FLOPs inside each module and block site, by name, as counted so far."""
+        return {d.prefix + path: share for d in self._denoisers for path, share in self._book.shares(d.prefix).items()}
+
     def citations(self) -> list[Citation]:
         """The works behind the policy in force, each once."""
         found: dict[str, Citation] = {}

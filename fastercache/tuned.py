@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Collection, Mapping
@@ -25,8 +26,8 @@ from policies.registry import AnyPolicy
 
 FORMAT = "fastercache-tuned"
 VERSION = 1
-PARTS = ("pipeline", "model", "scheduler", "steps", "guidance_scale", "guidance")
-"""What a config is checked against; each may be waived by name with `allow`."""
+PARTS = ("model", "scheduler", "steps", "guidance")
+"""What a config is checked against; a difference in each may be allowed by name."""
 
 Guidance = Literal["batched", "separate", "none"]
 
@@ -213,9 +214,8 @@ class TunedConfig(_Frozen):
         found = model_identity(target)
         if "model" not in allow:
             self._refuse("model", self.model.denoiser.difference(found.denoiser))
-        if None not in (self.model.pipeline, found.pipeline) and self.model.pipeline != found.pipeline:
-            if "pipeline" not in allow:
-                self._refuse("pipeline", (str(self.model.pipeline), str(found.pipeline)))
+            if None not in (self.model.pipeline, found.pipeline) and self.model.pipeline != found.pipeline:
+                self._refuse("model", (str(self.model.pipeline), str(found.pipeline)))
         scheduler = scheduler_identity(target)
         if self.scheduler is not None and scheduler is not None and "scheduler" not in allow:
             self._refuse("scheduler", self.scheduler.difference(scheduler))
@@ -237,15 +237,15 @@ class TunedConfig(_Frozen):
             self._refuse("steps", (f"{self.steps} steps", f"{steps}"))
         if guidance is not None and guidance != self.guidance and "guidance" not in allow:
             self._refuse("guidance", (f"{self.guidance} guidance", guidance))
-        if guidance_scale is not None and self.guidance_scale is not None and "guidance_scale" not in allow:
-            if abs(guidance_scale - self.guidance_scale) > 1e-6:
-                self._refuse("guidance_scale", (f"guidance scale {self.guidance_scale:g}", f"{guidance_scale:g}"))
+        scales = (self.guidance_scale, guidance_scale)
+        if None not in scales and "guidance" not in allow and not math.isclose(*scales, abs_tol=1e-6):  # type: ignore[arg-type]
+            self._refuse("guidance", (f"guidance scale {self.guidance_scale:g}", f"{guidance_scale:g}"))
 
     @staticmethod
     def _refuse(part: str, difference: tuple[str, str] | None) -> None:
         if difference is None:
             return
-        owner = "run" if part in ("steps", "guidance_scale", "guidance") else "pipeline"
+        owner = "run" if part in ("steps", "guidance") else "pipeline"
         raise ConfigMismatch(
             f"this config was made for {difference[0]}, this {owner} has {difference[1]}: "
             f"tune it anew, or pass allow={{{part!r}}} to use it all the same"
