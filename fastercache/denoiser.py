@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastercache.branches import BranchFinder
@@ -18,6 +19,7 @@ from fastercache.layout import BlockIO, flatten_output, leading_tensor, rebuild_
 from fastercache.store import rows_of
 from fastercache.trace import Trace
 from fastercache.units import Call, ModuleUnit, RunState, StackUnit, Streams, Unit, chain
+from policies.schedule import applies
 from policies.vocabulary import COND, Branch, Kind, Site
 
 OnRun = Callable[["Denoiser", tuple[Any, ...], dict[str, Any]], None]
@@ -158,7 +160,11 @@ class Denoiser:
             self._account(inner, args, kwargs, part_args, part_kwargs, inside)
         else:
             self._account(inner, args, kwargs, args, kwargs, None)
-        if self._outer_units():
+        outer = self._outer_units()
+        if outer and not predicted and all(u.idle(call) for u in outer):
+            for unit in outer:
+                unit.mark(step, [b for b in branches if applies(unit.site, b)])
+        elif outer:
             output = self._assemble(call, predicted, computed, output, kwargs)
         self.clock.called(state.run.branches)
         return output
@@ -224,7 +230,8 @@ class Denoiser:
         index = self.clock.index
         self.trace.flops_full[index] += full.total
         if inside is not None:
-            cost = self.book.cost(self.prefix, self.hooks, inner, part_args, part_kwargs)
+            sliced = part_kwargs is not kwargs
+            cost = self.book.cost(self.prefix, self.hooks, inner, part_args, part_kwargs) if sliced else full
             self.trace.flops[index] += cost.computed(inside.skipped)
 
     def _assemble(
@@ -303,8 +310,6 @@ class Denoiser:
 
 
 def _stack(parts: list[Tensor | None]) -> Tensor | None:
-    import torch
-
     tensors = [p for p in parts if p is not None]
     if not tensors:
         return None

@@ -18,7 +18,7 @@ from fastercache.flops import FlopBook
 from fastercache.layout import leading_tensor
 from fastercache.store import History
 from fastercache.trace import Trace
-from fastercache.units import RunState, Watcher
+from fastercache.units import RunState, SitePlan, Watcher
 from policies.base import Citation, Policy
 from policies.compose import Parts
 from policies.errors import AttachError, FasterCacheError
@@ -66,7 +66,7 @@ class Session:
         self._check_run = check_run
         self._book = FlopBook()
         self._watches: list[Watch] = []
-        self._compiled: tuple[Policy, Run, Table] | None = None
+        self._compiled: tuple[Policy, Run, Table, list[SitePlan]] | None = None
         self._started = 0.0
         self._attached = False
         self._denoisers: list[Denoiser] = []
@@ -220,25 +220,25 @@ class Session:
         """Give every claimed site's unit its decisions or its policy's state, and every watched one its watchers."""
         policy = self.policy
         table: Table | None = None
+        plans: list[SitePlan] = []
         if policy.static:
             if self._compiled is None or self._compiled[0] is not policy or self._compiled[1] != run:
-                self._compiled = (policy, run, compile_policy(policy, run))
-            table = self._compiled[2]
+                compiled = compile_policy(policy, run)
+                self._compiled = (policy, run, compiled, SitePlan.all_of(compiled))
+            table, plans = self._compiled[2:]
             sites, predictors = table.sites, table.predictors
         else:
             sites = claimed(policy, run)
             predictors = tuple(policy.predictor(site, run) for site in sites)
         state = None if table is not None else policy.init(run)
-        kept = table.kept() if table is not None else None
         for denoiser in self._denoisers:
             for unit in denoiser.units.values():
-                unit.policy, unit.history, unit.plan, unit.kept, unit.watchers = None, None, None, None, []
+                unit.policy, unit.history, unit.plan, unit.watchers = None, None, None, []
         for s, (site, predictor) in enumerate(zip(sites, predictors, strict=True)):
             unit = self._owner(site).unit(site)
             unit.policy, unit.policy_state = policy, state
             unit.history = History(predictor, self._cache_dtype, self._cache_device)
-            if table is not None and kept is not None:
-                unit.plan, unit.kept = table.codes[s], kept[s]
+            unit.plan = plans[s] if plans else None
         known = {site.name for site in run.sites}
         for watch in self._watches:
             for site in watch.sites:

@@ -6,13 +6,11 @@ order; a unit may compute some of them and predict others within one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastercache.families import Layout
@@ -30,7 +28,7 @@ from fastercache.layout import (
 from fastercache.store import History, rows_of
 from fastercache.trace import Observation
 from policies.base import Policy
-from policies.schedule import Code
+from policies.schedule import Code, Table
 from policies.vocabulary import Branch, Run, Signal, Site, Step
 
 Watcher = Callable[[Observation], None]
@@ -62,6 +60,29 @@ class RunState:
         return self.call
 
 
+@dataclass(frozen=True)
+class SitePlan:
+    """What a static policy does at one site, as plain lists by branch and step, made once for all runs of a shape.
+
+    `last_read` maps a computed step to the last step that reads its value; `busy` is false where the site computes and
+    nothing is kept, so that its modules run without any handler.
+    """
+
+    reused: list[list[bool]]
+    last_read: list[dict[int, int]]
+    busy: list[list[bool]]
+
+    @classmethod
+    def all_of(cls, table: Table) -> list[SitePlan]:
+        """One plan per site of a compiled table."""
+        reused = (table.codes == Code.REUSED).tolist()
+        reads = table.reads()
+        return [
+            cls(r, k, [[hit or i in kept for i, hit in enumerate(row)] for row, kept in zip(r, k, strict=True)])
+            for r, k in zip(reused, reads, strict=True)
+        ]
+
+
 class Unit:
     """Decisions and history of one site. Subclasses say what the site's value is and how a call yields it."""
 
@@ -72,49 +93,42 @@ class Unit:
         self.policy_state: Any = None
         self.watchers: list[Watcher] = []
         self.history: History | None = None
-        self.plan: NDArray[np.int8] | None = None  # (branches, steps) for a static policy
-        self.kept: NDArray[np.bool_] | None = None  # (branches, steps): computed values that a later reuse reads
+        self.plan: SitePlan | None = None  # of a static policy
         self.rows: list[bytearray] = []
         self.state: RunState | None = None
+        self._index: dict[Branch, int] = {}
         self.template: Any = None
         self.clones = False  # a block changed the returned tensor in place: keep copies
 
     # -- a run -------------------------------------------------------------------------------------------------------
     def begin(self, state: RunState) -> None:
-        """Forget the last run, and lay out which branches and steps a static plan leaves idle."""
+        """Forget the last run."""
         self.state = state
         run = state.run
         self.rows = [bytearray([Code.UNREACHED]) * run.count for _ in run.branches]
         self._index = {branch: i for i, branch in enumerate(run.branches)}
         if self.history is not None:
             self.history.clear()
-        self._busy: list[list[bool]] | None = None
-        self._last_read: list[dict[int, int]] = []
-        if self.plan is not None and self.kept is not None:
-            self._busy = ((self.plan == Code.REUSED) | self.kept).tolist()
-            self._last_read = [last_reads(row, self.history.depth if self.history else 1) for row in self.plan]
-
-    def index_of(self, branch: Branch) -> int:
-        return self._index[branch]
 
     def idle(self, call: Call) -> bool:
         """Whether a static plan computes here, keeps nothing and nobody watches: the module needs no handler."""
         if self.watchers:
             return False
-        if self._busy is None:
+        if self.plan is None:
             return self.policy is None
-        i = call.step.index
-        return not any(self._busy[self._index[b]][i] for b in call.branches)
+        i, busy = call.step.index, self.plan.busy
+        return not any(busy[self._index[b]][i] for b in call.branches)
 
-    def mark(self, step: Step, branches: tuple[Branch, ...]) -> None:
+    def mark(self, step: Step, branches: Sequence[Branch]) -> None:
         """Note that these branches were computed and nothing of them is kept."""
         for branch in branches:
             self.rows[self._index[branch]][step.index] = Code.COMPUTED
 
     def release(self, index: int) -> None:
         """Drop values that no step after `index` reads; only a static plan can know."""
-        if self.history is not None and self.history.entries and self._last_read:
-            self.history.release(lambda step, branch: self._last_read[self._index[branch]].get(step, -1) <= index)
+        if self.plan is not None and self.history is not None and self.history.entries:
+            last = self.plan.last_read
+            self.history.release(lambda step, branch: last[self._index[branch]].get(step, -1) <= index)
 
     # -- one call ----------------------------------------------------------------------------------------------------
     def decide(self, call: Call, signal: Callable[[], Tensor | None]) -> tuple[Branch, ...]:
@@ -123,7 +137,7 @@ class Unit:
             return ()
         if self.plan is not None:
             i = call.step.index
-            wanted = [b for b in call.branches if self.plan[self.index_of(b), i] == Code.REUSED]
+            wanted = [b for b in call.branches if self.plan.reused[self._index[b]][i]]
         else:
             value = signal() if self.policy.signal is not None else None
             wanted = []
@@ -137,7 +151,7 @@ class Unit:
         """Note computed branches, whose rows `streams` holds in this order, and store what a later step reads."""
         i = call.step.index
         for branch in branches:
-            self.rows[self.index_of(branch)][i] = Code.COMPUTED
+            self.rows[self._index[branch]][i] = Code.COMPUTED
         if self.history is None or self.policy is None:
             return
         if self.plan is None:
@@ -146,8 +160,8 @@ class Unit:
                 part = None if main is None else rows_of(main, position, len(branches))
                 self.policy.observe(self.policy_state, self.site, call.step, branch, part)
         wanted = branches
-        if self.kept is not None:
-            wanted = tuple(b for b in branches if self.kept[self.index_of(b), i])
+        if self.plan is not None:
+            wanted = tuple(b for b in branches if i in self.plan.last_read[self._index[b]])
         if not wanted:
             return
         if wanted == branches:
@@ -160,7 +174,7 @@ class Unit:
     def predict(self, call: Call, branches: tuple[Branch, ...]) -> Streams:
         assert self.history is not None
         for branch in branches:
-            self.rows[self.index_of(branch)][call.step.index] = Code.REUSED
+            self.rows[self._index[branch]][call.step.index] = Code.REUSED
         streams = self.history.predict(call.step, branches)
         return [s.clone() if s is not None and self.clones else s for s in streams]
 
@@ -170,7 +184,7 @@ class Unit:
             return
         assert self.state is not None
         for position, branch in enumerate(call.branches):
-            code = Code(self.rows[self.index_of(branch)][call.step.index])
+            code = Code(self.rows[self._index[branch]][call.step.index])
             part = rows_of(value, position, len(call.branches))
             observation = Observation(self.site, call.step, branch, part, code, self.state.run)
             for watcher in self.watchers:
@@ -196,18 +210,6 @@ def join(
         ]
         result.append(torch.cat(parts))
     return result
-
-
-def last_reads(codes: NDArray[np.int8], depth: int) -> dict[int, int]:
-    """For each computed step whose value a later reuse reads, the last step that reads it; codes of shape (steps,)."""
-    reads: dict[int, int] = {}
-    computed: list[int] = []
-    for i, code in enumerate(codes):
-        if code == Code.COMPUTED:
-            computed.append(i)
-        elif code == Code.REUSED:
-            reads.update(dict.fromkeys(computed[-depth:], i))
-    return reads
 
 
 class ModuleUnit(Unit):
@@ -265,10 +267,10 @@ class ModuleUnit(Unit):
 
     def idle_value(self) -> bool:
         """Whether nobody reads this call's residual, so that it need not be computed."""
-        if self.watchers or self.state is None or self.kept is None or self.plan is None:
+        if self.watchers or self.state is None or self.plan is None:
             return False
         call = self.state.now
-        return not any(self.kept[self.index_of(b), call.step.index] for b in call.branches)
+        return not any(call.step.index in self.plan.last_read[self._index[b]] for b in call.branches)
 
     def _outputs(self, values: Streams, inputs: Streams) -> Streams:
         if self.io is None:

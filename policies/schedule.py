@@ -53,19 +53,32 @@ class Table:
         """Share of (site, branch, step) cells with this code; 0 for an empty table."""
         return float((self.codes == code).mean()) if self.codes.size else 0.0
 
+    def reads(self) -> list[list[dict[int, int]]]:
+        """Per site and branch: for each computed step whose value a later reuse reads, the last step that reads it."""
+        return [
+            [last_reads(codes, predictor.history) for codes in site]
+            for site, predictor in zip(self.codes.tolist(), self.predictors, strict=True)
+        ]
+
     def kept(self) -> NDArray[np.bool_]:
         """Which computed values a later reuse reads, (sites, branches, steps): only those need storing."""
         kept = np.zeros(self.codes.shape, dtype=bool)
-        for s, predictor in enumerate(self.predictors):
-            for b in range(self.codes.shape[1]):
-                computed: list[int] = []
-                for i, code in enumerate(self.codes[s, b]):
-                    if code == Code.COMPUTED:
-                        computed.append(i)
-                    elif code == Code.REUSED:
-                        for past in computed[-predictor.history :]:
-                            kept[s, b, past] = True
+        for s, site in enumerate(self.reads()):
+            for b, reads in enumerate(site):
+                kept[s, b, list(reads)] = True
         return kept
+
+
+def last_reads(codes: Sequence[int], depth: int) -> dict[int, int]:
+    """For one site and branch: computed step -> the last step whose reuse reads it, `depth` values being read."""
+    reads: dict[int, int] = {}
+    computed: list[int] = []
+    for i, code in enumerate(codes):
+        if code == Code.COMPUTED:
+            computed.append(i)
+        elif code == Code.REUSED:
+            reads.update(dict.fromkeys(computed[-depth:], i))
+    return reads
 
 
 def claimed(policy: Policy, run: Run) -> tuple[Site, ...]:
