@@ -53,6 +53,7 @@ def attach(
     guidance: Guidance | None = None,
     cache_dtype: torch.dtype | None = None,
     cache_device: str | torch.device | None = None,
+    max_cache_bytes: int | None = None,
     allow: frozenset[str] | set[str] = frozenset(),
 ) -> Session:
     """Attach a policy to a diffusers pipeline or a bare denoiser.
@@ -68,6 +69,7 @@ def attach(
             the pipelines of the families table; needed for other models and other loops.
         cache_dtype: store cached values in this dtype instead of their own.
         cache_device: store cached values on this device instead of their own.
+        max_cache_bytes: refuse a run that would cache more than this, before it starts.
         allow: for a tuned config, the differences to accept: `model`, `scheduler`, `steps`, `guidance`.
 
     Raises:
@@ -75,6 +77,7 @@ def attach(
         NoSiteMatched: the policy's site query matches nothing.
         BranchUnknown: the guidance style is not known and was not given.
         ConfigMismatch: the tuned config was made for something else.
+        CacheTooLarge: when a run starts, if it would cache more than `max_cache_bytes`.
     """
     config: TunedConfig | None = None
     if isinstance(policy, (str, Path)):
@@ -105,5 +108,6 @@ def attach(
         guidance=guidance,
         cache_dtype=cache_dtype,
         cache_device=cache_device,
+        max_cache_bytes=max_cache_bytes,
         check_run=check,
     )

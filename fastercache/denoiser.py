@@ -15,6 +15,7 @@ from fastercache.finder import find_blocks, find_denoiser_sites, module_at
 from fastercache.flops import FlopBook
 from fastercache.grids import grid_of
 from fastercache.hooks import Handler, Inner, SiteForward
+from fastercache.memory import Shape, ValueShapes
 from fastercache.layout import BlockIO, flatten_output, leading_tensor, rebuild_output, strip, take_rows
 from fastercache.store import rows_of
 from fastercache.trace import Trace
@@ -121,6 +122,27 @@ class Denoiser:
         self._outputs, self._computed, self._before, self._step = {}, set(), None, -1
         for unit in self.units.values():
             unit.begin(state)
+
+    def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ValueShapes:
+        """Count a full call with these arguments, note which modules' values need copying, and give value shapes."""
+        cost = self.book.cost(self.prefix, self.hooks, self.root.inner, args, kwargs)
+        assert self.state is not None
+        parts = len(self.state.run.branches) if self.branches.guidance == "batched" else 1
+        for unit in self.units.values():
+            unit.clones = unit.path in cost.changed
+
+        def shapes(site: Site) -> list[Shape]:
+            unit = self.unit(site)
+            path = unit.paths[-1] if isinstance(unit, StackUnit) else unit.path
+            outer = site.kind in (Kind.DENOISER, Kind.BRANCH)
+            rows = [((s[0] // parts, *s[1:]), dtype) for s, dtype in cost.outputs["" if outer else path]]
+            if site.kind is not Kind.BRANCH:
+                return rows
+            empty = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in rows]
+            grids = [grid_of(self.family, kwargs, t).to(t) for t in empty]
+            return [(tuple(t.shape), t.dtype) for t in grids]
+
+        return shapes
 
     def release(self, index: int) -> None:
         """Drop what no step after `index` reads."""

@@ -1,14 +1,16 @@
-"""Computed FLOPs, counted by torch's own flop counter, never estimated.
+"""What a full denoiser call costs and leaves behind, counted by torch's own flop counter, never estimated.
 
 Each input signature of the denoiser is counted once: one extra call with everything computed, whose output is thrown
 away, gives the total and the inclusive share of every hooked module. A later call's FLOPs are that total less what it
-skipped, which is exact because skipped modules are simply not called.
+skipped, which is exact because skipped modules are simply not called. The same pass notes the shapes of every site's
+value, so that memory is known before the run, and whether the model changes a value in place after returning it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,16 +20,27 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastercache.hooks import Handler, Inner, SiteForward
+from fastercache.layout import flatten_output
 
 Signature = tuple[Any, ...]
+Shape = tuple[tuple[int, ...], torch.dtype]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs of one full denoiser call and of each hooked module inside it, by module path."""
+    """One full denoiser call.
+
+    Attributes:
+        total: its FLOPs.
+        inclusive: FLOPs inside each hooked module, by module path.
+        outputs: shape and dtype of each tensor a hooked module returned; the denoiser's own under `""`.
+        changed: modules whose returned tensors the model later changed in place.
+    """
 
     total: int
     inclusive: dict[str, int]
+    outputs: dict[str, list[Shape]]
+    changed: frozenset[str]
 
     def computed(self, skipped: list[tuple[str, float]]) -> int:
         """FLOPs of a call that skipped these shares of these modules' rows."""
@@ -46,7 +59,8 @@ def _sign(value: Any) -> Any:
         return tuple(_sign(v) for v in value)
     if isinstance(value, dict):
         return tuple((k, _sign(v)) for k, v in value.items())
-    return value if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
+    # Numbers differ from step to step (a timestep, say) without changing the FLOPs, so only their type counts.
+    return value if isinstance(value, (bool, str, type(None))) else type(value).__name__
 
 
 @contextmanager
@@ -67,14 +81,6 @@ class FlopBook:
         self.seconds = 0.0
         """Time spent counting since the value was last set to zero."""
 
-    def shares(self, prefix: str) -> dict[str, float]:
-        """Share of a whole call's FLOPs spent inside each hooked module, by path; empty before the first call."""
-        counted = [cost for (owner, _), cost in self._costs.items() if owner == prefix]
-        if not counted:
-            return {}
-        whole = max(counted, key=lambda cost: cost.total)
-        return {path: flops / max(whole.total, 1) for path, flops in whole.inclusive.items()}
-
     def cost(
         self,
         prefix: str,
@@ -87,33 +93,65 @@ class FlopBook:
         key = (prefix, signature(args, kwargs))
         if key not in self._costs:
             started = time.perf_counter()
-            self._costs[key] = self._count(hooks, inner, args, kwargs)
+            self._costs[key] = _count(hooks, inner, args, kwargs)
             self.seconds += time.perf_counter() - started
         return self._costs[key]
 
-    def _count(
-        self, hooks: dict[str, SiteForward], inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Cost:
-        counter = FlopCounterMode(display=False)
-        inclusive: dict[str, int] = {}
-        previous = {path: (hook.handler, hook.hits) for path, hook in hooks.items()}
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        try:
-            for path, hook in hooks.items():
-                hook.handler = _counting(path, counter, inclusive)
-            with torch.random.fork_rng(devices), torch.no_grad(), _eager([h.module for h in hooks.values()]), counter:
-                inner(*args, **kwargs)
-        finally:
-            for path, (handler, hits) in previous.items():
-                hooks[path].handler, hooks[path].hits = handler, hits
-        return Cost(counter.get_total_flops(), {path: inclusive.get(path, 0) for path in hooks})
+
+def _count(hooks: dict[str, SiteForward], inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cost:
+    counter = FlopCounterMode(display=False)
+    notes = _Notes(counter)
+    previous = {path: (hook.handler, hook.hits) for path, hook in hooks.items()}
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    modules = [hook.module for hook in hooks.values()]
+    try:
+        for path, hook in hooks.items():
+            hook.handler = notes.handler(path)
+        # Inference tensors carry no version counter, so the pass makes ordinary ones.
+        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad(), _eager(modules), counter:
+            output = inner(*args, **kwargs)
+    finally:
+        for path, (handler, hits) in previous.items():
+            hooks[path].handler, hooks[path].hits = handler, hits
+    notes.note("", output)
+    notes.settle()
+    inclusive = {path: notes.inclusive.get(path, 0) for path in hooks}
+    return Cost(counter.get_total_flops(), inclusive, notes.outputs, frozenset(notes.changed))
 
 
-def _counting(path: str, counter: FlopCounterMode, inclusive: dict[str, int]) -> Handler:
-    def handle(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = counter.get_total_flops()
-        output = inner(*args, **kwargs)
-        inclusive[path] = inclusive.get(path, 0) + counter.get_total_flops() - before
-        return output
+class _Notes:
+    """What the counting pass writes down. Returned tensors are held for a few modules only, to see them change."""
 
-    return handle
+    HELD = 16
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        self.counter = counter
+        self.inclusive: dict[str, int] = {}
+        self.outputs: dict[str, list[Shape]] = {}
+        self.changed: set[str] = set()
+        self._held: deque[tuple[str, Tensor, int]] = deque()
+
+    def handler(self, path: str) -> Handler:
+        def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            before = self.counter.get_total_flops()
+            output = inner(*args, **kwargs)
+            self.inclusive[path] = self.inclusive.get(path, 0) + self.counter.get_total_flops() - before
+            self.note(path, output)
+            return output
+
+        return handle
+
+    def note(self, path: str, output: Any) -> None:
+        tensors = [t for t in flatten_output(output) if t is not None]
+        self.outputs[path] = [(tuple(t.shape), t.dtype) for t in tensors]
+        self._held.extend((path, t, t._version) for t in tensors if not t.is_inference())
+        while len(self._held) > self.HELD:
+            self._check(*self._held.popleft())
+
+    def settle(self) -> None:
+        while self._held:
+            self._check(*self._held.popleft())
+
+    def _check(self, path: str, tensor: Tensor, version: int) -> None:
+        if tensor._version != version:
+            self.changed.add(path)

@@ -16,6 +16,7 @@ from fastercache.denoiser import Denoiser
 from fastercache.families import Guidance
 from fastercache.flops import FlopBook
 from fastercache.layout import leading_tensor
+from fastercache.memory import MemoryPlan, ValueShapes, bound_dynamic, plan_static
 from fastercache.store import History
 from fastercache.trace import Trace
 from fastercache.units import RunState, SitePlan, Watcher
@@ -26,6 +27,10 @@ from policies.registry import dump
 from policies.schedule import Table, claimed, compile_policy
 from policies.vocabulary import Branch, Kind, Run, Site, select
 from policies.wrappers import Wrapper
+
+
+class _DryRun(Exception):
+    """Stops a pipeline once `Session.plan` knows what it needs."""
 
 
 class Watch:
@@ -56,6 +61,7 @@ class Session:
         guidance: Guidance | None = None,
         cache_dtype: torch.dtype | None = None,
         cache_device: str | torch.device | None = None,
+        max_cache_bytes: int | None = None,
         check_run: Callable[[Run, Any], None] | None = None,
     ) -> None:
         self.pipe = pipe
@@ -63,7 +69,10 @@ class Session:
         self.traces: list[Trace] = []
         self._cache_dtype = cache_dtype
         self._cache_device = torch.device(cache_device) if cache_device is not None else None
+        self._max_cache_bytes = max_cache_bytes
         self._check_run = check_run
+        self._memory: MemoryPlan | None = None
+        self._dry = False
         self._book = FlopBook()
         self._watches: list[Watch] = []
         self._compiled: tuple[Policy, Run, Table, list[SitePlan]] | None = None
@@ -210,7 +219,15 @@ class Session:
         trace = self._plan(run)
         for d in self._denoisers:
             d.begin(RunState(run), trace)
-        trace.rows = [d.units[s.name].rows for s in trace.sites for d in self._denoisers if s.name in d.units]
+        trace.rows = [self._owner(site).units[site.name].rows for site in trace.sites]
+        self._memory = self._plan_memory(denoiser.measure(args, kwargs), trace, denoiser)
+        if self._dry:
+            raise _DryRun
+        try:
+            self._memory.check(self._max_cache_bytes)
+        except FasterCacheError:
+            self._run_announced()
+            raise
         self.traces.append(trace)
         self._book.seconds = 0.0
         _synchronise()
@@ -248,6 +265,40 @@ class Session:
             denoiser.govern()
         count = run.count
         return Trace(run, sites, [], predictors, dump(policy), [0] * count, [0] * count, [0] * count)
+
+    def _plan_memory(self, shapes: ValueShapes, trace: Trace, denoiser: Denoiser) -> MemoryPlan:
+        """Bytes of the run about to begin, as far as its sites belong to the denoiser whose shapes are known."""
+        own = [i for i, site in enumerate(trace.sites) if self._owner(site) is denoiser]
+        sites, predictors = [trace.sites[i] for i in own], [trace.predictors[i] for i in own]
+        run, dtype = trace.run, self._cache_dtype
+        if self.policy.static and self._compiled is not None:
+            table = Table(run, tuple(sites), self._compiled[2].codes[own], tuple(predictors))
+            return plan_static(table, shapes, denoiser.branches.guidance == "batched", dtype)
+        return bound_dynamic(sites, predictors, run.branches, shapes, dtype, run.count)
+
+    def plan(self, **call: Any) -> MemoryPlan:
+        """Cached bytes of a run before it is made: exact for a static policy, a bound for a dynamic one.
+
+        With keyword arguments the pipeline is called with them and stopped at its first denoiser call, after that call's
+        shapes were read; without, the plan of the newest run is returned.
+
+        Raises:
+            FasterCacheError: without arguments before the first run, or for a bare denoiser.
+        """
+        if call:
+            if self.pipe is None:
+                raise FasterCacheError("plan(...) with arguments needs a pipeline: run your loop once, then call plan()")
+            self._dry = True
+            try:
+                self.pipe(**call)
+            except _DryRun:
+                pass
+            finally:
+                self._dry = False
+                self._run_announced()
+        if self._memory is None:
+            raise FasterCacheError("no run has been made yet: call plan(prompt=..., ...) with the pipeline's arguments")
+        return self._memory
 
     def _owner(self, site: Site) -> Denoiser:
         """The denoiser a site belongs to: the one with the longest matching prefix."""

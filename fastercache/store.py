@@ -36,7 +36,7 @@ def stored_bytes(values: Sequence[Any]) -> int:
     storages = {}
     for tensor in tensors_in(list(values)):
         storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
+        storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
 
 
