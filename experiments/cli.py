@@ -19,6 +19,7 @@ app = typer.Typer(
     name="fastercache",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
@@ -84,6 +85,15 @@ Preset = Annotated[
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", rich_help_panel=POLICY, help="A tuned config to apply.")
 ]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="PART",
+        rich_help_panel=POLICY,
+        help="Use a tuned config although this differs: model, pipeline, scheduler, steps, guidance_scale, guidance.",
+    ),
+]
 
 CALL = "Pipeline"
 Steps = Annotated[int | None, typer.Option("--steps", min=1, rich_help_panel=CALL, help="Denoising steps.")]
@@ -121,9 +131,9 @@ def policies(
 
     Example: `fastercache policies fastercache`
     """
-    from experiments import commands
+    from experiments import catalog
 
-    _finish(commands.policies(name, show=not as_json), as_json)
+    _finish(catalog.policies(name, show=not as_json), as_json)
 
 
 @app.command()
@@ -141,9 +151,9 @@ def sites(
 
     Example: `fastercache sites latte-digits --sites 'temporal|cross'`
     """
-    from experiments import commands
+    from experiments import catalog
 
-    _finish(commands.sites(_open(pipe, device, dtype, None), query, show=not as_json), as_json)
+    _finish(catalog.sites(_open(pipe, device, dtype, None), query, show=not as_json), as_json)
 
 
 @app.command()
@@ -162,6 +172,7 @@ def generate(
     preset: Preset = None,
     fields: Fields = None,
     config: Config = None,
+    allow: Allow = None,
     steps: Steps = None,
     guidance: Guidance = None,
     call: Call = None,
@@ -181,13 +192,21 @@ def generate(
 
     `fastercache generate ./my-latte --prompts prompts.txt --config tuned.json --out videos`
     """
-    from experiments import commands
+    from experiments import generation
 
-    picked = commands.chosen(policy, preset, fields or (), config, uncached)
+    entry = generation.chosen(policy, preset, fields or (), config, uncached)
     subject = _open(pipe, device, dtype, call, steps, guidance)
-    texts = commands.prompts_for(subject, prompts or (), prompt_file, "held_out", count)
-    payload = commands.generate(
-        subject, texts, picked, out=out, seed=seed, compare=compare, fps=fps, show=not as_json
+    texts = generation.prompts_for(subject, prompts or (), prompt_file, "held_out", count)
+    payload = generation.generate(
+        subject,
+        texts,
+        entry,
+        out=out,
+        seed=seed,
+        compare=compare,
+        fps=fps,
+        show=not as_json,
+        allow=frozenset(allow or ()),
     )
     _finish(payload, as_json)
 

@@ -67,7 +67,10 @@ def plain(value: Any) -> Any:
 
 
 def progress() -> Progress:
-    """A bar with the count, the time spent and the time left, on standard error; gone when it is done."""
+    """A bar with the count, the time spent and the time left, on standard error; gone when it is done.
+
+    Where standard error is no terminal nothing is drawn.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -77,4 +80,5 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=words,
         transient=True,
+        disable=not words.is_terminal,
     )

@@ -24,6 +24,7 @@ import fastercache as fc
 from analysis.quality import measure
 from experiments.pipelines import Subject
 from experiments.rows import Row
+from tuner.evaluate import Case, Evaluator
 
 UNCACHED = "uncached"
 """Name of the bare pipeline's entry: no session is attached for it."""
@@ -33,7 +34,7 @@ Entry = fc.Policy | fc.TunedConfig | None
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: its video `(F, 3, H, W)`, seconds of the whole pipeline call, FLOPs computed and uncached, peak bytes."""
+    """One run: video `(F, 3, H, W)`, seconds of the pipeline call, FLOPs computed and uncached, peak cached bytes."""
 
     video: Tensor
     seconds: float
@@ -42,17 +43,19 @@ class Outcome:
     cache_bytes: int
 
 
-def once(subject: Subject, entry: Entry, prompt: str, seed: int) -> Outcome:
-    """Run one prompt under one policy; None is the bare pipeline, whose FLOPs are not counted."""
+def once(evaluator: Evaluator, entry: Entry, case: Case, allow: frozenset[str] = frozenset()) -> Outcome:
+    """Run one prompt under one policy; None is the bare pipeline, whose FLOPs are not counted.
+
+    `allow`: which differences to what a tuned config was made for are accepted.
+    """
     if entry is None:
+        return Outcome(*evaluator.run_bare(case), 0, 0, 0)
+    evaluator.close()
+    with fc.attach(evaluator.pipe, entry, allow=allow) as session:
         began = time.perf_counter()
-        video = subject(prompt, seed)
-        return Outcome(video, time.perf_counter() - began, 0, 0, 0)
-    with fc.attach(subject.pipe, entry) as session:
-        began = time.perf_counter()
-        video = subject(prompt, seed)
-        seconds = time.perf_counter() - began
+        video = evaluator.generate(case)
         trace = session.last
+        seconds = time.perf_counter() - began - trace.counting_seconds
     return Outcome(video, seconds, sum(trace.flops), sum(trace.flops_full), trace.cached_bytes)
 
 
@@ -61,7 +64,7 @@ def judged(subject: Subject, videos: Tensor, prompts: Sequence[str]) -> list[boo
     if not subject.reference:
         return None
     from experiments.reference.data import parse
-    from experiments.reference.judge import Judge
+    from experiments.reference.judges import Judge
 
     try:
         for prompt in prompts:
@@ -76,10 +79,11 @@ class Contest:
 
     Args:
         subject: the pipeline.
-        entries: name -> policy; one of them is the bare pipeline, `UNCACHED: None`.
+        entries: name -> policy or tuned config; the bare pipeline, `UNCACHED`, is added to them.
         prompts: what to generate; prompt `i` is generated with seed `seed + i`.
         folder: where `runs.json` and the first `keep` prompts' videos go.
         keep: of how many prompts the videos are kept.
+        allow: differences to what a tuned config was made for that are accepted.
     """
 
     def __init__(
@@ -91,14 +95,17 @@ class Contest:
         *,
         seed: int = 0,
         keep: int = 4,
+        allow: frozenset[str] = frozenset(),
     ) -> None:
         self.subject = subject
+        self.evaluator = Evaluator(subject.pipe, subject.call, store=folder / "references", seed=seed)
+        self.cases = self.evaluator.cases(prompts)
         self.entries: dict[str, Entry] = {UNCACHED: None} | dict(entries)
-        self.prompts = list(prompts)
         self.folder = folder
-        self.seed = seed
-        self.keep = min(keep, len(self.prompts))
-        settings = [subject.name, subject.call, self.prompts, seed, {n: described(e) for n, e in entries.items()}]
+        self.allow = allow
+        self.keep = min(keep, len(self.cases))
+        policies = {name: described(entry) for name, entry in self.entries.items()}
+        settings = [self.evaluator.identity, [[case.prompt, case.seed] for case in self.cases], policies]
         self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.runs: list[dict[str, dict[str, Any]]] = self._stored()
 
@@ -115,14 +122,14 @@ class Contest:
     def run(self, tick: Callable[[], None] = lambda: None) -> None:
         """Run what is still missing; `tick` is called after each video."""
         names = list(self.entries)
-        if len(self.runs) < len(self.prompts):
-            once(self.subject, None, self.prompts[0], self.seed)  # warm-up: lazy initialisation is no policy's fault
+        if len(self.runs) < len(self.cases):
+            self.evaluator.run_bare(self.cases[0])  # warm-up: lazy initialisation is no policy's fault
         for _ in range(len(self.runs) * len(names)):
             tick()
-        for i in range(len(self.runs), len(self.prompts)):
+        for i in range(len(self.runs), len(self.cases)):
             outcomes: dict[str, Outcome] = {}
             for name in names[i % len(names) :] + names[: i % len(names)]:
-                outcomes[name] = once(self.subject, self.entries[name], self.prompts[i], self.seed + i)
+                outcomes[name] = once(self.evaluator, self.entries[name], self.cases[i], self.allow)
                 tick()
             self.runs.append(self._figures(i, outcomes))
             if i < self.keep:
@@ -134,7 +141,7 @@ class Contest:
         names = list(outcomes)
         videos = torch.stack([outcomes[name].video for name in names])
         quality = measure(videos, outcomes[UNCACHED].video.expand_as(videos), metrics=("psnr", "ssim"))
-        right = judged(self.subject, videos, [self.prompts[i]] * len(names))
+        right = judged(self.subject, videos, [self.cases[i].prompt] * len(names))
         return {
             name: {
                 "seconds": outcomes[name].seconds,
@@ -150,7 +157,8 @@ class Contest:
 
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "runs.json", {"key": self.key, "prompts": self.prompts, "runs": self.runs})
+        prompts = [case.prompt for case in self.cases]
+        write_json(self.folder / "runs.json", {"key": self.key, "prompts": prompts, "runs": self.runs})
 
     def _videos(self, i: int) -> Path:
         return self.folder / f"videos-{self.key}-{i}.safetensors"

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
-from torch import Tensor
 
+from experiments import reference
 from experiments.arguments import assignments
 from policies.errors import ConfigUnreadable, InvalidPolicy, PipelineUnreadable, suggest
-
-SHORT_NAMES = ("latte-digits",)
-"""The reference models that ship with the project."""
-
-Captions = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -36,16 +33,6 @@ class Subject:
     pipe: Any
     call: dict[str, Any]
     reference: bool
-
-    def __call__(self, prompt: str, seed: int) -> Tensor:
-        """Generate one video `(F, 3, H, W)` in [0, 1] on the CPU; an image has one frame."""
-        generator = torch.Generator("cpu").manual_seed(seed)
-        with torch.inference_mode():
-            output = self.pipe(prompt, generator=generator, output_type="pt", return_dict=False, **self.call)[0]
-        value = torch.as_tensor(output).detach().float().cpu()
-        # Videos come as (1, F, C, H, W), images as (1, C, H, W).
-        video = value[0] if value.ndim == 5 else value
-        return video.clamp(0, 1)
 
     def captions(self, split: str) -> list[str]:
         """The reference data's captions of a split, `train` or `held_out`.
@@ -78,32 +65,25 @@ def open_pipeline(
     """
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    kinds["auto"] = torch.float32 if place.type == "cpu" or name in SHORT_NAMES else torch.bfloat16
+    shipped = name in reference.names()
+    kinds["auto"] = torch.float32 if place.type == "cpu" or shipped else torch.bfloat16
     if dtype not in kinds:
         raise InvalidPolicy(f"no dtype is called '{dtype}'{suggest(dtype, kinds)}")
-    if name in SHORT_NAMES:
-        pipe, defaults = _reference(name)
-        pipe = pipe.to(place, kinds[dtype])
-    else:
-        pipe, defaults = _load(name, kinds[dtype]).to(place), {}
+    pipe = _load(str(reference.path(name)) if shipped else name, kinds[dtype]).to(place)
+    defaults = reference.GENERATION[name].kwargs() if shipped else {}
     pipe.set_progress_bar_config(disable=True)
     given = assignments(call) | {key: value for key, value in overrides.items() if value is not None}
     known = [key for key in inspect.signature(type(pipe).__call__).parameters if key != "self"]
     for key in given:
         if key not in known:
             raise InvalidPolicy(f"{type(pipe).__name__} takes no argument '{key}'{suggest(key, known)}")
-    return Subject(name, pipe, {**defaults, **given}, name in SHORT_NAMES)
-
-
-def _reference(name: str) -> tuple[Any, dict[str, Any]]:
-    from experiments.reference import GENERATION, load
-
-    return load(name), GENERATION[name].call()
+    return Subject(name, pipe, {**defaults, **given}, shipped)
 
 
 def _load(name: str, dtype: torch.dtype) -> Any:
     """A pipeline from a folder or the hub, with one clear reason if that fails."""
     path = Path(name).expanduser()
+    known = ", ".join(reference.names())
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise PipelineUnreadable(
@@ -111,14 +91,16 @@ def _load(name: str, dtype: torch.dtype) -> Any:
                 "give the folder that save_pretrained wrote"
             )
     elif path.exists():
-        raise PipelineUnreadable(f"{name} is a file: give a pipeline's folder, a hub id or {', '.join(SHORT_NAMES)}")
+        raise PipelineUnreadable(f"{name} is a file: give a pipeline's folder, a hub id (owner/name) or {known}")
     elif name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise PipelineUnreadable(
-            f"there is no pipeline '{name}': no folder of that name, and no short name{suggest(name, SHORT_NAMES)} "
-            "A hub id has the form owner/name."
+            f"there is no pipeline '{name}': it is neither a folder, nor a hub id (owner/name), "
+            f"nor a short name{suggest(name, reference.names())}"
         )
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
-        return DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else name, torch_dtype=dtype)
+        return DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else name, dtype=dtype)
     except Exception as error:  # whatever a broken folder or a missing network makes the loaders raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PipelineUnreadable(f"the pipeline {name} could not be loaded: {reason:.300}") from error

@@ -61,9 +61,7 @@ def side_by_side(panels: Sequence[tuple[str, Tensor]]) -> NDArray[np.uint8]:
     return result
 
 
-def comparison(
-    reference: Tensor, others: Sequence[tuple[str, Tensor]], label: str = "uncached"
-) -> NDArray[np.uint8]:
+def comparison(reference: Tensor, others: Sequence[tuple[str, Tensor]], label: str = "uncached") -> NDArray[np.uint8]:
     """The uncached video, then each other one with its amplified difference to it."""
     panels = [(label, reference)]
     for name, video in others:

@@ -43,10 +43,13 @@ class Row:
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    """The rows for a person, efficiency first, then quality; arrows say which way is better."""
+    """The rows for a person: speedups in computed FLOPs and wall time, then quality, then peak cached bytes.
+
+    Arrows say which way is better.
+    """
     result = Table(title=title, title_justify="left", header_style="bold")
     result.add_column("policy", no_wrap=True)
-    for heading in ("FLOPs speedup ↑", "wall speedup ↑", "PSNR dB ↑", "SSIM ↑", "judge ↑", "cached peak ↓"):
+    for heading in ("FLOPs ↑", "wall ↑", "PSNR dB ↑", "SSIM ↑", "judge ↑", "cached ↓"):
         result.add_column(heading, justify="right")
     for row in rows:
         result.add_row(

@@ -1,0 +1,222 @@
+"""The command line: results that scripts can read, and one clear line with exit code 2 for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import fastercache as fc
+from experiments import cli
+from experiments.pipelines import open_pipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+PIPE = "latte-digits"
+ROW = {"speedup_flops", "speedup_wall", "psnr", "ssim", "judge", "cache_bytes", "prompts", "policy"}
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli.app, list(words))
+
+
+def answer(*words: str) -> dict[str, Any]:
+    """The JSON object a command prints; standard output must hold nothing else."""
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tuned config that was made for another denoiser."""
+    pipe = open_pipeline(PIPE).pipe
+    made = fc.TunedConfig.describe(pipe, fc.FasterCache(), steps=4, guidance_scale=4.0, guidance="batched")
+    data = json.loads(made.model_dump_json())
+    data["model"]["denoiser"]["kind"] = "CogVideoXTransformer3DModel"
+    path = tmp_path_factory.mktemp("foreign") / "tuned.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+# -- what commands answer ------------------------------------------------------------------------------------------------
+def test_help_is_quick_and_shows_every_command() -> None:
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert time.perf_counter() - began < 5
+    for name in ("sites", "generate", "analyze", "tune", "export", "demo", "policies"):
+        assert f" {name} " in done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from experiments.cli import app; from typer.testing import CliRunner; "
+        "CliRunner().invoke(app, ['tune', '--help']); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'optuna', 'matplotlib')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["sites", "generate", "analyze", "tune", "export", "demo", "policies"])
+def test_each_command_offers_json_and_an_example(name: str) -> None:
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.stdout and "Example" in result.stdout
+
+
+def test_policies_tell_their_fields_and_sources() -> None:
+    everything = {entry["name"]: entry for entry in answer("policies")["policies"]}
+    assert set(everything) == set(fc.known_policies())
+    fields = answer("policies", "static_interval")["policies"][0]["fields"]
+    assert fields["interval"] == {"default": "2", "allowed": "1 to 12 (integer)"}
+    assert "Lv et al. 2024" in run("policies", "fastercache").stdout
+
+
+def test_sites_answers_what_attach_sees() -> None:
+    found = answer("sites", PIPE, "--sites", "temporal")
+    expected = fc.select("temporal", fc.find_sites(open_pipeline(PIPE).pipe))
+    assert [site["name"] for site in found["sites"]] == [site.name for site in expected]
+    assert {site["role"] for site in found["sites"]} == {"temporal"}
+
+
+def test_generate_compares_with_the_uncached_video(tmp_path: Path) -> None:
+    found = answer(
+        "generate", PIPE, "a red seven moving left", "--steps", "4", "--compare", "--out", str(tmp_path),
+        "--policy", "static_interval", "--set", "interval=2", "--set", "sites=temporal",
+    )  # fmt: skip
+    assert set(found) >= ROW
+    assert found["policy"]["policy"] == "static_interval" and found["policy"]["sites"] == "temporal"
+    assert found["speedup_flops"] > 1 and found["speedup_wall"] > 0 and found["cache_bytes"] > 0
+    assert 0 < found["psnr"] <= 100 and found["prompts"] == 1 and found["judge"] in (0.0, 1.0)
+    compare, cached = (Image.open(path) for path in found["files"])
+    assert (compare.n_frames, cached.n_frames) == (8, 8)
+    assert compare.width > 2 * cached.width
+
+
+def test_generate_takes_prompts_from_a_file_and_can_leave_the_cache_out(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red seven moving left\na blue two moving up\n")
+    found = answer("generate", PIPE, "--prompts", str(prompts), "--uncached", "--steps", "2", "--out", str(tmp_path))
+    assert found["prompts"] == 2 and len(found["files"]) == 2
+    assert found["speedup_flops"] == 1.0 and found["psnr"] is None and found["speedup_wall"] is None
+
+
+def test_a_folder_works_like_the_short_name(tmp_path: Path) -> None:
+    from experiments import reference
+
+    folder = str(reference.path(PIPE))
+    assert len(answer("sites", folder)["sites"]) == len(answer("sites", PIPE)["sites"])
+
+
+# -- what can go wrong ---------------------------------------------------------------------------------------------------
+def refused(*words: str) -> str:
+    """The one line a mistaken command prints on standard error; it exits 2 and prints nothing else."""
+    result = run(*words)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0]
+
+
+def test_unknown_policy() -> None:
+    assert "did you mean 'static_interval'" in refused("generate", PIPE, "x", "--policy", "static_intervall")
+    assert "no policy is called 'nope'" in refused("policies", "nope")
+
+
+def test_misspelt_field() -> None:
+    assert "did you mean 'cfg_interval'" in refused("generate", PIPE, "x", "--set", "cfg_intervall=4")
+
+
+def test_value_out_of_range() -> None:
+    line = refused("generate", PIPE, "x", "--policy", "static_interval", "--set", "interval=99")
+    assert "interval" in line and "12" in line and "99" in line
+
+
+def test_value_of_the_wrong_type() -> None:
+    assert "found 'often'" in refused("generate", PIPE, "x", "--set", "interval=often")
+
+
+def test_pattern_that_matches_no_site(tmp_path: Path) -> None:
+    line = refused("generate", PIPE, "x", "--set", "sites=temporl", "--steps", "2", "--out", str(tmp_path))
+    assert "did you mean 'temporal'" in line
+    assert "matches none" in refused("sites", PIPE, "--sites", "blocks.99.*")
+
+
+def test_missing_tuned_config(tmp_path: Path) -> None:
+    assert "absent.json" in refused("generate", PIPE, "x", "--config", str(tmp_path / "absent.json"))
+
+
+def test_truncated_tuned_config(tmp_path: Path, foreign: Path) -> None:
+    path = tmp_path / "cut.json"
+    path.write_text(foreign.read_text()[:200])
+    assert "cut.json" in refused("generate", PIPE, "x", "--config", str(path))
+
+
+def test_json_that_is_no_tuned_config(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text('{"interval": 3}')
+    assert "no tuned config" in refused("generate", PIPE, "x", "--config", str(path))
+
+
+def test_tuned_config_of_another_model(foreign: Path, tmp_path: Path) -> None:
+    line = refused("generate", PIPE, "x", "--config", str(foreign), "--steps", "4", "--out", str(tmp_path))
+    assert "CogVideoXTransformer3DModel" in line and "LatteTransformer3DModel" in line
+
+
+def test_unreadable_prompt_file(tmp_path: Path) -> None:
+    binary = tmp_path / "prompts.bin"
+    binary.write_bytes(b"\xff\xfe\x00\x01")
+    assert "prompts.bin" in refused("generate", PIPE, "--prompts", str(binary))
+    assert "absent.txt" in refused("generate", PIPE, "--prompts", str(tmp_path / "absent.txt"))
+
+
+def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
+    assert "model_index.json" in refused("sites", str(tmp_path))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LattePipeline"')
+    assert "could not be loaded" in refused("sites", str(tmp_path))
+    assert "did you mean 'latte-digits'" in refused("sites", "latte-digit")
+
+
+def test_unknown_argument_of_the_pipeline() -> None:
+    assert "did you mean 'video_length'" in refused("generate", PIPE, "x", "--call", "video_lenght=4")
+
+
+def test_contradicting_options(tmp_path: Path) -> None:
+    assert "--config" in refused("generate", PIPE, "x", "--config", str(tmp_path / "t.json"), "--policy", "no_cache")
+    assert "--uncached" in refused("generate", PIPE, "x", "--uncached", "--policy", "no_cache")
+
+
+def test_too_few_prompts() -> None:
+    assert "--count asks for 3" in refused("generate", PIPE, "x", "--count", "3")
+
+
+def test_errors_have_no_traceback_in_a_real_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli", "policies", "nope", "--json"],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no policy is called 'nope'") and done.stderr.count("\n") == 1
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.arguments.choose", interrupted)
+    monkeypatch.setattr("experiments.generation.choose", interrupted)
+    result = run("generate", PIPE, "x")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "interrupted" in result.stderr
