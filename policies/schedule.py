@@ -101,22 +101,28 @@ def compile_policy(policy: Policy, run: Run) -> Table:
     if not policy.static:
         raise InvalidPolicy(f"{policy.name} decides while the model runs: freeze a run's trace to get its schedule")
     sites = claimed(policy, run)
-    codes = np.zeros((len(sites), len(run.branches), run.count), dtype=np.int8)
     state = policy.init(run)
-    outer = [[o for o in range(len(sites)) if site.inside(sites[o])] for site in sites]
-    seen = np.zeros(codes.shape[:2], dtype=bool)
+    # Searches compile thousands of tables, so the loop works on bytes; enum and array lookups would dominate it.
+    computed, reused, unreached = int(Code.COMPUTED), int(Code.REUSED), int(Code.UNREACHED)
+    grid = [[bytearray(run.count) for _ in run.branches] for _ in sites]
+    outer = [[row for row, o in zip(grid, sites, strict=True) if site.inside(o)] for site in sites]
+    exists = [[applies(site, branch) for branch in run.branches] for site in sites]
+    seen = [[False] * len(run.branches) for _ in sites]
     for step in run.steps:
+        i = step.index
         for b, branch in enumerate(run.branches):
             for s, site in enumerate(sites):
-                if not applies(site, branch) or any(codes[o, b, step.index] == Code.REUSED for o in outer[s]):
-                    codes[s, b, step.index] = Code.UNREACHED
-                elif policy.reuse(state, site, step, branch, None) and seen[s, b]:
-                    codes[s, b, step.index] = Code.REUSED
+                if not exists[s][b] or (outer[s] and any(row[b][i] == reused for row in outer[s])):
+                    grid[s][b][i] = unreached
+                elif policy.reuse(state, site, step, branch, None) and seen[s][b]:
+                    grid[s][b][i] = reused
         for b, branch in enumerate(run.branches):
             for s, site in enumerate(sites):
-                if codes[s, b, step.index] == Code.COMPUTED:
-                    seen[s, b] = True
+                if grid[s][b][i] == computed:
+                    seen[s][b] = True
                     policy.observe(state, site, step, branch, None)
+    codes = np.array([[list(row) for row in rows] for rows in grid], dtype=np.int8)
+    codes = codes.reshape(len(sites), len(run.branches), run.count)
     return Table(run, sites, codes, tuple(policy.predictor(site, run) for site in sites))
 
 
