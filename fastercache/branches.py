@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,31 +15,21 @@ from policies.errors import BranchUnknown
 from policies.vocabulary import COND, Branch
 
 
-class ContextTap:
+class ContextTap(MethodTap):
     """Follows `denoiser.cache_context(name)`, by which newer pipelines tell the branch of a call."""
 
     def __init__(self, denoiser: nn.Module) -> None:
-        self.denoiser = denoiser
+        super().__init__(denoiser, "cache_context", lambda result: None)
         self.current: str | None = None
-        self.installed = hasattr(denoiser, "cache_context")
-        if self.installed:
-            original = denoiser.cache_context
 
-            @contextmanager
-            def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-                before, self.current = self.current, name
-                try:
-                    with original(name, *args, **kwargs) as value:
-                        yield value
-                finally:
-                    self.current = before
-
-            denoiser.__dict__["cache_context"] = cache_context
-
-    def remove(self) -> None:
-        if self.installed:
-            self.denoiser.__dict__.pop("cache_context", None)
-            self.installed = False
+    @contextmanager
+    def __call__(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        before, self.current = self.current, str(kwargs["name"] if "name" in kwargs else args[0])
+        try:
+            with self.original(*args, **kwargs) as value:
+                yield value
+        finally:
+            self.current = before
 
 
 class BranchFinder:
@@ -63,35 +53,53 @@ class BranchFinder:
         else:
             default = {"batched": ("uncond", COND), "separate": (COND, "uncond"), "none": (COND,)}
             self.order = default[self.guidance]
-        self.contexts = ContextTap(denoiser)
+        self.contexts = ContextTap(denoiser) if hasattr(denoiser, "cache_context") else None
         self.explicit: Branch | None = None  # set by Session.branch for loops of the user's own
         self._latents: MethodTap | None = None
         self._latent_batch: int | None = None
         if pipe is not None and hasattr(pipe, "prepare_latents"):
             self._latents = MethodTap(pipe, "prepare_latents", self._prepared)
+        self._run_order: tuple[Branch, ...] = self.order
+        self._run_batch = 0
         self._calls = 0  # calls in the current step
         self._step = -1
+        self._timestep: float | None = None  # of the call before
 
     def remove(self) -> None:
-        self.contexts.remove()
+        if self.contexts is not None:
+            self.contexts.remove()
         if self._latents is not None:
             self._latents.remove()
 
-    def _prepared(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    @property
+    def context(self) -> str | None:
+        """The cache context the pipeline has entered, if it uses them."""
+        return self.contexts.current if self.contexts is not None else None
+
+    def _prepared(self, result: Any) -> None:
         first = result[0] if isinstance(result, (tuple, list)) else result
         self._latent_batch = first.shape[0] if isinstance(first, torch.Tensor) else None
 
     def begin(self, batch: int) -> tuple[Branch, ...]:
         """The branches of a run whose first call has `batch` rows, the conditional one first."""
         self._run_batch = batch
-        self._step, self._calls = -1, 0
+        self._step, self._calls, self._timestep = -1, 0, None
         order = self.order if self._guided(batch) else (COND,)
         self._run_order = order
         return (COND, *(b for b in order if b != COND))
 
+    def _counts_alone(self) -> bool:
+        """Whether neither the scheduler, a context nor the user tells the branch of a call."""
+        return (
+            self.pipe is None
+            and self.guidance == "separate"
+            and self.explicit is None
+            and self.contexts.current is None
+        )
+
     def _guided(self, batch: int) -> bool:
         if self.guidance == "none":
-            return self.contexts.current not in (None, COND) or len(self.order) > 1
+            return self.context not in (None, COND) or len(self.order) > 1
         if self.pipe is None:
             return True
         if self.guidance == "batched" and self._latent_batch:
@@ -99,9 +107,23 @@ class BranchFinder:
         on = getattr(self.pipe, "do_classifier_free_guidance", None)
         return True if on is None else bool(on)
 
-    def of(self, step: int, batch: int) -> tuple[Branch, ...]:
-        """The branches of this call, in row order. Counts calls within a step: ask once per call."""
-        self._calls = self._calls + 1 if step == self._step else 1
+    @property
+    def cond_last(self) -> bool:
+        """Whether another branch's call comes before the conditional one of the same step."""
+        return self.guidance == "separate" and len(self._run_order) > 1 and self._run_order[0] != COND
+
+    def of(self, step: int, batch: int, timestep: Callable[[], float | None]) -> tuple[Branch, ...]:
+        """The branches of this call, in row order. Counts calls within a step: ask once per call.
+
+        In a loop of the user's own no scheduler ends a step. There the calls are counted round and round, and a
+        timestep that changes before every branch was called means that guidance is off for the rest of the step.
+        """
+        if self._counts_alone():
+            now = timestep()
+            fresh = self._calls >= len(self._run_order) or now != self._timestep
+            self._calls, self._timestep = 1 if fresh else self._calls + 1, now
+        else:
+            self._calls = self._calls + 1 if step == self._step else 1
         self._step = step
         if self.explicit is not None:
             return (self.explicit,)
@@ -110,7 +132,7 @@ class BranchFinder:
             if batch * len(order) == self._run_batch:  # guidance was switched off part-way
                 return (COND,)
             return order
-        context = self.contexts.current
+        context = self.context
         if context is not None:
             named = self.family.contexts.get(context, context) if self.family else context
             if named in order:

@@ -58,12 +58,12 @@ class Clock:
         self._manual = values
         self.pending = True
 
-    def _announced(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _announced(self, result: Any) -> None:
         self._manual = None
         self.pending = True
         self.on_announce()
 
-    def _stepped(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _stepped(self, result: Any) -> None:
         if self.pending or not self.steps:
             return
         self._advance()

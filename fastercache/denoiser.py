@@ -16,8 +16,16 @@ from fastercache.flops import FlopBook
 from fastercache.grids import grid_of
 from fastercache.hooks import Handler, Inner, SiteForward
 from fastercache.memory import Shape, ValueShapes
-from fastercache.layout import BlockIO, flatten_output, leading_tensor, rebuild_output, strip, take_rows
-from fastercache.store import rows_of
+from fastercache.layout import (
+    BlockIO,
+    flatten_output,
+    leading_tensor,
+    rebuild_output,
+    strip,
+    take_rows,
+    timestep_of,
+)
+from fastercache.store import rows_of, stored_bytes
 from fastercache.trace import Trace
 from fastercache.units import Call, ModuleUnit, RunState, StackUnit, Streams, Unit, chain
 from policies.schedule import applies
@@ -145,9 +153,17 @@ class Denoiser:
         return shapes
 
     def release(self, index: int) -> None:
-        """Drop what no step after `index` reads."""
+        """Step `index` has ended: drop what no later step reads."""
+        self._before = self._outputs.get(COND) if self.branches.cond_last else None
+        self._outputs, self._computed = {}, set()
         for unit in self.units.values():
             unit.release(index)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held between steps: every history, and the conditional output where the next step needs it."""
+        held = sum(u.history.nbytes for u in self.units.values() if u.history is not None)
+        return held + (stored_bytes(self._before) if self._before is not None else 0)
 
     def clear(self) -> None:
         """Drop every cached value."""
@@ -163,10 +179,9 @@ class Denoiser:
             self.on_run(self, args, kwargs)
         state = self.state
         assert state is not None  # on_run begins a run or raises
-        branches = self.branches.of(self.clock.index, x.shape[0])
+        branches = self.branches.of(self.clock.index, x.shape[0], lambda: timestep_of(args, kwargs))
         step = self.clock.now(branches)
         if step.index != self._step:
-            self._before = self._outputs.get(COND)
             self._outputs, self._computed, self._step = {}, set(), step.index
         call = Call(step, branches, x.shape[0], x)
         predicted = self._decide(call)

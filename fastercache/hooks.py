@@ -73,30 +73,36 @@ class SiteForward:
 
 
 class MethodTap:
-    """Calls `after(result, args, kwargs)` each time a method of one object returns, until removed."""
+    """Stands in for a method of one object and calls `after(result)` each time it returns, until removed.
 
-    def __init__(self, owner: Any, name: str, after: Callable[[Any, tuple[Any, ...], dict[str, Any]], None]) -> None:
-        self.owner, self.name = owner, name
+    Like `SiteForward` it is an object, so that a deep copy of its owner gets its own untapped method.
+    """
+
+    def __init__(self, owner: Any, name: str, after: Callable[[Any], None]) -> None:
+        self.owner, self.name, self.after = owner, name, after
         self.had_own = name in vars(owner)
         self.original = getattr(owner, name)
+        functools.update_wrapper(self, self.original)
+        vars(owner)[name] = self
 
-        @functools.wraps(self.original)
-        def tapped(*args: Any, **kwargs: Any) -> Any:
-            result = self.original(*args, **kwargs)
-            after(result, args, kwargs)
-            return result
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.original(*args, **kwargs)
+        self.after(result)
+        return result
 
-        self.tapped = tapped
-        setattr(owner, name, tapped)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self.owner))
+        return self if copied is None else functools.partial(getattr(type(copied), self.name), copied)
 
     @property
     def installed(self) -> bool:
-        return vars(self.owner).get(self.name) is self.tapped
+        return vars(self.owner).get(self.name) is self
 
     def remove(self) -> None:
+        """Restore what was there before; does nothing where something else has taken the place."""
         if not self.installed:
             return
         if self.had_own:
-            setattr(self.owner, self.name, self.original)
+            vars(self.owner)[self.name] = self.original
         else:
-            delattr(self.owner, self.name)
+            del vars(self.owner)[self.name]

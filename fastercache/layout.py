@@ -48,6 +48,16 @@ def leading_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "h
     raise AttachError("a hooked module was called without any tensor, so its batch cannot be told")
 
 
+def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+    """The timestep a denoiser call was given, of its first row; None where it was given none. Waits for the device."""
+    value = kwargs.get("timestep", kwargs.get("timesteps"))
+    if value is None:
+        value = next((a for a in args[1:] if isinstance(a, Tensor) and a.ndim <= 1), None)
+    if isinstance(value, Tensor):
+        return float(value.flatten()[0]) if value.numel() else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
 def flatten_output(output: Any) -> list[Tensor | None]:
     """The tensors of a module's output: itself, the items of a tuple, or the fields of a diffusers output."""
     if isinstance(output, Tensor):

@@ -15,7 +15,7 @@ from fastercache.clock import Clock
 from fastercache.denoiser import Denoiser
 from fastercache.families import Guidance
 from fastercache.flops import FlopBook
-from fastercache.layout import leading_tensor
+from fastercache.layout import leading_tensor, timestep_of
 from fastercache.memory import MemoryPlan, ValueShapes, bound_dynamic, plan_static
 from fastercache.store import History
 from fastercache.trace import Trace
@@ -207,7 +207,7 @@ class Session:
             self._clock.tap(scheduler)
             self._clock.pending = True
         batch = leading_tensor(args, kwargs).shape[0]
-        self._clock.begin(_timestep(args, kwargs))
+        self._clock.begin(timestep_of(args, kwargs))
         branches = denoiser.branches.begin(batch)
         for other in self._denoisers:
             if other is not denoiser:
@@ -313,7 +313,7 @@ class Session:
         held = 0
         for denoiser in self._denoisers:
             denoiser.release(index)
-            held += sum(u.history.nbytes for u in denoiser.units.values() if u.history is not None)
+            held += denoiser.nbytes
         trace.bytes_per_step[index] = held
         if index == trace.run.count - 1:
             _synchronise()
@@ -322,16 +322,6 @@ class Session:
             trace.complete = True
             for denoiser in self._denoisers:
                 denoiser.clear()
-
-
-def _timestep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
-    """The timestep a denoiser call was given; read once a run, to find where an image-to-image run starts."""
-    value = kwargs.get("timestep", kwargs.get("timesteps"))
-    if value is None:
-        value = next((a for a in args[1:] if isinstance(a, Tensor) and a.ndim <= 1), None)
-    if isinstance(value, Tensor):
-        return float(value.flatten()[0]) if value.numel() else None
-    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _synchronise() -> None:

@@ -1,0 +1,261 @@
+"""The nine laws, each a function of a policy and a subject that returns a verdict.
+
+Every law runs the real pipeline; laws 4 and 5 run its denoiser in a loop of their own, which can call it batched or
+once per branch and can feed each branch something else.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastercache.attach import attach, find_sites
+from fastercache.session import Session
+from fastercache.testing.loop import Captured, Incompatible
+from fastercache.testing.report import Verdict
+from fastercache.testing.subject import Planted, capturing, counting, failing, held_bytes, same, state_of, weighing
+from fastercache.tuned import TunedConfig
+from fastercache.zoo.specimen import Specimen
+from policies.base import Policy
+from policies.errors import FasterCacheError
+from policies.static_interval import NoCache
+from policies.vocabulary import COND, Kind
+from policies.wrappers import WarmUp
+
+
+class Checker:
+    """Runs laws on one policy and one specimen; the bare output is made once."""
+
+    def __init__(self, policy: Policy, specimen: Specimen) -> None:
+        self.policy, self.specimen = policy, specimen
+        self.bare = specimen.generate()
+        self.untouched = state_of(specimen)  # after a run, since pipelines set attributes of their own in one
+
+    def attach(self, policy: Policy | Path | None = None) -> Session:
+        return attach(self.specimen.pipe, self.policy if policy is None else policy)
+
+    def check(self, law: int) -> Verdict:
+        """The verdict on one law; an error on the way is a broken law."""
+        laws = (
+            self.law_1, self.law_2, self.law_3, self.law_4, self.law_5, self.law_6, self.law_7, self.law_8, self.law_9,
+        )  # fmt: skip
+        try:
+            return laws[law - 1]()
+        except Exception as error:
+            return Verdict(law, False, f"{type(error).__name__}: {error}")
+
+    def reused(self) -> float:
+        """Share of the policy's decisions that were reuses, in one run."""
+        with self.attach() as session:
+            self.specimen.generate()
+            return session.last.share()
+
+    def law_1(self) -> Verdict:
+        """Without reuse nothing changes, whatever is hooked."""
+        sites = find_sites(self.specimen.pipe)
+        kinds = sorted({str(site.kind) for site in sites})
+        for policy in (NoCache(sites="|".join(kinds)), WarmUp(inner=self.policy, steps=1000), *at_interval_one(self.policy)):
+            with self.attach(policy) as session:
+                output = self.specimen.generate()
+            if not same(output, self.bare):
+                return Verdict(1, False, f"{policy.name}: {_far(output, self.bare)}")
+            if session.last.share() > 0:
+                return Verdict(1, False, f"{policy.name} reused {session.last.share():.0%} of its decisions")
+        return Verdict(1, True)
+
+    def law_2(self) -> Verdict:
+        """Nothing of one run reaches the next."""
+        s = self.specimen
+        alone = {name: self._outcome_alone(overrides) for name, overrides in variants(s).items()}
+        with self.attach() as session:
+            first = s.generate()
+            if not same(s.generate(), first):
+                return Verdict(2, False, "the second run differs from the first")
+            for after in sorted({1, s.steps // 2 * len(session.last.run.branches)}):
+                raised = True
+                try:
+                    with failing(s, after):
+                        s.generate()
+                    raised = False  # every later call of that block was reused
+                except Planted:
+                    pass
+                if raised and not same(s.generate(), first):
+                    return Verdict(2, False, "the run after one that raised differs")
+            for name, overrides in variants(s).items():
+                here = outcome(s, overrides)
+                if not agree(here, alone[name]):
+                    return Verdict(2, False, f"a run with {name} in a used session: {_far(here, alone[name])}")
+                if not same(s.generate(), first):
+                    return Verdict(2, False, f"the run after one with {name} differs")
+        return Verdict(2, True)
+
+    def _outcome_alone(self, overrides: dict[str, Any]) -> Tensor | FasterCacheError:
+        with self.attach():
+            return outcome(self.specimen, overrides)
+
+    def law_3(self) -> Verdict:
+        """A detached pipeline is the pipeline as it was."""
+        with self.attach():
+            self.specimen.generate()
+        now = state_of(self.specimen)
+        changed = sorted(k for k in now.keys() | self.untouched.keys() if now.get(k, k) != self.untouched.get(k, k))
+        if changed:
+            return Verdict(3, False, f"left behind or changed: {', '.join(changed[:3])}")
+        if not same(self.specimen.generate(), self.bare):
+            return Verdict(3, False, "the detached pipeline's output differs")
+        return Verdict(3, True)
+
+    def law_4(self) -> Verdict:
+        """The same policy, batched and with separate calls, gives the same latents within float tolerance."""
+        captured = self._capture()
+        if len(captured.calls) < 2:
+            return Verdict(4, None, "the run has one branch")
+        results = {}
+        for style in ("batched", "separate"):
+            policy = self._settled(captured)
+            with attach(captured.denoiser, policy, guidance=style) as session:
+                try:
+                    results[style] = captured.run(session, style=style, steps=self.specimen.steps)
+                except Incompatible as reason:
+                    return Verdict(4, None, str(reason))
+        for branch, outputs in results["batched"].items():
+            a, b = torch.stack(outputs).float(), torch.stack(results["separate"][branch]).float()
+            worst = float((a - b).abs().max() / b.abs().max().clamp(min=1e-6))
+            if worst > 1e-3:
+                return Verdict(4, False, f"branch {branch} differs by {worst:.1e} of its largest value")
+        return Verdict(4, True)
+
+    def law_5(self) -> Verdict:
+        """Shifting one branch's input leaves the other branch's outputs alone, bit for bit."""
+        captured = self._capture()
+        if len(captured.calls) < 2:
+            return Verdict(5, None, "the run has one branch")
+        policy = self._settled(captured)
+        others = [b for b in captured.calls if b != COND]
+        for watched in captured.calls:
+            with attach(captured.denoiser, policy, guidance=captured.style) as session:
+                if watched != COND and any(site.kind is Kind.BRANCH for site in policy.claims(session.sites)):
+                    continue  # its prediction is made of the conditional output, by definition
+                moved = {b: 0.5 for b in (*others, COND) if b != watched}
+                before = captured.run(session, style=captured.style, steps=self.specimen.steps, drive=watched)
+                after = captured.run(session, style=captured.style, steps=self.specimen.steps, drive=watched, shift=moved)
+            if not all(map(same, before[watched], after[watched])):
+                return Verdict(5, False, f"branch {watched} changes with the input of the other")
+        return Verdict(5, True)
+
+    def law_6(self) -> Verdict:
+        """The trace's FLOPs are those of the real run."""
+        with self.attach() as session:
+            self.specimen.generate()  # the first run also counts each input shape once
+            with counting(self.specimen) as counts:
+                self.specimen.generate()
+            told = session.last.total_flops
+        if told != sum(counts):
+            return Verdict(6, False, f"the trace says {told}, the counter {sum(counts)}")
+        return Verdict(6, True)
+
+    def law_7(self) -> Verdict:
+        """The schedule of a run replays it."""
+        with self.attach() as session:
+            output = self.specimen.generate()
+            trace = session.last
+            session.use(trace.schedule())
+            replay = self.specimen.generate()
+        if not same(output, replay):
+            return Verdict(7, False, _far(replay, output))
+        if not np.array_equal(trace.codes, session.last.codes):
+            return Verdict(7, False, "the replayed decisions differ")
+        return Verdict(7, True)
+
+    def law_8(self) -> Verdict:
+        """The exported file does what the policy does."""
+        with self.attach() as session:
+            output = self.specimen.generate()
+            steps = session.last.run.count
+            style = session._denoisers[0].branches.guidance
+        config = TunedConfig.describe(self.specimen.pipe, self.policy, steps=steps, guidance_scale=None, guidance=style)
+        with tempfile.TemporaryDirectory() as folder, self.attach(config.save(Path(folder) / "tuned.json")):
+            applied = self.specimen.generate()
+        return Verdict(8, same(output, applied), "" if same(output, applied) else _far(applied, output))
+
+    def law_9(self) -> Verdict:
+        """The bytes found by walking references are the bytes reported, at every step."""
+        with self.attach() as session:
+            with weighing(self.specimen, session) as weights:
+                self.specimen.generate()
+            trace = session.last
+            left = held_after(session)
+        if weights[: trace.run.count - 1] != trace.bytes_per_step[:-1]:
+            return Verdict(9, False, f"held {weights}, reported {trace.bytes_per_step}")
+        if left:
+            return Verdict(9, False, f"{left} bytes are still held after the run")
+        return Verdict(9, True)
+
+    def _capture(self) -> Captured:
+        with attach(self.specimen.pipe, NoCache(sites="denoiser")) as session:
+            finder = session._denoisers[0].branches
+            with capturing(self.specimen) as calls:
+                self.specimen.generate()
+            branches = session.last.run.branches
+        first = [call for module, call in calls if module is session._denoisers[0].module]
+        return Captured.of(session._denoisers[0].module, finder, first, branches)
+
+    def _settled(self, captured: Captured) -> Policy:
+        """The policy for runs of the captured loop; a dynamic one frozen, so that only values are compared."""
+        if self.policy.static:
+            return self.policy
+        with attach(captured.denoiser, self.policy, guidance=captured.style) as session:
+            captured.run(session, style=captured.style, steps=self.specimen.steps)
+            return session.last.schedule()
+
+
+def at_interval_one(policy: Policy) -> list[Policy]:
+    """The policy with its intervals set to 1, where it has any."""
+    fields = {name: 1 for name in type(policy).model_fields if name in ("interval", "cfg_interval")}
+    return [policy.model_copy(update=fields)] if fields else []
+
+
+def variants(specimen: Specimen) -> dict[str, dict[str, Any]]:
+    """Runs of another shape: name -> overrides."""
+    found = {
+        "another resolution": specimen.resized,
+        "another number of steps": {"steps": specimen.steps + 3},
+        "two prompts": {"prompts": 2},
+        "two samples of a prompt": specimen.doubled,
+        "guidance switched off": specimen.unguided,
+    }
+    return {name: overrides for name, overrides in found.items() if overrides}
+
+
+def outcome(specimen: Specimen, overrides: dict[str, Any]) -> Tensor | FasterCacheError:
+    """What a call gives: latents, or the error by which the policy refuses it."""
+    try:
+        return specimen.generate(**overrides)
+    except FasterCacheError as error:
+        return error
+
+
+def agree(a: Tensor | FasterCacheError, b: Tensor | FasterCacheError) -> bool:
+    """Equal latents, or the same refusal."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return same(a, b)
+    return type(a) is type(b) and str(a) == str(b)
+
+
+def held_after(session: Session) -> int:
+    """Bytes still held by a session whose run is over."""
+    return held_bytes([list(vars(d).values()) for d in session._denoisers])
+
+
+def _far(a: Any, b: Any) -> str:
+    """How far two outcomes are apart, in words."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return f"{a if isinstance(a, Exception) else 'latents'} instead of {b if isinstance(b, Exception) else 'latents'}"
+    if a.shape != b.shape:
+        return f"shape {tuple(a.shape)} instead of {tuple(b.shape)}"
+    return f"differs by up to {float((a.float() - b.float()).abs().max()):.1e}"
