@@ -27,7 +27,10 @@ class Wrapper(Policy):
         return None
 
     def noted(self, state: Any, site: Site, branch: Branch, reused: bool) -> None:
-        """Called with the outcome of every question."""
+        """Called with the answer to every question; an outer wrapper may still turn a reuse into a computation."""
+
+    def computed(self, state: Any, site: Site, branch: Branch) -> None:
+        """Called after every computation of a claimed site."""
 
     @property
     def query(self) -> str:
@@ -59,7 +62,9 @@ class Wrapper(Policy):
         return reused
 
     def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
-        self.inner.observe(state[1], site, step, branch, value)
+        own, inner = state
+        self.computed(own, site, branch)
+        self.inner.observe(inner, site, step, branch, value)
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.inner.predictor(site, run)
@@ -102,8 +107,11 @@ class MaxConsecutive(Wrapper):
         return bool(state.get((site.name, branch), 0) < self.limit)
 
     def noted(self, state: Any, site: Site, branch: Branch, reused: bool) -> None:
-        key = (site.name, branch)
-        state[key] = state.get(key, 0) + 1 if reused else 0
+        if reused:
+            state[site.name, branch] = state.get((site.name, branch), 0) + 1
+
+    def computed(self, state: Any, site: Site, branch: Branch) -> None:
+        state[site.name, branch] = 0
 
 
 def within(step: Step, start: float, stop: float) -> bool:

@@ -1,0 +1,173 @@
+"""Wrappers veto without hiding steps from the inner rule; compositions share out sites; every type round-trips."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+import pytest
+from torch import Tensor
+
+from policies import (
+    CFGCache,
+    Compose,
+    Difference,
+    DynamicReuse,
+    FasterCache,
+    InvalidPolicy,
+    Kind,
+    MaxConsecutive,
+    NoCache,
+    Policy,
+    Ramp,
+    Role,
+    Run,
+    Site,
+    SiteConflict,
+    StaticInterval,
+    Step,
+    Taylor,
+    UnknownPolicy,
+    WarmUp,
+    Window,
+    compile_policy,
+    dump,
+    known_policies,
+    load_policy,
+    load_predictor,
+    register,
+)
+from policies.registry import predictors
+
+SITES = (
+    Site("blocks.0.attn1", Kind.MODULE, Role.SPATIAL, 0, (0, 1)),
+    Site("blocks.0.ff", Kind.MODULE, Role.FF, 0, (0, 1)),
+    Site("denoiser", Kind.DENOISER),
+    Site("branch", Kind.BRANCH),
+)
+
+
+def letters(policy: Policy, count: int = 9, site: str = "blocks.0.attn1", branch: int = 0) -> str:
+    table = compile_policy(policy, Run.of(count, sites=SITES))
+    return "".join("CR-"[c] for c in table.codes[[s.name for s in table.sites].index(site), branch])
+
+
+def test_warm_up_window_and_max_consecutive() -> None:
+    inner = StaticInterval(interval=12)
+    assert letters(inner) == "CRRRRRRRR"
+    assert letters(WarmUp(inner=inner, steps=4)) == "CCCCRRRRR"
+    assert letters(Window(inner=inner, start=0.25, stop=0.75)) == "CCRRRRCCC"
+    assert letters(Window(inner=inner, start=0.25)) == "CCRRRRRRR"
+    assert letters(MaxConsecutive(inner=inner, limit=2)) == "CRRCRRCRR"
+    # a reuse that an outer wrapper vetoed does not count as one
+    assert letters(WarmUp(inner=MaxConsecutive(inner=inner, limit=1), steps=4)) == "CCCCRCRCR"
+
+
+class Counting(Policy):
+    """Reuses from the fourth question on; only useful to see who asks."""
+
+    name: ClassVar[str] = "counting"
+
+    @property
+    def query(self) -> str:
+        return "spatial"
+
+    def init(self, run: Run) -> list[int]:
+        return [0]
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: str, signal: Tensor | None) -> bool:
+        state[0] += 1
+        return bool(state[0] > 3)
+
+
+def test_a_wrapped_rule_is_asked_at_every_step() -> None:
+    register(Counting)
+    run = Run.of(8, branches=("cond",), sites=SITES)
+    table = compile_policy(WarmUp(inner=Counting(), steps=5), run)
+    assert "".join("CR-"[c] for c in table.codes[0, 0]) == "CCCCCRRR"
+
+
+def test_each_branch_has_its_own_count() -> None:
+    policy = Compose([MaxConsecutive(inner=StaticInterval(interval=9), limit=2), CFGCache(interval=2, start=0.0)])
+    assert letters(policy, 7) == "CRRCRRC"
+    assert letters(policy, 7, branch=1) == "C-R-R-C"
+
+
+def test_dynamic_reuse_judges_each_branch_by_its_own_age() -> None:
+    policy = FasterCache(start=0.0, cfg_start=0.0, interval=2, cfg_interval=5)
+    assert letters(policy, 11) == "CRCRCRCRCRC"
+    # at step 5 the unconditional attention is five steps old: computed afresh though the rule would reuse
+    assert letters(policy, 11, branch=1) == "C----C----C"
+
+
+def test_two_claims_on_one_site_name_both_policies() -> None:
+    policy = Compose([DynamicReuse(), StaticInterval(sites="all")])
+    with pytest.raises(SiteConflict, match=r"dynamic_reuse and static_interval both claim blocks\.0\.attn1"):
+        policy.claims(SITES)
+
+
+def test_owner_is_the_part_that_claims() -> None:
+    policy = Compose([WarmUp(inner=DynamicReuse()), CFGCache()])
+    assert policy.owner(SITES[0], SITES) == DynamicReuse()
+    assert policy.owner(SITES[3], SITES) == CFGCache()
+    with pytest.raises(SiteConflict):
+        policy.owner(SITES[1], SITES)
+
+
+def test_an_empty_composition_is_refused() -> None:
+    with pytest.raises(InvalidPolicy, match="at least one policy"):
+        Compose([])
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        NoCache(),
+        StaticInterval(interval=4, stand_in=Taylor(order=2)),
+        StaticInterval(stand_in=Difference(weight=Ramp(start=0.3), order=2)),
+        DynamicReuse(weight=0.3),
+        FasterCache.preset("mochi"),
+        Compose([WarmUp(inner=StaticInterval(sites="ff"), steps=3), CFGCache(weighting="repo")]),
+        MaxConsecutive(inner=Window(inner=DynamicReuse(), start=0.1), limit=2),
+    ],
+)
+def test_a_policy_round_trips_through_json(policy: Policy) -> None:
+    assert load_policy(json.loads(json.dumps(dump(policy)))) == policy
+
+
+def test_every_registered_default_round_trips() -> None:
+    for name, cls in predictors().items():
+        assert load_predictor(dump(cls())) == cls(), name
+    for name, policy in known_policies().items():
+        if not any(field.is_required() for field in policy.model_fields.values()) and name != "compose":
+            assert load_policy(dump(policy())) == policy(), name
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ({"policy": "fastercash"}, UnknownPolicy, "did you mean 'fastercache'"),
+        ({"policy": "fastercache", "intervall": 2}, InvalidPolicy, "no field 'intervall'; did you mean 'interval'"),
+        ({"policy": "fastercache", "interval": 99}, InvalidPolicy, "interval"),
+        ({"interval": 2}, InvalidPolicy, "the key 'policy'"),
+        ({"policy": "static_interval", "stand_in": {"predictor": "tailor"}}, UnknownPolicy, "did you mean 'taylor'"),
+        ({"policy": "warm_up"}, InvalidPolicy, "needs the field 'inner'"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(data: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as raised:
+        load_policy(data)
+    assert "\n" not in str(raised.value)
+
+
+def test_policies_are_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        StaticInterval().interval = 3
+
+
+def test_a_taken_name_is_refused() -> None:
+    class Thief(NoCache):
+        name: ClassVar[str] = "fastercache"
+
+    with pytest.raises(InvalidPolicy, match="taken"):
+        register(Thief)

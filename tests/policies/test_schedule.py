@@ -1,0 +1,139 @@
+"""Static policies compile to the table the runtime would follow; tables round-trip through schedules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from policies import (
+    CFGCache,
+    Code,
+    Compose,
+    Difference,
+    FasterCache,
+    Hold,
+    InvalidPolicy,
+    Kind,
+    NoCache,
+    Policy,
+    Role,
+    Run,
+    Schedule,
+    ScheduleMismatch,
+    Signal,
+    Site,
+    StaticInterval,
+    Taylor,
+    compile_policy,
+    dump,
+    load_policy,
+)
+from policies.schedule import Row, last_reads
+
+SITES = (
+    Site("blocks.0", Kind.BLOCK, None, 0, (0, 1)),
+    Site("blocks.0.attn1", Kind.MODULE, Role.SPATIAL, 0, (0, 1)),
+    Site("blocks.0.ff", Kind.MODULE, Role.FF, 0, (0, 1)),
+    Site("stack", Kind.STACK, None, 0, (0, 1)),
+    Site("denoiser", Kind.DENOISER),
+    Site("branch", Kind.BRANCH),
+)
+
+
+def run(count: int = 8) -> Run:
+    return Run.of(count, sites=SITES)
+
+
+def letters(policy: Policy, count: int, site: str = "blocks.0.attn1", branch: int = 0) -> str:
+    table = compile_policy(policy, run(count))
+    names = [s.name for s in table.sites]
+    return "".join("CR-"[c] for c in table.codes[names.index(site), branch])
+
+
+def test_static_interval_counts_from_the_start_of_its_window() -> None:
+    assert letters(StaticInterval(interval=3), 8) == "CRRCRRCR"
+    assert letters(StaticInterval(interval=3, start=3 / 7), 8) == "CCCCRRCR"
+    assert letters(StaticInterval(interval=2, stop=4 / 7), 8) == "CRCRCCCC"
+    assert letters(StaticInterval(interval=3, offset=1), 8) == "CCRRCRRC"
+
+
+def test_the_first_reuse_without_a_value_becomes_a_computation() -> None:
+    assert letters(StaticInterval(interval=4, offset=2), 8) == "CRCRRRCR"
+
+
+def test_interval_one_and_no_cache_reuse_nothing() -> None:
+    for policy in (StaticInterval(interval=1), NoCache(), FasterCache(interval=1, cfg_interval=1)):
+        assert compile_policy(policy, run()).share() == 0.0
+
+
+def test_sites_inside_a_reused_site_are_unreached() -> None:
+    policy = Compose([StaticInterval(sites="block", interval=2), StaticInterval(sites="ff", interval=2, offset=1)])
+    assert letters(policy, 6, "blocks.0") == "CRCRCR"
+    assert letters(policy, 6, "blocks.0.ff") == "C-R-R-"
+
+
+def test_the_conditional_branch_is_never_a_branch_site_and_guidance_skips_what_is_inside() -> None:
+    policy = Compose([StaticInterval(interval=2), CFGCache(interval=3, start=0.0)])
+    assert letters(policy, 6, "branch", 0) == "------"
+    assert letters(policy, 6, "branch", 1) == "CRRCRR"
+    assert letters(policy, 6, "blocks.0.attn1", 0) == "CRCRCR"
+    assert letters(policy, 6, "blocks.0.attn1", 1) == "C--R--"
+
+
+def test_without_a_second_branch_guidance_reuse_rests_in_a_composition() -> None:
+    sites = tuple(s for s in SITES if s.kind is not Kind.BRANCH)
+    table = compile_policy(FasterCache(), Run.of(12, branches=("cond",), sites=sites))
+    assert [s.name for s in table.sites] == ["blocks.0.attn1"]
+    assert table.share() > 0
+
+
+def test_a_dynamic_policy_does_not_compile() -> None:
+    class Watching(StaticInterval):
+        @property
+        def signal(self) -> Signal:
+            return Signal.INPUT
+
+    with pytest.raises(InvalidPolicy, match="decides while the model runs"):
+        compile_policy(Watching(), run())
+
+
+def test_last_reads_names_only_values_that_a_reuse_reads() -> None:
+    codes = [Code.COMPUTED, Code.COMPUTED, Code.REUSED, Code.REUSED, Code.COMPUTED, Code.COMPUTED]
+    assert last_reads(codes, 1) == {1: 3}
+    assert last_reads(codes, 2) == {0: 3, 1: 3}
+    assert last_reads([Code.COMPUTED] * 3, 2) == {}
+
+
+def test_kept_follows_the_predictors_history() -> None:
+    table = compile_policy(StaticInterval(interval=3, stand_in=Taylor(order=1)), run(9))
+    assert "".join("K" if k else "." for k in table.kept()[0, 0]) == "K..K..K.."
+    table = compile_policy(StaticInterval(interval=2, stop=0.5, stand_in=Hold()), run(9))
+    assert "".join("K" if k else "." for k in table.kept()[0, 0]) == "K.K......"
+
+
+def test_of_groups_equal_rows_and_replays_the_same_codes() -> None:
+    policy = Compose(
+        [StaticInterval(interval=2, stand_in=Difference()), StaticInterval(sites="ff", interval=3), CFGCache()]
+    )
+    table = compile_policy(policy, run(12))
+    schedule = Schedule.of(table)
+    replay = compile_policy(schedule, run(12))
+    order = [[s.name for s in replay.sites].index(s.name) for s in table.sites]
+    np.testing.assert_array_equal(replay.codes[order], table.codes)
+    assert [replay.predictors[i] for i in order] == list(table.predictors)
+    assert load_policy(dump(schedule)) == schedule
+
+
+def test_a_schedule_refuses_another_length_or_branch() -> None:
+    schedule = Schedule(rows=(Row(sites="ff", steps="CRCR"),))
+    with pytest.raises(ScheduleMismatch, match="for 4 steps, the run has 8"):
+        compile_policy(schedule, run(8))
+    with pytest.raises(ScheduleMismatch, match="branch 'perturbed'"):
+        compile_policy(Schedule(rows=(Row(sites="ff", branch="perturbed", steps="CRCR"),)), run(4))
+
+
+def test_rows_must_agree_in_length_and_not_overlap() -> None:
+    with pytest.raises(InvalidPolicy, match="same number of steps"):
+        Schedule(rows=(Row(sites="ff", steps="CR"), Row(sites="block", steps="CRC")))
+    with pytest.raises(InvalidPolicy, match="two rows"):
+        compile_policy(Schedule(rows=(Row(sites="ff", steps="CR"), Row(sites="all", steps="CR"))), run(2))

@@ -1,0 +1,84 @@
+"""Site queries select what they say, in execution order, and say what exists when they match nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from policies.errors import NoSiteMatched
+from policies.vocabulary import Kind, Role, Run, Site, Step, matches, select
+
+
+def model(blocks: int = 4) -> list[Site]:
+    sites = []
+    for d in range(blocks):
+        span = (d, d + 1)
+        sites.append(Site(f"blocks.{d}", Kind.BLOCK, None, d, span))
+        role = Role.SPATIAL if d % 2 == 0 else Role.TEMPORAL
+        sites.append(Site(f"blocks.{d}.attn1", Kind.MODULE, role, d, span))
+        sites.append(Site(f"blocks.{d}.attn2", Kind.MODULE, Role.CROSS, d, span))
+        sites.append(Site(f"blocks.{d}.ff", Kind.MODULE, Role.FF, d, span))
+    sites.append(Site("stack", Kind.STACK, None, 0, (0, blocks)))
+    sites.append(Site("denoiser", Kind.DENOISER))
+    sites.append(Site("branch", Kind.BRANCH))
+    return sites
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("spatial", ["blocks.0.attn1", "blocks.2.attn1"]),
+        ("temporal[2:4]", ["blocks.3.attn1"]),
+        ("attention", [f"blocks.{d}.attn1" for d in range(4)]),
+        ("cross[-1:]", ["blocks.3.attn2"]),
+        ("blocks.*.ff", [f"blocks.{d}.ff" for d in range(4)]),
+        ("block[:2]", ["blocks.0", "blocks.1"]),
+        ("branch|denoiser", ["denoiser", "branch"]),
+        ("ff[1:2]|spatial[0:1]", ["blocks.0.attn1", "blocks.1.ff"]),
+        ("stack", ["stack"]),
+        ("stack[1:-1]", ["stack[1:3]"]),
+    ],
+)
+def test_query_selects_in_execution_order(query: str, names: list[str]) -> None:
+    assert [site.name for site in select(query, model())] == names
+
+
+def test_all_is_every_module_and_nothing_else() -> None:
+    assert {site.kind for site in select("all", model())} == {Kind.MODULE}
+    assert len(select("all", model())) == 12
+
+
+def test_stack_slice_carries_its_span_and_survives_a_round_trip() -> None:
+    (site,) = select("stack[1:3]", model())
+    assert (site.span, site.depth, site.kind) == ((1, 3), 1, Kind.STACK)
+    assert select(site.name, model()) == (site,)
+    assert select(site.name, [*model(), site]) == (site,)
+
+
+@pytest.mark.parametrize("query", ["joint", "block.0.attn1", "spatial[9:]", "stack[3:1]", "attention[", ""])
+def test_a_term_that_matches_nothing_is_an_error(query: str) -> None:
+    with pytest.raises(NoSiteMatched):
+        select(query, model())
+
+
+def test_the_error_names_the_nearest_site() -> None:
+    with pytest.raises(NoSiteMatched, match=r"did you mean 'blocks\.0\.attn1'"):
+        select("block.0.attn1", model())
+
+
+def test_matches_passes_over_what_is_missing() -> None:
+    assert [s.name for s in matches("joint|denoiser", model())] == ["denoiser"]
+    assert matches("joint", model()) == ()
+
+
+def test_inside_follows_the_nesting_of_kinds_and_spans() -> None:
+    by = {site.name: site for site in model()}
+    (part,) = select("stack[1:3]", model())
+    assert by["blocks.1.ff"].inside(by["blocks.1"]) and by["blocks.1.ff"].inside(part)
+    assert not by["blocks.3.ff"].inside(part) and not by["blocks.1.ff"].inside(by["blocks.2"])
+    assert by["blocks.0"].inside(by["denoiser"]) and by["stack"].inside(by["branch"])
+    assert not by["denoiser"].inside(by["blocks.0"]) and not by["stack"].inside(by["stack"])
+
+
+def test_progress_runs_from_zero_to_one() -> None:
+    assert [step.progress for step in Run.of(5).steps] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert Step(0, 1, 999.0).progress == 0.0
