@@ -81,6 +81,14 @@ class FlopBook:
         self.seconds = 0.0
         """Time spent counting since the value was last set to zero."""
 
+    def shares(self, prefix: str) -> dict[str, float]:
+        """Share of a whole call's FLOPs spent inside each hooked module, by path; empty before the first call."""
+        counted = [cost for (owner, _), cost in self._costs.items() if owner == prefix]
+        if not counted:
+            return {}
+        whole = max(counted, key=lambda cost: cost.total)
+        return {path: flops / max(whole.total, 1) for path, flops in whole.inclusive.items()}
+
     def cost(
         self,
         prefix: str,
