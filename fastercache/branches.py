@@ -94,7 +94,7 @@ class BranchFinder:
             self.pipe is None
             and self.guidance == "separate"
             and self.explicit is None
-            and self.contexts.current is None
+            and self.context is None
         )
 
     def _guided(self, batch: int) -> bool:

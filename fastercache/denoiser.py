@@ -15,7 +15,6 @@ from fastercache.finder import find_blocks, find_denoiser_sites, module_at
 from fastercache.flops import FlopBook
 from fastercache.grids import grid_of
 from fastercache.hooks import Handler, Inner, SiteForward
-from fastercache.memory import Shape, ValueShapes
 from fastercache.layout import (
     BlockIO,
     flatten_output,
@@ -25,7 +24,8 @@ from fastercache.layout import (
     take_rows,
     timestep_of,
 )
-from fastercache.store import rows_of, stored_bytes
+from fastercache.memory import Shape, ValueShapes
+from fastercache.store import rows_of, storages
 from fastercache.trace import Trace
 from fastercache.units import Call, ModuleUnit, RunState, StackUnit, Streams, Unit, chain
 from policies.schedule import applies
@@ -159,16 +159,21 @@ class Denoiser:
         for unit in self.units.values():
             unit.release(index)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held between steps: every history, and the conditional output where the next step needs it."""
-        held = sum(u.history.nbytes for u in self.units.values() if u.history is not None)
-        return held + (stored_bytes(self._before) if self._before is not None else 0)
+    def held(self) -> dict[int, int]:
+        """What is held between steps, storage -> bytes: histories, a dynamic policy's state, and the conditional output
+        where the next step needs it."""
+        found = storages(self._before)
+        for unit in self.units.values():
+            if unit.history is not None:
+                found.update(unit.history.storages())
+        states = {id(u.policy_state): u.policy_state for u in self.units.values()}
+        return found | storages(list(states.values()))
 
     def clear(self) -> None:
         """Drop every cached value."""
         self._outputs, self._computed, self._before = {}, set(), None
         for unit in self.units.values():
+            unit.policy_state = None
             if unit.history is not None:
                 unit.history.clear()
 
@@ -198,7 +203,9 @@ class Denoiser:
         else:
             self._account(inner, args, kwargs, args, kwargs, None)
         outer = self._outer_units()
-        if outer and not predicted and all(u.idle(call) for u in outer):
+        # With one call per branch a difference needs the outputs of every call of the step.
+        whole_step = Call(step, state.run.branches, call.batch)
+        if outer and not predicted and all(u.idle(whole_step) for u in outer):
             for unit in outer:
                 unit.mark(step, [b for b in branches if applies(unit.site, b)])
         elif outer:

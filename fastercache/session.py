@@ -310,11 +310,11 @@ class Session:
         if not self.traces or self.traces[-1].complete:
             return
         trace = self.traces[-1]
-        held = 0
+        held: dict[int, int] = {}
         for denoiser in self._denoisers:
             denoiser.release(index)
-            held += denoiser.nbytes
-        trace.bytes_per_step[index] = held
+            held |= denoiser.held()
+        trace.bytes_per_step[index] = sum(held.values())
         if index == trace.run.count - 1:
             _synchronise()
             trace.counting_seconds = self._book.seconds

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,11 @@ def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of a nested value, depth first."""
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, dict):
+        value = list(value.values())
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, f.name) for f in fields(value)]
+    if isinstance(value, (tuple, list, set, frozenset, deque)):
         return [t for item in value for t in tensors_in(item)]
     return []
 
@@ -31,13 +36,18 @@ def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def storages(values: Any) -> dict[int, int]:
+    """Identity -> bytes of the distinct storages behind the tensors of a nested value; works on meta tensors too."""
+    found = {}
+    for tensor in tensors_in(values):
+        storage = tensor.untyped_storage()
+        found[storage._cdata] = storage.nbytes()
+    return found
+
+
 def stored_bytes(values: Sequence[Any]) -> int:
     """Bytes of the distinct storages behind the tensors of `values`: views of one storage count once, whole."""
-    storages = {}
-    for tensor in tensors_in(list(values)):
-        storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage.nbytes()
-    return sum(storages.values())
+    return sum(storages(list(values)).values())
 
 
 def rows_of(tensor: Tensor, position: int, parts: int) -> Tensor:
@@ -123,6 +133,10 @@ class History:
         if len(keep) < len(self.entries):
             self.entries = keep
             self.nbytes = sum(entry.nbytes for entry in keep)
+
+    def storages(self) -> dict[int, int]:
+        """Identity -> bytes of the storages of everything kept."""
+        return storages([entry.values for entry in self.entries])
 
     def clear(self) -> None:
         self.entries = []

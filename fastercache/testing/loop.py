@@ -62,9 +62,7 @@ class Captured:
             drive: the branch whose output moves the latents; by default both, as guidance combines them.
             shift: what is added to each branch's input, so that the branches see different latents.
         """
-        order = tuple(self.calls)
-        if style == "batched":  # rows in the order the session expects of this style
-            order = session._denoisers[0].branches.order
+        order = tuple(b for b in session._denoisers[0].branches.order if b in self.calls)  # as the session expects them
         x = leading_tensor(*self.calls[COND]).clone()
         outputs: dict[Branch, list[Tensor]] = {branch: [] for branch in order}
         session.start([float(t) for t in torch.linspace(999, 0, steps).tolist()])

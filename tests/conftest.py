@@ -1,0 +1,34 @@
+"""Fixtures for every room: small random pipelines, built in well under a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fastercache import zoo
+from fastercache.zoo.latte import pipeline
+from fastercache.zoo.specimen import Specimen, seeded
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors are slower on many threads, and sums are then the same on every machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_latte() -> Any:
+    """A random LattePipeline of 32x32 pixels and 4 frames that takes prompts in words or as embeddings.
+
+    Call it with `height=32, width=32, video_length=4, clean_caption=False`; its latent is 8x8 with 4 channels.
+    """
+    with seeded():
+        return pipeline()
+
+
+@pytest.fixture
+def latte() -> Specimen:
+    """The same with its call: `latte.generate(steps=6, seed=0, prompts=1, **overrides)` gives latents."""
+    return zoo.build("latte")

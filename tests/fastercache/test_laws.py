@@ -1,0 +1,146 @@
+"""Laws 1 to 9 on a random Latte, for policies of every site kind, static and dynamic."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastercache as fc
+from fastercache.testing import LAWS, LawBroken, check_policy
+from fastercache.testing.laws import Checker
+from fastercache.zoo.specimen import Specimen
+from policies.base import Policy
+from policies.vocabulary import Branch, Run, Signal, Site, Step
+
+
+class Drift(Policy):
+    """A dynamic policy: reuse while the watched value moved less than `threshold` since the last computed step."""
+
+    name: ClassVar[str] = "test_drift"
+    sites: str = "attention"
+    watched: Signal = Signal.INPUT
+    threshold: float = 0.5
+
+    @property
+    def query(self) -> str:
+        return self.sites
+
+    @property
+    def signal(self) -> Signal:
+        return self.watched
+
+    def init(self, run: Run) -> dict[tuple[str, Branch], Tensor]:
+        return {}
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        assert signal is not None
+        key = (site.name, branch)
+        old = state.get(key)
+        if old is not None and old.shape == signal.shape:
+            moved = float((signal - old).abs().mean() / old.abs().mean())
+            if moved < self.threshold and step.index % 3:
+                return True
+        state[key] = signal.clone()
+        return False
+
+
+POLICIES = {
+    "module": fc.StaticInterval(interval=2),
+    "module, extrapolated": fc.StaticInterval(sites="all", interval=3, stand_in=fc.Linear()),
+    "block": fc.StaticInterval(sites="block[1:]", interval=3),
+    "stack": fc.StaticInterval(sites="stack[1:-1]", interval=2),
+    "stack across layouts": fc.StaticInterval(sites="stack[1:4]", interval=2),
+    "whole stack": fc.StaticInterval(sites="stack", interval=3),
+    "denoiser": fc.StaticInterval(sites="denoiser", interval=2),
+    "branch": fc.CFGCache(interval=3, start=0.0),
+    "branch and module": fc.FasterCache(start=0.2, cfg_start=0.2, cfg_interval=3),
+    "nested": fc.StaticInterval(sites="branch|stack|block|all", interval=2),
+    "stack beside module": fc.Compose(
+        [fc.StaticInterval(sites="stack[1:3]", interval=2), fc.StaticInterval(sites="spatial[0:1]|ff", interval=3)]
+    ),
+    "published": fc.FasterCache.preset("latte"),
+}
+DYNAMIC = {
+    "module": Drift(),
+    "denoiser": Drift(sites="denoiser"),
+    "stack": Drift(sites="stack[1:]"),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_law_holds(name: str, latte: Specimen) -> None:
+    report = check_policy(POLICIES[name], latte, steps=8).raise_if_broken()
+    assert [v.law for v in report.verdicts if v.passed] == list(LAWS)
+    assert name == "published" or report.reused > 0
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_every_law_holds_for_dynamic_policies(name: str, latte: Specimen) -> None:
+    unregistered = [law for law in LAWS if law != 8]  # a tuned config holds registered policies only
+    report = check_policy(DYNAMIC[name], latte, laws=unregistered).raise_if_broken()
+    assert report.reused > 0
+
+
+def test_reuse_changes_the_output(latte: Specimen) -> None:
+    bare = latte.generate()
+    for name in ("module", "block", "stack", "denoiser", "branch"):
+        with fc.attach(latte.pipe, POLICIES[name]):
+            assert not torch.equal(latte.generate(), bare), name
+
+
+class Leaky(fc.StaticInterval):
+    """Breaks law 7 on purpose: what it decides depends on how often it was asked, in all runs together."""
+
+    name: ClassVar[str] = "test_leaky"
+    asked: ClassVar[list[int]] = [0]
+
+    @property
+    def signal(self) -> Signal:
+        return Signal.INPUT
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        self.asked[0] += 1
+        return step.index > 0 and self.asked[0] % 7 < 3
+
+
+def test_a_broken_policy_is_caught(latte: Specimen) -> None:
+    report = check_policy(Leaky(), latte, laws=(2,))
+    assert not report.passed
+    with pytest.raises(LawBroken, match="law 2"):
+        report.raise_if_broken()
+
+
+def test_a_pipeline_is_checked_by_its_call(tiny_latte: Any) -> None:
+    call = {
+        "prompt": "a red seven moving left",
+        "height": 32,
+        "width": 32,
+        "video_length": 4,
+        "clean_caption": False,
+        "output_type": "latent",
+        "num_inference_steps": 5,
+    }
+    report = check_policy(fc.FasterCache(start=0.0), tiny_latte, call, laws=(1, 2, 6, 9)).raise_if_broken()
+    assert report.subject == "LattePipeline"
+    assert "holds" in str(report)
+
+
+def test_law_9_counts_every_tensor_a_session_reaches(latte: Specimen) -> None:
+    """The walk over references sees a tensor that no history holds."""
+    checker = Checker(POLICIES["branch"], latte)
+    assert checker.law_9().passed
+    original = fc.Session._step_ended
+
+    def hoarding(self: fc.Session, index: int) -> None:
+        original(self, index)
+        for denoiser in self._denoisers:
+            denoiser.hoard = torch.zeros(1000)  # type: ignore[attr-defined]
+
+    fc.Session._step_ended = hoarding  # type: ignore[method-assign]
+    try:
+        assert checker.law_9().passed is False
+    finally:
+        fc.Session._step_ended = original  # type: ignore[method-assign]
