@@ -47,7 +47,7 @@ class ConfigMismatch(FasterCacheError):
 
 
 class ConfigUnreadable(FasterCacheError):
-    """A tuned config, prompt file or study file that is missing, truncated or of a foreign format."""
+    """A tuned config, profile, prompt file or study file that is missing, truncated or of a foreign format."""
 
 
 class PipelineUnreadable(FasterCacheError):
@@ -56,6 +56,14 @@ class PipelineUnreadable(FasterCacheError):
 
 class NotFinite(FasterCacheError):
     """A prediction or measurement contains NaN or infinity."""
+
+
+class MeasurementError(FasterCacheError):
+    """Videos or tensors that cannot be compared as asked: other shapes, values outside [0, 1], an unknown metric."""
+
+
+class RecordingError(FasterCacheError):
+    """A recording without a complete run, with runs of different shape, or asked for what it does not hold."""
 
 
 class BudgetNotMet(FasterCacheError):
