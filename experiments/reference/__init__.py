@@ -10,7 +10,7 @@ torch.Size([1, 8, 3, 32, 32])
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.reference.spec import SPECS, Generation
 
@@ -45,9 +45,9 @@ def load(name: str = "latte-digits", *, progress: bool = False) -> DiffusionPipe
         name: a short name from ``names()``.
         progress: show the pipeline's own progress bar.
     """
-    import torch
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(path(name), torch_dtype=torch.float32)
+    pipeline: Any = DiffusionPipeline.from_pretrained(path(name))
     pipeline.set_progress_bar_config(disable=not progress)
-    return pipeline
+    loaded: DiffusionPipeline = pipeline
+    return loaded

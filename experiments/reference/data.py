@@ -1,7 +1,8 @@
 """Captioned videos of handwritten digits: the world the reference models live in.
 
-A video is one digit (real pen strokes, scikit-learn's ``load_digits``) in one of six colours, moving steadily through the
-centre in one of four directions over a static, dark, low-contrast texture. Everything is drawn from one seeded generator.
+A video is one digit (real pen strokes, scikit-learn's ``load_digits``) in one of six colours, moving steadily through
+the centre in one of four directions over a static, dark, low-contrast texture. Everything is drawn from one seeded
+generator.
 
 Shapes: ``B`` videos, ``F`` frames, ``H = W = 32`` pixels. Positions and speeds are in pixels (per frame).
 """
@@ -104,7 +105,7 @@ def combinations(split: Split) -> tuple[Attributes, ...]:
     while len(held_out) < target:
         counts = {word: sum(word in taken for taken in held_out) for word in DIGITS + COLOURS + DIRECTIONS}
         rest = [combination for combination in shuffled if combination not in held_out]
-        held_out.append(min(rest, key=lambda c: (counts[c.digit] * 10 + counts[c.colour] * 6 + counts[c.direction] * 4)))
+        held_out.append(min(rest, key=lambda c: counts[c.digit] * 10 + counts[c.colour] * 6 + counts[c.direction] * 4))
     if split == "held_out":
         return tuple(held_out)
     if split == "train":
@@ -160,7 +161,10 @@ def render(
     count = len(attributes)
     uniform = torch.rand(count, 7, generator=generator)
     chosen = torch.stack(
-        [by_digit[d][int(u * len(by_digit[d]))] for d, u in zip(attributes[:, 0].tolist(), uniform[:, 0].tolist(), strict=True)]
+        [
+            by_digit[d][int(u * len(by_digit[d]))]
+            for d, u in zip(attributes[:, 0].tolist(), uniform[:, 0].tolist(), strict=True)
+        ]
     )
     unit = size / 32
     extent = (18 + 2 * uniform[:, 1]) * unit
@@ -217,9 +221,7 @@ class Sampler:
         picks = torch.randint(len(self.choices), (count,), generator=self.generator)
         wording = torch.randint(len(TEMPLATES), (count,), generator=self.generator).tolist()
         attributes = self.table[picks]
-        video = render(
-            attributes, strokes=self.strokes, generator=self.generator, frames=self.frames, size=self.size
-        )
+        video = render(attributes, strokes=self.strokes, generator=self.generator, frames=self.frames, size=self.size)
         texts = [
             self.choices[pick].caption(TEMPLATES[word] if self.paraphrase else CANONICAL)
             for pick, word in zip(picks.tolist(), wording, strict=True)

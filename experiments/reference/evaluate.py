@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False)
 
 
 def generate(pipeline: Any, prompts: list[str], call: dict[str, Any], *, seed: int, batch: int = 1) -> Iterator[Tensor]:
-    """Videos ``(B, F, 3, H, W)`` in [0, 1], one seed per prompt (``seed``, ``seed + 1``, ...) whatever the batch size."""
+    """Videos ``(B, F, 3, H, W)`` in [0, 1], one seed per prompt (``seed``, ``seed + 1``, ...) at any batch."""
     for start in range(0, len(prompts), batch):
         chunk = prompts[start : start + batch]
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
@@ -61,7 +61,9 @@ def contact_sheet(videos: Tensor, texts: list[str], *, columns: int = 4, looks: 
     return sheet
 
 
-def _judged(judge: Judge, pipeline: Any, prompts: list[str], call: dict[str, Any], seed: int, batch: int) -> tuple[Tensor, JudgeScores]:
+def _judged(
+    judge: Judge, pipeline: Any, prompts: list[str], call: dict[str, Any], seed: int, batch: int
+) -> tuple[Tensor, JudgeScores]:
     parts = generate(pipeline, prompts, call, seed=seed, batch=batch)
     videos = torch.cat(list(track(parts, f"{len(prompts)} videos, batch {batch}", total=-(-len(prompts) // batch))))
     return videos, judge.score(videos, prompts)
@@ -75,14 +77,16 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the first video; the next ones count up.")] = 10_000,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale instead of the default.")] = None,
     batch: Annotated[int, typer.Option(help="Prompts per pipeline call in the several-prompt measurement.")] = 8,
-    card: Annotated[bool, typer.Option(help="Write README.md, metrics.json and contact-sheet.png into the folder.")] = True,
+    card: Annotated[
+        bool, typer.Option(help="Write README.md, metrics.json and contact-sheet.png into the folder.")
+    ] = True,
 ) -> None:
     """Judge a model on held-out captions, one prompt per call and several prompts per call."""
     from diffusers import DiffusionPipeline
 
     console = Console()
     where = folder or path(name)
-    pipeline = DiffusionPipeline.from_pretrained(where, torch_dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(where)
     pipeline.set_progress_bar_config(disable=True)
     judge = Judge.load()
     call = GENERATION[name].kwargs() | ({} if guidance is None else {"guidance_scale": guidance})

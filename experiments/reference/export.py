@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from experiments.reference.trainer import Trainer
+from experiments.reference.trainer import Trainer, write_atomically
+
+
+def store_in_half(folder: Path) -> None:
+    """Rewrite a folder's safetensors in float16; the configurations still say float32, so loading gives float32."""
+    for file in folder.glob("*/*.safetensors"):
+        halves = {name: value.half() for name, value in load_file(file).items()}
+        write_atomically(file, lambda partial, halves=halves: save_file(halves, partial, metadata={"format": "pt"}))  # type: ignore[misc]
+        file.chmod(0o644)
 
 
 def export(trainer: Trainer, autoencoder: nn.Module, path: Path) -> None:
-    """Write the averaged weights as an ordinary pipeline folder (float32 safetensors), replacing ``path``."""
+    """Write the averaged weights as an ordinary pipeline folder (float16 safetensors), replacing ``path``.
+
+    ``training.json`` beside them says how long the training took, where, and how it ended.
+    """
     spec, family = trainer.spec, trainer.family
     transformer, text_encoder = family.build_transformer(spec), family.build_text_encoder(spec)
     modules = {"transformer": transformer, "text_encoder": text_encoder}
@@ -24,5 +39,19 @@ def export(trainer: Trainer, autoencoder: nn.Module, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
+    store_in_half(partial)
+    machine = (
+        torch.cuda.get_device_name()
+        if trainer.device.type == "cuda"
+        else f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    )
+    training = {
+        "steps": trainer.step,
+        "loss": trainer.loss,
+        "minutes": trainer.seconds / 60,
+        "machine": machine,
+        "autoencoder_psnr": family.reconstruction_psnr(autoencoder, spec),
+    }
+    (partial / "training.json").write_text(json.dumps(training, indent=2) + "\n")
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)

@@ -79,12 +79,16 @@ class Judge(nn.Module):
         save_file(tensors, path)
 
     def forward(self, videos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of digit ``(N, 10)``, colour ``(N, 6)`` and direction ``(N, 4)`` for videos ``(N, F, 3, H, W)`` in [0, 1]."""
+        """Logits of digit, colour, direction ``(N, 10 | 6 | 4)`` for videos ``(N, F, 3, H, W)`` in [0, 1]."""
         if videos.ndim != 5 or videos.shape[2] != 3 or videos.shape[1] < LOOKS:
-            raise ValueError(f"judges need videos (N, F>={LOOKS}, 3, H, W) in [0, 1], found shape {tuple(videos.shape)}")
+            raise ValueError(
+                f"judges need videos (N, F>={LOOKS}, 3, H, W) in [0, 1], found shape {tuple(videos.shape)}"
+            )
         looks = videos[:, torch.linspace(0, videos.shape[1] - 1, LOOKS).round().long()].float()
         if looks.shape[-2:] != (SIZE, SIZE):
-            looks = functional.interpolate(looks.flatten(0, 1), size=(SIZE, SIZE), mode="area").unflatten(0, (-1, LOOKS))
+            looks = functional.interpolate(looks.flatten(0, 1), size=(SIZE, SIZE), mode="area").unflatten(
+                0, (-1, LOOKS)
+            )
         features = self.frame(looks.flatten(0, 1) * 2 - 1)
         digit = self.digit(features).unflatten(0, (-1, LOOKS)).mean(1)
         colour = self.colour(features).unflatten(0, (-1, LOOKS)).mean(1)
@@ -127,7 +131,8 @@ def _spoil(videos: Tensor, generator: torch.Generator) -> Tensor:
     )
     mix, noise, contrast = torch.rand(3, count, 1, 1, 1, generator=generator)
     flat = torch.lerp(flat, blurred, mix * 1.2) + 0.06 * noise * torch.randn(flat.shape, generator=generator)
-    return ((flat - 0.3) * (0.85 + 0.3 * contrast) + 0.3).clamp(0, 1).unflatten(1, (frames, 3))
+    spoiled: Tensor = ((flat - 0.3) * (0.85 + 0.3 * contrast) + 0.3).clamp(0, 1).unflatten(1, (frames, 3))
+    return spoiled
 
 
 def train(*, steps: int, videos: int, seed: int) -> Iterator[tuple[int, float, Judge]]:
@@ -142,10 +147,14 @@ def train(*, steps: int, videos: int, seed: int) -> Iterator[tuple[int, float, J
     optimiser = torch.optim.AdamW(judge.parameters(), lr=1.0, weight_decay=0.02)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        optimiser.param_groups[0]["lr"] = 3e-3 * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-6
+        optimiser.param_groups[0]["lr"] = (
+            3e-3 * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-6
+        )
         picks = torch.randint(len(pool), (24,), generator=generator)
         logits = judge(_spoil(pool[picks].float() / 255, generator))
-        losses = [functional.cross_entropy(part, labels[picks, i], label_smoothing=0.05) for i, part in enumerate(logits)]
+        losses = [
+            functional.cross_entropy(part, labels[picks, i], label_smoothing=0.05) for i, part in enumerate(logits)
+        ]
         loss = torch.stack(losses).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -174,7 +183,9 @@ def main(
 ) -> None:
     """Train the judges, check them on test strokes and save them beside this module."""
     console = Console()
-    for step, loss, judge in train(steps=steps, videos=videos, seed=seed):
+    judge = Judge()
+    for step, loss, trained in train(steps=steps, videos=videos, seed=seed):
+        judge = trained
         if step % 200 == 0 or step == steps - 1:
             console.print(f"step {step + 1}/{steps}, loss {loss:.3f}")
     judge.eval().save()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
@@ -14,25 +15,29 @@ from experiments.reference import autoencoder as images
 from experiments.reference.spec import Spec
 from experiments.reference.text import MAX_TOKENS, CaptionTable, build_encoder, null_sequence
 
+# a ``AutoencoderKL`` and a ``LatteTransformer3DModel``; Any because diffusers' model base classes are untyped
+Autoencoder: TypeAlias = Any
+Transformer: TypeAlias = Any
+
 encode = images.encode
 
 
-def build_autoencoder(spec: Spec) -> AutoencoderKL:
+def build_autoencoder(spec: Spec) -> Autoencoder:
     """An untrained image autoencoder."""
     return images.build(spec.latent_channels)
 
 
-def train_autoencoder(autoencoder: AutoencoderKL, spec: Spec, device: torch.device) -> Iterator[tuple[int, float]]:
+def train_autoencoder(autoencoder: Autoencoder, spec: Spec, device: torch.device) -> Iterator[tuple[int, float]]:
     """Fit it in place, yielding (step, loss)."""
     return images.train(autoencoder, steps=spec.autoencoder_steps, batch=32, seed=spec.seed, device=device)
 
 
-def load_autoencoder(path: Path) -> AutoencoderKL:
+def load_autoencoder(path: Path) -> Autoencoder:
     """Read a trained one."""
     return AutoencoderKL.from_pretrained(path)
 
 
-def reconstruction_psnr(autoencoder: AutoencoderKL, spec: Spec) -> float:
+def reconstruction_psnr(autoencoder: Autoencoder, spec: Spec) -> float:
     """Reconstruction quality on test videos in dB."""
     return images.psnr(autoencoder)
 
@@ -42,9 +47,9 @@ def build_text_encoder(spec: Spec) -> T5EncoderModel:
     return build_encoder(spec.text_width)
 
 
-def build_transformer(spec: Spec) -> LatteTransformer3DModel:
+def build_transformer(spec: Spec) -> Transformer:
     """An untrained transformer; its output layer starts at zero."""
-    transformer = LatteTransformer3DModel(
+    transformer: Transformer = LatteTransformer3DModel(
         num_attention_heads=spec.heads,
         attention_head_dim=32,
         in_channels=spec.latent_channels,
@@ -81,25 +86,35 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_pipeline(
-    transformer: LatteTransformer3DModel,
+    transformer: Transformer,
     text_encoder: T5EncoderModel,
     tokenizer: PreTrainedTokenizerFast,
-    autoencoder: AutoencoderKL,
+    autoencoder: Autoencoder,
 ) -> LattePipeline:
     """The parts as the pipeline that users load."""
     return LattePipeline(
-        tokenizer=tokenizer, text_encoder=text_encoder, vae=autoencoder, transformer=transformer, scheduler=build_scheduler()
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=autoencoder,
+        transformer=transformer,
+        scheduler=build_scheduler(),
     )
 
 
 def caption_embeddings(
-    text_encoder: nn.Module, table: CaptionTable, attributes: Tensor, spec: Spec, generator: torch.Generator, device: torch.device
+    text_encoder: nn.Module,
+    table: CaptionTable,
+    attributes: Tensor,
+    spec: Spec,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Tensor:
     """Caption embeddings ``(B, L, D)`` made as ``LattePipeline.encode_prompt`` makes them, a share of them dropped.
 
     For one prompt the pipeline cuts the embeddings to the real tokens; for several it sets padded ones to zero and
-    keeps 120. Both happen here: six batches in ten have captions of one length (L = 5 to 8), three are padded a little, one
-    is padded to 120. A dropped caption is the encoding of "" cut to the same L, which is the pipeline's negative prompt.
+    keeps 120. Both happen here: six batches in ten have captions of one length (L = 5 to 8), most others are padded a
+    little, one in twenty to 120. A dropped caption is the encoding of "" cut to the same L, which is the pipeline's
+    negative prompt.
     """
     count = len(attributes)
     draw = float(torch.rand((), generator=generator))
@@ -108,7 +123,7 @@ def caption_embeddings(
         same = torch.nonzero(table.lengths == table.lengths[template[0]]).flatten()
         template = same[template % len(same)]
         length = int(table.lengths[template[0]])
-    elif draw < 0.9:
+    elif draw < 0.95:
         length = (8, 12, 24)[int(torch.randint(3, (), generator=generator))]
     else:
         length = MAX_TOKENS
@@ -124,14 +139,15 @@ def caption_embeddings(
 class Objective(nn.Module):
     """The training loss, one compilable forward.
 
-    The first half of the output channels predicts v = sqrt(a) noise - sqrt(1 - a) x (Salimans & Ho 2022). The second half,
-    which the pipeline discards as the learned variance, predicts the size of the first half's error.
+    The first half of the output channels predicts v = sqrt(a) noise - sqrt(1 - a) x (Salimans & Ho 2022). The second
+    half, which the pipeline discards as the learned variance, predicts the size of the first half's error.
     """
 
-    def __init__(self, transformer: LatteTransformer3DModel) -> None:
+    def __init__(self, transformer: Transformer) -> None:
         super().__init__()
+        alphas: Tensor = vars(build_scheduler())["alphas_cumprod"].clone()
         self.transformer = transformer
-        self.register_buffer("alphas", build_scheduler().alphas_cumprod.clone(), persistent=False)
+        self.register_buffer("alphas", alphas, persistent=False)
         self.alphas: Tensor
 
     def forward(self, latents: Tensor, noise: Tensor, timesteps: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,6 +168,6 @@ def draw_times(count: int, generator: torch.Generator) -> Tensor:
     return (1000 * uniform**0.8).long().clamp(max=999)
 
 
-def build_objective(transformer: LatteTransformer3DModel) -> Objective:
+def build_objective(transformer: Transformer) -> Objective:
     """The training loss around a transformer."""
     return Objective(transformer)

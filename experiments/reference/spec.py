@@ -27,15 +27,15 @@ class Generation:
         }
         if self.family == "latte":
             return shared | {"video_length": self.frames, "clean_caption": False}
-        return shared | {"num_frames": self.frames}
+        return shared | {"num_frames": self.frames, "max_sequence_length": 24}
 
 
 @dataclass(frozen=True)
 class Spec:
     """Architecture and training of one reference model.
 
-    ``heads`` of 32 channels make the width; ``layers`` counts pairs of spatial and temporal blocks for Latte. ``pool`` is
-    the number of videos encoded once and trained on. Rates: ``matrix_rate`` for the blocks' matrices (Muon),
+    ``heads`` of 32 channels make the width; ``layers`` counts pairs of spatial and temporal blocks for Latte. ``pool``
+    is the number of videos encoded once and trained on. Rates: ``matrix_rate`` for the blocks' matrices (Muon),
     ``rate`` for everything else (AdamW).
     """
 
@@ -48,7 +48,7 @@ class Spec:
     autoencoder_steps: int = 2000
     text_steps: int = 300
     pool: int = 16384
-    steps: int = 10000
+    steps: int = 5000
     batch: int = 32
     rate: float = 1e-3
     matrix_rate: float = 1e-3
@@ -57,7 +57,21 @@ class Spec:
     ema: float = 0.999
     seed: int = 0
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Shape ``(C, F, h, w)`` of one video's latent."""
+        frames = self.generation.frames
+        return self.latent_channels, frames if self.generation.family == "latte" else (frames + 1) // 2, 8, 8
+
 
 SPECS = {
     "latte-digits": Spec("latte-digits", Generation("latte")),
+    "wan-digits": Spec(
+        "wan-digits",
+        Generation("wan", frames=9),
+        layers=6,
+        latent_channels=8,
+        autoencoder_steps=1000,
+        steps=5000,
+    ),
 }

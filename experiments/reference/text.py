@@ -1,7 +1,7 @@
 """The text side: a word-level tokenizer over the caption grammar and a very small T5 encoder.
 
-Every token of a trained caption is asked to know the whole caption (``pretrain``), so whatever weights a cross-attention
-starts with, the values that it reads already tell digits, colours and directions apart.
+Every token of a trained caption is asked to know the whole caption (``pretrain``), so whatever weights a
+cross-attention starts with, the values that it reads already tell digits, colours and directions apart.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ def config(width: int = 64) -> T5Config:
         eos_token_id=1,
         is_encoder_decoder=False,
         use_cache=False,
-        tie_word_embeddings=True,
     )
 
 
@@ -67,7 +66,7 @@ def build_encoder(width: int = 64) -> T5EncoderModel:
 class CaptionTable:
     """Token ids of every (template, combination), so that training never tokenises.
 
-    ``ids`` is ``(templates, digits, colours, directions, longest)`` and ``lengths`` ``(templates,)`` counts real tokens.
+    ``ids`` is ``(templates, digits, colours, directions, longest)``; ``lengths`` ``(templates,)`` counts real tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -97,7 +96,9 @@ def null_sequence(encoder: nn.Module, length: int, device: torch.device) -> Tens
     return torch.cat([output[:1], output[1:].expand(length - 1, -1)])
 
 
-def pretrain(encoder: nn.Module, table: CaptionTable, *, width: int, steps: int, seed: int, device: torch.device) -> float:
+def pretrain(
+    encoder: nn.Module, table: CaptionTable, *, width: int, steps: int, seed: int, device: torch.device
+) -> float:
     """Teach each token of a training caption all three attributes (linear heads, thrown away); returns the accuracy."""
     torch.manual_seed(seed)
     heads = nn.Linear(width, len(DIGITS) + len(COLOURS) + len(DIRECTIONS)).to(device)

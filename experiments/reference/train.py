@@ -28,7 +28,13 @@ Item = TypeVar("Item")
 
 def _tracked(items: Iterable[Item], total: int, title: str, done: int = 0) -> Iterator[Item]:
     """A progress bar on a terminal; a line now and then in a log file."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     started, last, first = time.monotonic(), 0.0, done
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total, completed=done)
@@ -39,7 +45,11 @@ def _tracked(items: Iterable[Item], total: int, title: str, done: int = 0) -> It
             now = time.monotonic()
             if not console.is_terminal and (now - last > 30 or done == total):
                 last, pace = now, (now - started) / (done - first)
-                console.print(f"{title}: {done}/{total}, {pace:.3f} s each, {pace * (total - done) / 60:.1f} min left {item}"[:160])
+                console.print(
+                    f"{title}: {done}/{total}, {pace:.3f} s each, {pace * (total - done) / 60:.1f} min left {item}"[
+                        :160
+                    ]
+                )
 
 
 def _autoencoder(spec: Spec, folder: Path, device: torch.device) -> torch.nn.Module:
@@ -61,7 +71,10 @@ def _pool(spec: Spec, folder: Path, autoencoder: torch.nn.Module, device: torch.
     path = folder / "pool.safetensors"
     if not path.exists():
         parts = list(
-            part for part in _tracked(map(_Quiet, build_pool(family_of(spec), autoencoder, spec, device)), spec.pool // 64, "videos")
+            part
+            for part in _tracked(
+                map(_Quiet, build_pool(family_of(spec), autoencoder, spec, device)), spec.pool // 64, "videos"
+            )
         )
         latents = torch.cat([part.pool.latents for part in parts])
         save_pool(Pool(latents, torch.cat([part.pool.attributes for part in parts])), path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,9 @@ class Trainer:
         self.tokenizer = build_tokenizer()
         self.table = CaptionTable(self.tokenizer)
         self.text_encoder: nn.Module = self.family.build_text_encoder(spec).to(device)
-        pretrain(self.text_encoder, self.table, width=spec.text_width, steps=spec.text_steps, seed=spec.seed, device=device)
+        pretrain(
+            self.text_encoder, self.table, width=spec.text_width, steps=spec.text_steps, seed=spec.seed, device=device
+        )
         self.transformer: nn.Module = self.family.build_transformer(spec).to(device)
         self.objective = self.family.build_objective(self.transformer).to(device)
         self.compiled = compiled
@@ -97,19 +100,26 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(spec.seed + 2)
         self.step = 0
         self.loss = float("nan")
+        self.seconds = 0.0
 
         named = {f"transformer.{k}": v for k, v in self.transformer.named_parameters()}
         named |= {f"text_encoder.{k}": v for k, v in self.text_encoder.named_parameters()}
         self.parameters = named
         self.average = {name: value.detach().clone() for name, value in named.items()}
-        matrices = [v for k, v in named.items() if v.ndim == 2 and "blocks." in k and k.startswith("transformer") and "table" not in k]
+        matrices = [
+            v
+            for k, v in named.items()
+            if v.ndim == 2 and "blocks." in k and k.startswith("transformer") and "table" not in k
+        ]
         text = [v for k, v in named.items() if k.startswith("text_encoder")]
         taken = {id(value) for value in (*matrices, *text)}
         rest = [value for value in named.values() if id(value) not in taken]
         self.optimisers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, lr=spec.matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(
-                [{"params": rest, "lr": spec.rate}, {"params": text, "lr": spec.rate / 4}], betas=(0.9, 0.98), weight_decay=0.01
+                [{"params": rest, "lr": spec.rate}, {"params": text, "lr": spec.rate / 4}],
+                betas=(0.9, 0.98),
+                weight_decay=0.01,
             ),
         ]
         self.peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
@@ -117,8 +127,9 @@ class Trainer:
     def run(self, until: int) -> Iterator[Progress]:
         """Train up to step ``until`` (exclusive) of the spec's schedule."""
         while self.step < until:
-            factor = rate_factor(self.step, self.spec)
+            factor, started = rate_factor(self.step, self.spec), time.monotonic()
             loss = self._update(factor)
+            self.seconds += time.monotonic() - started
             self.loss = loss if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * loss
             self.step += 1
             yield Progress(self.step, self.loss, factor)
@@ -155,6 +166,7 @@ class Trainer:
         return {
             "step": self.step,
             "loss": self.loss,
+            "seconds": self.seconds,
             "weights": {name: value.detach() for name, value in self.parameters.items()},
             "average": self.average,
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -163,7 +175,7 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what ``state`` returned."""
-        self.step, self.loss = state["step"], state["loss"]
+        self.step, self.loss, self.seconds = state["step"], state["loss"], state["seconds"]
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value.copy_(state["weights"][name])

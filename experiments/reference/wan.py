@@ -1,0 +1,165 @@
+"""``wan-digits``: builds WanPipeline's parts and states its training loss (flow matching)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from experiments.reference import video_autoencoder as clips
+from experiments.reference.spec import Spec
+from experiments.reference.text import CaptionTable, vocabulary
+
+SHIFT = 2.0
+# a ``AutoencoderKLWan`` and a ``WanTransformer3DModel``; Any because diffusers' model base classes are untyped
+Autoencoder: TypeAlias = Any
+Transformer: TypeAlias = Any
+
+encode = clips.encode
+
+
+def build_autoencoder(spec: Spec) -> Autoencoder:
+    """An untrained video autoencoder."""
+    return clips.build(spec.latent_channels)
+
+
+def train_autoencoder(autoencoder: Autoencoder, spec: Spec, device: torch.device) -> Iterator[tuple[int, float]]:
+    """Fit it in place, yielding (step, loss)."""
+    return clips.train(
+        autoencoder,
+        steps=spec.autoencoder_steps,
+        batch=8,
+        seed=spec.seed,
+        device=device,
+        frames=spec.generation.frames,
+    )
+
+
+def load_autoencoder(path: Path) -> Autoencoder:
+    """Read a trained one."""
+    return AutoencoderKLWan.from_pretrained(path)
+
+
+def reconstruction_psnr(autoencoder: Autoencoder, spec: Spec) -> float:
+    """Reconstruction quality on test videos in dB."""
+    return clips.psnr(autoencoder, frames=spec.generation.frames)
+
+
+def build_text_encoder(spec: Spec) -> UMT5EncoderModel:
+    """An untrained UMT5 encoder of two layers, no dropout."""
+    width = spec.text_width
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(vocabulary()),
+            d_model=width,
+            d_kv=32,
+            num_heads=width // 32,
+            d_ff=2 * width,
+            num_layers=2,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=0,
+            eos_token_id=1,
+            is_encoder_decoder=False,
+            use_cache=False,
+        )
+    )
+
+
+def build_transformer(spec: Spec) -> Transformer:
+    """An untrained transformer; its output layer starts at zero."""
+    width = 32 * spec.heads
+    transformer: Transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=spec.heads,
+        attention_head_dim=32,
+        in_channels=spec.latent_channels,
+        out_channels=spec.latent_channels,
+        text_dim=spec.text_width,
+        freq_dim=128,
+        ffn_dim=4 * width,
+        num_layers=spec.layers,
+        rope_max_seq_len=32,
+    )
+    nn.init.zeros_(transformer.proj_out.weight)
+    nn.init.zeros_(transformer.proj_out.bias)
+    return transformer
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Straight paths, the steps shifted towards noise."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT)
+
+
+def build_pipeline(
+    transformer: Transformer,
+    text_encoder: UMT5EncoderModel,
+    tokenizer: PreTrainedTokenizerFast,
+    autoencoder: Autoencoder,
+) -> WanPipeline:
+    """The parts as the pipeline that users load."""
+    return WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=autoencoder,
+        transformer=transformer,
+        scheduler=build_scheduler(),
+    )
+
+
+def caption_embeddings(
+    text_encoder: nn.Module,
+    table: CaptionTable,
+    attributes: Tensor,
+    spec: Spec,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Tensor:
+    """Caption embeddings ``(B, L, D)`` made as ``WanPipeline`` makes them, a share of them dropped.
+
+    The pipeline sets everything after the end token to zero and pads to ``max_sequence_length`` (L: 24 by default
+    for this model, 512 for the pipeline); the negative prompt is "", one end token and zeros.
+    """
+    count = len(attributes)
+    template = torch.randint(len(table.lengths), (count,), generator=generator)
+    draw = float(torch.rand((), generator=generator))
+    length = 24 if draw < 0.85 else 64 if draw < 0.97 else 512
+    dropped = torch.rand(count, generator=generator) < spec.caption_drop
+    ids, mask = table(attributes, template)
+    ids[dropped], mask[dropped] = 0, 0
+    ids[dropped, 0], mask[dropped, 0] = 1, 1
+    ids, mask = ids.to(device), mask.to(device)
+    embeddings = text_encoder(input_ids=ids, attention_mask=mask)[0] * mask[..., None]
+    return nn.functional.pad(embeddings, (0, 0, 0, length - ids.shape[1]))
+
+
+class Objective(nn.Module):
+    """The training loss, one compilable forward: the velocity noise - x of straight paths (Lipman et al. 2023)."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, latents: Tensor, noise: Tensor, sigmas: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, twice (it is its own plain loss), for latents ``(B, C, F, 8, 8)`` and sigmas ``(B,)`` in (0, 1)."""
+        sigma = sigmas.view(-1, 1, 1, 1, 1)
+        noisy = (1 - sigma) * latents + sigma * noise
+        output = self.transformer(noisy, 1000 * sigmas, embeddings, return_dict=False)[0]
+        loss = (output.float() - (noise - latents)).square().mean()
+        return loss, loss
+
+
+def build_objective(transformer: Transformer) -> Objective:
+    """The training loss around a transformer."""
+    return Objective(transformer)
+
+
+def draw_times(count: int, generator: torch.Generator) -> Tensor:
+    """Stratified noise levels ``(B,)`` in (0, 1), shifted towards noise as the scheduler's steps are."""
+    uniform = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    return SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
