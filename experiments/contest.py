@@ -24,7 +24,8 @@ import fastercache as fc
 from analysis.quality import measure
 from experiments.pipelines import Subject
 from experiments.rows import Row
-from tuner.evaluate import Case, Evaluator
+from fastercache.tuned import Measured
+from tuner.evaluate import Case, Evaluator, hardware
 
 UNCACHED = "uncached"
 """Name of the bare pipeline's entry: no session is attached for it."""
@@ -182,6 +183,20 @@ class Contest:
             cache_bytes=max(r["cache_bytes"] for r in own),
             prompts=len(own),
             policy=described(self.entries[name]),
+        )
+
+    def measured(self, name: str) -> Measured:
+        """The same figures as a tuned config states them."""
+        row = self.row(name)
+        return Measured(
+            prompts=row.prompts,
+            psnr=row.psnr,
+            ssim=row.ssim,
+            speedup_flops=row.speedup_flops,
+            speedup_wall=row.speedup_wall,
+            seconds=statistics.median(run[name]["seconds"] for run in self.runs),
+            cached_bytes=row.cache_bytes,
+            hardware=hardware(str(self.evaluator.identity["device"])),
         )
 
     def rows(self) -> list[Row]:

@@ -35,16 +35,21 @@ class Subject:
     reference: bool
 
     def captions(self, split: str) -> list[str]:
-        """The reference data's captions of a split, `train` or `held_out`.
+        """The reference data's captions of a split, `train` or `held_out`. Raises ConfigUnreadable if it has none."""
+        return shipped_captions(self.name, split)
 
-        Raises:
-            ConfigUnreadable: for a pipeline that has no captions of its own.
-        """
-        if not self.reference:
-            raise ConfigUnreadable(f"'{self.name}' comes without prompts: give a file with one prompt a line")
-        from experiments.reference.data import captions
 
-        return list(captions("held_out" if split == "held_out" else "train"))
+def shipped_captions(name: str, split: str) -> list[str]:
+    """The captions that come with a reference model, of the split `train` or `held_out`.
+
+    Raises:
+        ConfigUnreadable: for any other pipeline.
+    """
+    if name not in reference.names():
+        raise ConfigUnreadable(f"'{name}' comes without prompts: give a file with one prompt a line (--prompts FILE)")
+    from experiments.reference.data import captions
+
+    return list(captions("held_out" if split == "held_out" else "train"))
 
 
 def open_pipeline(

@@ -1,0 +1,235 @@
+"""What `tune` and `export` do: a tuner study in a folder, and the tuned config that comes out of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fastercache as fc
+from experiments.arguments import assignments, read_prompts
+from experiments.console import progress, results, words
+from experiments.contest import Contest, write_json
+from experiments.pipelines import Subject, open_pipeline, shipped_captions
+from experiments.rows import Row, table
+from fastercache.tuned import Measured
+from tuner import Budget, Outcome, Record, Study, export, tune
+from tuner.export import searched
+
+JOB = "job.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a study is about. Written beside the study, so that `export` needs only the folder.
+
+    Attributes:
+        pipe, device, dtype, call: how the pipeline is opened and called.
+        prompts, held_out: what trials are judged by, and what the outcome is measured on.
+        budget: the quality demanded.
+        policy, fields: what is searched, and the fields that are not.
+        seed: of the noise and of the search.
+    """
+
+    pipe: str
+    prompts: tuple[str, ...]
+    budget: str
+    held_out: tuple[str, ...] = ()
+    policy: str = fc.FasterCache.name
+    fields: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    dtype: str = "auto"
+    seed: int = 0
+
+    def save(self, folder: Path) -> None:
+        """Write the job. Raises ConfigMismatch if the folder holds a study of something else."""
+        if (folder / JOB).is_file():
+            before = asdict(Job.load(folder))
+            for name, value in asdict(self).items():
+                if before[name] != value:
+                    raise fc.ConfigMismatch(
+                        f"the study in {folder} was made with {name} {_short(before[name])}, this call has "
+                        f"{_short(value)}: repeat the old call to continue it, or give another --study folder"
+                    )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / JOB, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """The job of a study's folder. Raises ConfigUnreadable."""
+        path = folder / JOB
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**data, "prompts": tuple(data["prompts"]), "held_out": tuple(data["held_out"])})
+        except FileNotFoundError:
+            raise fc.ConfigUnreadable(f"there is no study in {folder}: {JOB} is missing; make one with tune") from None
+        except OSError as error:
+            raise fc.ConfigUnreadable(f"cannot read the study in {folder}: {error.strerror or error}") from None
+        except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
+            raise fc.ConfigUnreadable(f"{path} is no study's job, or was cut off ({error})") from None
+
+    def open(self) -> Subject:
+        """The pipeline the job is about."""
+        return open_pipeline(self.pipe, device=self.device, dtype=self.dtype, **self.call)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def study_of(
+    subject: Subject,
+    job: Job,
+    folder: Path,
+    *,
+    trials: int,
+    seconds: float | None,
+    on_trial: Callable[[Study, Record], None] | None = None,
+    references: Path | None = None,
+) -> Study:
+    """The job's study, continued by up to `trials` trials in all; 0 only opens it."""
+    return tune(
+        subject.pipe,
+        job.prompts,
+        budget=job.budget,
+        policy=job.policy,
+        held_out=job.held_out,
+        call=subject.call,
+        trials=trials,
+        timeout=seconds,
+        out=folder,
+        seed=job.seed,
+        fixed=job.fields,
+        on_trial=on_trial,
+        references=references,
+    )
+
+
+@contextmanager
+def watched(trials: int, seconds: float | None) -> Iterator[Callable[[Study, Record], None]]:
+    """A progress bar over trials, or over the time limit where there is one, with the best so far."""
+    began = time.monotonic()
+    with progress() as bar:
+        task = bar.add_task("tuning", total=seconds or trials)
+
+        def tick(study: Study, record: Record) -> None:
+            ran = sum(r.outcome in (Outcome.MEASURED, Outcome.STOPPED) for r in study.records)
+            saving = [r.speedup_flops or 1.0 for r in study.records if r.feasible]
+            text = f"tuning, {ran} trials, best {max(saving, default=1.0):.2f}x"
+            bar.update(task, description=text, completed=time.monotonic() - began if seconds else ran)
+
+        yield tick
+
+
+def search(job: Job, folder: Path, out: Path, *, trials: int, seconds: float | None, show: bool) -> dict[str, Any]:
+    """Search, measure the best policy on the held-out prompts, export it to `out`."""
+    job.save(folder)
+    subject = job.open()
+    with watched(trials, seconds) as tick:
+        study = study_of(subject, job, folder, trials=trials, seconds=seconds, on_trial=tick)
+    words.print(f"search ended: {study.ended}", soft_wrap=True)
+    return ship(subject, job, study, study.best(), folder, out, show=show)
+
+
+def export_study(folder: Path, out: Path, *, trial: int | None, show: bool) -> dict[str, Any]:
+    """Export the best trial of a study, or another one, without searching on."""
+    job = Job.load(folder)
+    subject = job.open()
+    study = study_of(subject, job, folder, trials=0, seconds=None)
+    record = study.best()
+    if trial is not None:
+        measured = {r.number: r for r in study.records if r.outcome is Outcome.MEASURED}
+        if trial not in measured:
+            listed = ", ".join(map(str, measured)) or "none"
+            raise fc.ConfigUnreadable(f"trial {trial} of {folder} was not measured; measured were: {listed}")
+        record = measured[trial]
+    return ship(subject, job, study, record, folder, out, show=show)
+
+
+def ship(
+    subject: Subject, job: Job, study: Study, record: Record, folder: Path, out: Path, *, show: bool
+) -> dict[str, Any]:
+    """Measure a trial's policy on the held-out prompts and write the tuned config."""
+    rows = [_searched(study, record)]
+    held_out: Measured | None = None
+    if job.held_out:
+        contest = Contest(subject, {"tuned": record.policy}, job.held_out, folder / "held-out", seed=job.seed, keep=0)
+        with progress() as bar:
+            task = bar.add_task("held-out prompts", total=2 * len(contest.cases))
+            contest.run(lambda: bar.advance(task))
+        held_out = contest.measured("tuned")
+        rows.insert(0, contest.row("tuned"))
+    path = export(study, record, held_out=held_out).save(out)
+    names = ["held-out prompts", "search prompts"][-len(rows) :]
+    if show:
+        shown = [
+            Row(**{**row.payload(), "name": f"{row.prompts} {name}"}) for row, name in zip(rows, names, strict=True)
+        ]
+        results.print(table(shown, f"{subject.name}, {record.policy.name} within {job.budget}"))
+        results.print(f"{path}: apply it with fastercache generate {subject.name} --config {path}", soft_wrap=True)
+    return {
+        "pipeline": subject.name,
+        **rows[0].payload(),
+        "measured_on": names[0],
+        "search": rows[-1].payload(),
+        "budget": job.budget,
+        "trial": record.number,
+        "trials": len(study.records),
+        "ended": study.ended,
+        "files": {"tuned": str(path), "study": str(folder)},
+    }
+
+
+def _searched(study: Study, record: Record) -> Row:
+    """A trial's figures on the search prompts."""
+    found = searched(study, record)
+    return Row(
+        name="tuned",
+        speedup_flops=found.speedup_flops,
+        speedup_wall=found.speedup_wall,
+        psnr=found.psnr,
+        ssim=found.ssim,
+        judge=None,
+        cache_bytes=found.cached_bytes,
+        prompts=found.prompts,
+        policy=fc.dump(record.policy),
+    )
+
+
+def job_of(
+    pipe: str,
+    *,
+    prompt_file: Path | None,
+    held_out_file: Path | None,
+    count: int,
+    budget: str,
+    policy: str | None,
+    fields: Sequence[str],
+    call: Sequence[str],
+    steps: int | None,
+    guidance: float | None,
+    device: str,
+    dtype: str,
+    seed: int,
+) -> Job:
+    """A job from what was typed; whatever is wrong with it is said before a model is loaded.
+
+    Reference models bring search and held-out prompts of their own. Raises as the parts do.
+    """
+    Budget.parse(budget)
+    values, name = assignments(fields), policy or fc.FasterCache.name
+    fc.policy_class(name)(**values)
+    given = {"num_inference_steps": steps, "guidance_scale": guidance}
+    arguments = assignments(call) | {key: value for key, value in given.items() if value is not None}
+    prompts = read_prompts(prompt_file) if prompt_file else shipped_captions(pipe, "train")
+    held_out = read_prompts(held_out_file) if held_out_file else []
+    if not (prompt_file or held_out_file):
+        held_out = shipped_captions(pipe, "held_out")
+    chosen, measured = tuple(prompts[:count]), tuple(held_out[:count])
+    return Job(pipe, chosen, budget, measured, name, values, arguments, device, dtype, seed)
