@@ -24,8 +24,8 @@ from policies.base import Policy, explain
 from policies.errors import AttachError, ConfigMismatch, ConfigUnreadable, FasterCacheError, suggest
 from policies.registry import AnyPolicy
 
-FORMAT = "fastercache-tuned"
-VERSION = 1
+FORMAT: Literal["fastercache-tuned"] = "fastercache-tuned"
+VERSION: Literal[1] = 1
 PARTS = ("model", "scheduler", "steps", "guidance")
 """What a config is checked against; a difference in each may be allowed by name."""
 
@@ -59,11 +59,14 @@ class Identity(_Frozen):
         if self.fingerprint == other.fingerprint:
             return None
         missing = object()
-        keys = [k for k in {**self.config, **other.config} if self.config.get(k, missing) != other.config.get(k, missing)]
+        both = {**self.config, **other.config}
+        keys = [k for k in both if self.config.get(k, missing) != other.config.get(k, missing)]
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
         mine = ", ".join(f"{k}={self.config.get(k, 'not set')}" for k in keys[:3])
         theirs = ", ".join(f"{k}={other.config.get(k, 'not set')}" for k in keys[:3])
-        return f"{self.kind} with {mine or 'another fingerprint'}{more}", theirs or f"fingerprint {other.fingerprint:.12}"
+        if not keys:  # the file's fingerprint is not that of the config beside it
+            return f"{self.kind} with fingerprint {self.fingerprint:.12}", f"fingerprint {other.fingerprint:.12}"
+        return f"{self.kind} with {mine}{more}", theirs
 
 
 class Model(_Frozen):

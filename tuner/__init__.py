@@ -1,0 +1,41 @@
+"""Search the cheapest cache policy of one model within a quality budget, and ship it as a tuned config.
+
+>>> study = tune(pipe, prompts, budget="psnr>=30", held_out=others)                        # doctest: +SKIP
+>>> export(study, held_out=study.verify()).save("tuned.json")                              # doctest: +SKIP
+"""
+
+from tuner.budget import Budget, InvalidBudget, Metric, Term
+from tuner.certify import certificate, clopper_pearson, fixed_sequence, hoeffding_bentkus, prompts_needed
+from tuner.entry import default_seeds, tune
+from tuner.evaluate import Case, Evaluation, Evaluator
+from tuner.export import export
+from tuner.record import Outcome, Record
+from tuner.simulate import CostModel, Forecast
+from tuner.space import Encoded, Parameter, SearchSpace
+from tuner.study import Study
+
+__all__ = [
+    "Budget",
+    "Case",
+    "CostModel",
+    "Encoded",
+    "Evaluation",
+    "Evaluator",
+    "Forecast",
+    "InvalidBudget",
+    "Metric",
+    "Outcome",
+    "Parameter",
+    "Record",
+    "SearchSpace",
+    "Study",
+    "Term",
+    "certificate",
+    "clopper_pearson",
+    "default_seeds",
+    "export",
+    "fixed_sequence",
+    "hoeffding_bentkus",
+    "prompts_needed",
+    "tune",
+]

@@ -1,0 +1,216 @@
+"""The quality demanded, as text: `psnr>=30`, `ssim>=0.95,q0.1(psnr)>=28`, `mean(lpips)<=0.05`.
+
+A term is a statistic over prompts of one metric, a comparison and a number; several are joined by commas and all must
+hold. Without a statistic the mean is meant. `q0.1(psnr)>=28` says that at most a tenth of the prompts may lie below 28.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from policies.errors import FasterCacheError, NotFinite, suggest
+
+
+class InvalidBudget(FasterCacheError):
+    """A budget that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quality metric: its range and which end of it is better.
+
+    `unit` is a difference that matters about as much as 1 dB of PSNR, so that violations of terms can be compared.
+    """
+
+    name: str
+    low: float
+    high: float
+    higher_is_better: bool
+    unit: float
+
+    @property
+    def best(self) -> float:
+        return self.high if self.higher_is_better else self.low
+
+    def decibel(self, value: float) -> float:
+        """The value on a logarithmic scale on which higher is better and damage adds up, capped at 100."""
+        if self.name == "psnr":
+            return min(value, 100.0)
+        error = 1.0 - value if self.higher_is_better else value
+        return min(-10.0 * math.log10(max(error, 1e-10)), 100.0)
+
+    def from_decibel(self, value: float) -> float:
+        """The metric's value at a place on the decibel scale, kept within its range."""
+        if self.name == "psnr":
+            return min(max(value, self.low), self.high)
+        error = math.pow(10.0, -value / 10.0)
+        return max(1.0 - error, self.low) if self.higher_is_better else error
+
+
+METRICS = {
+    "psnr": Metric("psnr", 0.0, 100.0, True, 1.0),
+    "ssim": Metric("ssim", -1.0, 1.0, True, 0.01),
+    "lpips": Metric("lpips", 0.0, math.inf, False, 0.01),
+}
+
+_TERM = re.compile(
+    r"^(?:(?P<stat>mean|q(?P<q>[0-9.]+))\((?P<inner>[a-z_]+)\)|(?P<bare>[a-z_]+))"
+    r"(?P<sign>>=|<=)(?P<bound>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)$"
+)
+EXAMPLES = "write for example psnr>=30, ssim>=0.95, lpips<=0.05 or q0.1(psnr)>=28, several joined by commas"
+
+
+@dataclass(frozen=True)
+class Term:
+    """`statistic(metric)` compared with `bound`. `quantile` None means the mean."""
+
+    metric: Metric
+    bound: float
+    quantile: float | None = None
+
+    def statistic(self, values: Sequence[float]) -> float:
+        """Mean, or the quantile as an order statistic: the ceil(q n)-th smallest of the n values.
+
+        That is the smallest value which at least a share q of the values do not exceed; nothing is interpolated.
+        """
+        if not values:
+            raise InvalidBudget(f"{self} cannot be judged without a single value")
+        if not all(math.isfinite(v) for v in values):
+            raise NotFinite(f"{self.metric.name} is not finite for one of {len(values)} prompts: {list(values)!r:.120}")
+        if self.quantile is None:
+            return math.fsum(values) / len(values)
+        rank = max(math.ceil(self.quantile * len(values) - 1e-9), 1)
+        return sorted(values)[rank - 1]
+
+    def violation(self, values: Sequence[float]) -> float:
+        """How far the statistic lies beyond the bound, in the metric's own units; at most 0 where the term holds."""
+        return self.shortfall(self.statistic(values))
+
+    def shortfall(self, statistic: float) -> float:
+        """As `violation`, for a statistic already computed."""
+        return self.bound - statistic if self.metric.higher_is_better else statistic - self.bound
+
+    def __str__(self) -> str:
+        name = self.metric.name if self.quantile is None else f"q{self.quantile:g}({self.metric.name})"
+        return f"{name}{'>=' if self.metric.higher_is_better else '<='}{self.bound:.10g}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One or more terms, all of which must hold.
+
+    >>> Budget.parse("psnr>=30").violation({"psnr": [29.0, 30.0]})
+    0.5
+    """
+
+    terms: tuple[Term, ...]
+
+    @classmethod
+    def parse(cls, text: str | Budget) -> Budget:
+        """Read a budget. Raises InvalidBudget, saying which term is wrong and what to write instead."""
+        if isinstance(text, Budget):
+            return text
+        terms = tuple(_parse_term(part.strip()) for part in text.split(","))
+        seen = [(t.metric.name, t.quantile) for t in terms]
+        for term, key in zip(terms, seen, strict=True):
+            if seen.count(key) > 1:
+                raise InvalidBudget(f"the budget '{text}' bounds {str(term).partition('=')[0][:-1]} twice: keep one")
+        return cls(terms)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics to measure, each once."""
+        return tuple(dict.fromkeys(term.metric.name for term in self.terms))
+
+    def violations(self, values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Per term, by its text, how far it is violated in its metric's units (at most 0 where it holds)."""
+        return {str(term): term.violation(values[term.metric.name]) for term in self.terms}
+
+    def violation(self, values: Mapping[str, Sequence[float]]) -> float:
+        """The largest violation over terms, positive where the budget is missed, in dB of PSNR or what counts as much.
+
+        Args:
+            values: per metric one value per prompt.
+
+        Raises:
+            NotFinite: if a value is NaN or infinite.
+        """
+        return max(term.violation(values[term.metric.name]) / term.metric.unit for term in self.terms)
+
+    def margin(self, values: Mapping[str, Sequence[float]]) -> float:
+        """The smallest slack over terms on each metric's decibel scale; negative where the budget is missed."""
+        return min(
+            term.metric.decibel(term.statistic(values[term.metric.name])) - term.metric.decibel(term.bound)
+            for term in self.terms
+        )
+
+    def can_still_be_met(
+        self,
+        values: Mapping[str, Sequence[float]],
+        total: int,
+        ceiling: Mapping[str, Sequence[float]] | None = None,
+    ) -> bool:
+        """Whether some outcome on the remaining prompts meets the budget.
+
+        Args:
+            values: what is known so far, per metric.
+            total: number of prompts in all.
+            ceiling: per metric the best value that can be expected on each prompt that remains; by default the end of
+                the metric's range, which makes a "no" certain.
+        """
+        return self.violation(self.completed(values, total, ceiling)) <= 0.0
+
+    def completed(
+        self,
+        values: Mapping[str, Sequence[float]],
+        total: int,
+        ceiling: Mapping[str, Sequence[float]] | None = None,
+    ) -> dict[str, list[float]]:
+        """`values` with the remaining prompts at their best: the outcome whose violation bounds the true one below."""
+        filled = {}
+        for name in self.metrics:
+            known = list(values.get(name, ()))
+            left = total - len(known)
+            best = METRICS[name].best
+            rest = [best] * left if ceiling is None else [float(v) for v in ceiling[name]][:left]
+            filled[name] = known + rest + [best] * (left - len(rest))
+        return filled
+
+    def describe(self, values: Mapping[str, Sequence[float]]) -> str:
+        """The statistics the budget bounds, as text: `psnr 29.51`."""
+        return ", ".join(
+            f"{str(term).split('>=')[0].split('<=')[0]} {term.statistic(values[term.metric.name]):.4g}"
+            for term in self.terms
+        )
+
+    def __str__(self) -> str:
+        return ",".join(str(term) for term in self.terms)
+
+
+def _parse_term(text: str) -> Term:
+    compact = re.sub(r"\s+", "", text.lower())
+    match = _TERM.match(compact)
+    if match is None:
+        raise InvalidBudget(f"cannot read the budget term '{text}': {EXAMPLES}")
+    name = match["inner"] or match["bare"]
+    if name not in METRICS:
+        raise InvalidBudget(f"no quality metric is called '{name}' in '{text}'{suggest(name, METRICS)}")
+    metric = METRICS[name]
+    sign = ">=" if metric.higher_is_better else "<="
+    if match["sign"] != sign:
+        direction = "higher" if metric.higher_is_better else "lower"
+        raise InvalidBudget(f"{name} is better when {direction}: write {name}{sign}{match['bound']}, found '{text}'")
+    try:
+        bound = float(match["bound"])
+        quantile = None if match["q"] is None else float(match["q"])
+    except ValueError:
+        raise InvalidBudget(f"cannot read a number in the budget term '{text}': {EXAMPLES}") from None
+    if quantile is not None and not 0.0 < quantile <= 1.0:
+        raise InvalidBudget(f"the quantile in '{text}' must lie in (0, 1], found {quantile:g}")
+    if not metric.low <= bound <= metric.high:
+        high = "any number" if math.isinf(metric.high) else f"{metric.high:g}"
+        raise InvalidBudget(f"{name} ranges from {metric.low:g} to {high}, no run can be judged by '{text}'")
+    return Term(metric, bound, quantile)

@@ -1,0 +1,124 @@
+"""`tune`: the one call that makes or continues a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from policies.base import Policy
+from policies.errors import ConfigUnreadable
+from policies.faster_cache import PRESETS, FasterCache
+from tuner.budget import Budget
+from tuner.evaluate import Evaluator
+from tuner.space import Bounds, SearchSpace
+from tuner.study import OnTrial, SamplerName, Study, disjoint
+
+
+def tune(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    budget: str | Budget,
+    policy: str | Policy | type[Policy] = "fastercache",
+    held_out: Sequence[str] = (),
+    call: Mapping[str, Any] | None = None,
+    trials: int = 30,
+    timeout: float | None = None,
+    out: str | Path = "tuning",
+    storage: str | Path | None = None,
+    name: str = "tuning",
+    seed: int = 0,
+    metrics: Sequence[str] = ("psnr", "ssim"),
+    fixed: Mapping[str, Any] | None = None,
+    bounds: Mapping[str, Bounds] | None = None,
+    seeds: Mapping[str, Policy] | None = None,
+    sampler: SamplerName = "known-cost",
+    on_trial: OnTrial | None = None,
+    references: str | Path | None = None,
+    video: Callable[[Any], Tensor] | None = None,
+) -> Study:
+    """Search the cheapest policy within a budget; call it again with the same arguments to go on.
+
+    Args:
+        pipe: a diffusers pipeline.
+        prompts: the search prompts; a handful, since each trial runs them all unless it is stopped early.
+        budget: for example `psnr>=30`, against the uncached output; see `Budget`.
+        policy: what to search: a name, a class, or an instance whose unsearched fields are kept.
+        held_out: prompts the search never sees, for `study.verify()`. Overlap with `prompts` is an error.
+        call: keyword arguments of each pipeline call (steps, guidance scale, size, ...).
+        trials: how many trials make videos in all, those of earlier calls included. timeout: seconds for this call.
+        out: folder of the study file and the uncached references.
+        storage: another path for the study file, or `postgresql://...` shared by many machines.
+        metrics: what to measure; the budget's metrics are added.
+        fixed, bounds: fields that are not searched, and tighter bounds, by field name.
+        seeds: further policies to try first, by name.
+        sampler: `known-cost` (the default; TPE takes its place for policies that decide at run time) or `tpe`.
+        on_trial: called with the study and each finished trial's record.
+        references: folder of the uncached references, where it is shared.
+
+    Raises:
+        InvalidBudget, InvalidPolicy: for what cannot be read or searched.
+        ConfigMismatch: if the study on disk was made for another model, scheduler, budget or prompts.
+    """
+    budget = Budget.parse(budget)
+    if not prompts:
+        raise ConfigUnreadable("tuning needs at least one search prompt, found none")
+    disjoint(prompts, held_out)
+    out = Path(out)
+    evaluator = Evaluator(
+        pipe,
+        call,
+        store=references or out / "references",
+        metrics=tuple(dict.fromkeys((*budget.metrics, *metrics))),
+        seed=seed,
+        video=video,
+    )
+    space = SearchSpace.of(policy, fixed=fixed, bounds=_within_grid(pipe, policy, bounds, fixed))
+    study = Study(
+        evaluator,
+        space,
+        budget,
+        prompts,
+        held_out,
+        storage=storage or out / "study.journal",
+        name=name,
+        seed=seed,
+        sampler=sampler,
+        seeds={**default_seeds(space), **(seeds or {})},
+    )
+    return study.optimise(trials, timeout, on_trial)
+
+
+def default_seeds(space: SearchSpace) -> dict[str, Policy]:
+    """What every search tries first: no reuse, the policy's defaults (for FasterCache the paper's) and the presets."""
+    seeds: dict[str, Policy] = {}
+    encoded = space.encode(space.base).params
+    # Interval 1 reuses nothing, in every policy that has intervals; where there is none the reference stands for it.
+    off = {p.name: 1 for p in space.parameters if p.name.rsplit(".", 1)[-1].endswith("interval")}
+    if off:
+        seeds["no_cache"] = space.build({**encoded, **off})
+    seeds["default"] = space.base
+    if type(space.base) is FasterCache and space.base.sites == FasterCache().sites:
+        given = [name for name, reason in space.fixed.items() if reason == "given"]
+        for preset, policy in PRESETS.items():
+            kept = {name: getattr(space.base, name) for name in given}
+            seeds[f"preset:{preset}"] = FasterCache(**{**policy.model_dump(), **kept})
+    return seeds
+
+
+def _within_grid(
+    pipe: Any, policy: str | Policy | type[Policy], bounds: Mapping[str, Bounds] | None, fixed: Mapping[str, Any] | None
+) -> dict[str, Bounds]:
+    """The given bounds, and for a frequency radius half the latent's smaller side: beyond it nothing changes."""
+    result = dict(bounds or {})
+    space = SearchSpace.of(policy, fixed=fixed, bounds=bounds)
+    size = getattr(getattr(pipe, "transformer", getattr(pipe, "unet", None)), "config", {}).get("sample_size")
+    side = min(size) if isinstance(size, (list, tuple)) else size
+    for parameter in space.parameters:
+        name = parameter.name
+        if name.rsplit(".", 1)[-1] == "radius" and name not in result and isinstance(side, int) and side >= 2:
+            result[name] = (0, side // 2)
+    return result

@@ -1,0 +1,223 @@
+"""Which policy to try next, when its cost is known and only its quality must be guessed.
+
+Optuna's general samplers learn objective and constraint alike from trials. Here the objective, the computed FLOPs of a
+static policy, is known before any video is made. So candidates that cannot beat the incumbent are never run, a
+Gaussian process models only the quality margin, and the next trial maximises the expected saving
+
+    (best ratio - ratio(x)) P(margin(x) >= 0)
+
+which is constrained expected improvement with a known objective (Gardner et al. 2014).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial
+from scipy.stats import norm
+
+from policies.base import Policy
+from policies.errors import FasterCacheError
+from policies.registry import dump
+from tuner.simulate import Forecast
+from tuner.space import SearchSpace, from_unit, to_unit
+from tuner.surrogate import Surrogate
+
+Array = NDArray[np.float64]
+LEAST_GAIN = 0.002
+"""A candidate must save at least this share of the uncached FLOPs more than the incumbent."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An evaluated policy: its parameters, and its margin in dB over the budget (projected where stopped early)."""
+
+    params: Mapping[str, Any]
+    policy: Policy
+    ratio: float
+    margin: float
+    feasible: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy that has not been run, with its unit-cube position and forecast."""
+
+    params: dict[str, Any]
+    policy: Policy
+    forecast: Forecast
+
+    def vector(self, space: SearchSpace) -> Array:
+        return np.concatenate([self.forecast.features, position(space, self.params)])
+
+
+def position(space: SearchSpace, params: Mapping[str, Any]) -> Array:
+    """Parameters as a point of the unit cube; parameters that do not exist lie in the middle."""
+    return np.array([to_unit(p, params[p.name]) if p.name in params else 0.5 for p in space.parameters])
+
+
+class Proposer:
+    """Proposes parameters from what was seen.
+
+    Args:
+        space: what to search.
+        forecast: what a static policy does and costs.
+        pool: how many candidates are weighed against each other.
+    """
+
+    def __init__(self, space: SearchSpace, forecast: Callable[[Policy], Forecast], *, pool: int = 96) -> None:
+        self.space = space
+        self.pool = pool
+        self._forecast = forecast
+        self._forecasts: dict[str, Forecast | None] = {}
+
+    def forecast(self, policy: Policy) -> Forecast | None:
+        """The policy's forecast; None if it cannot be applied to this run."""
+        key = json.dumps(dump(policy), sort_keys=True)
+        if key not in self._forecasts:
+            try:
+                self._forecasts[key] = self._forecast(policy)
+            except FasterCacheError:
+                self._forecasts[key] = None
+        return self._forecasts[key]
+
+    def propose(self, seen: Sequence[Seen], rng: np.random.Generator) -> dict[str, Any]:
+        """Parameters of the next trial. Where nothing cheaper than the incumbent is found, a random point."""
+        best = min((s.ratio for s in seen if s.feasible), default=1.0)
+        known = {json.dumps(dump(s.policy), sort_keys=True) for s in seen}
+        model, columns = self._model(seen)
+        pool = self._first_pool(seen, best, known, rng)
+        if not pool:
+            return self.space.draw(lambda p: from_unit(p, rng.random()))
+        for _ in range(2):  # local ascent: vary the most promising, keep what is better
+            order = np.argsort(-self._gain(pool, best, model, columns))[:6]
+            parents = [pool[i].params for i in order]
+            pool = [pool[i] for i in order]
+            for _ in range(self.pool // 3):
+                params = self._mutate(parents[rng.integers(len(parents))], rng, width=0.08)
+                self._admit(params, best, known, pool)
+        return pool[int(np.argmax(self._gain(pool, best, model, columns)))].params
+
+    def _first_pool(
+        self, seen: Sequence[Seen], best: float, known: set[str], rng: np.random.Generator
+    ) -> list[Candidate]:
+        """Neighbours of the cheapest feasible and the least infeasible policies, and points from anywhere."""
+        feasible = sorted((s for s in seen if s.feasible and s.ratio < 1.0), key=lambda s: s.ratio)[:4]
+        missed = sorted((s for s in seen if not s.feasible), key=lambda s: -s.margin)[:4]
+        parents = [s.params for s in (*feasible, *missed)]
+        pool: list[Candidate] = []
+        for attempt in range(3 * self.pool):
+            if len(pool) >= self.pool:
+                break
+            if parents and attempt % 3:
+                params = self._mutate(parents[rng.integers(len(parents))], rng, width=0.25)
+            else:
+                params = self.space.draw(lambda p: from_unit(p, rng.random()))
+            self._admit(params, best, known, pool)
+        return pool
+
+    def _admit(self, params: dict[str, Any], best: float, known: set[str], pool: list[Candidate]) -> None:
+        try:
+            policy = self.space.build(params)
+        except FasterCacheError:
+            return  # a combination of fields that the policy itself refuses
+        forecast = self.forecast(policy)
+        if forecast is None or forecast.ratio > best - LEAST_GAIN:
+            return
+        if json.dumps(dump(policy), sort_keys=True) not in known:
+            pool.append(Candidate(params, policy, forecast))
+
+    def _mutate(self, params: Mapping[str, Any], rng: np.random.Generator, width: float) -> dict[str, Any]:
+        """A neighbour: about three parameters moved by a normal step, choices drawn anew."""
+        moved = rng.random(len(self.space.parameters)) < min(3.0 / len(self.space.parameters), 1.0)
+        chosen = {p.name for p, move in zip(self.space.parameters, moved, strict=True) if move}
+        chosen = chosen or {self.space.parameters[rng.integers(len(self.space.parameters))].name}
+
+        def value(parameter: Any) -> Any:
+            if parameter.name not in params:
+                return from_unit(parameter, rng.random())
+            if parameter.name not in chosen:
+                return params[parameter.name]
+            if isinstance(parameter.distribution, CategoricalDistribution):
+                return from_unit(parameter, rng.random())
+            place = to_unit(parameter, params[parameter.name])
+            return from_unit(parameter, float(np.clip(place + rng.normal(0.0, width), 0.0, 1.0)))
+
+        return self.space.draw(value)
+
+    def _model(self, seen: Sequence[Seen]) -> tuple[Surrogate | None, NDArray[np.bool_] | None]:
+        """The surrogate, once there are points to fit, and which columns of a candidate's vector it uses."""
+        rows, margins = [], []
+        for s in seen:
+            forecast = self.forecast(s.policy)
+            if forecast is not None and s.ratio < 1.0:
+                rows.append(np.concatenate([forecast.features, position(self.space, s.params)]))
+                margins.append(s.margin)
+        if len(rows) < 3:
+            return None, None
+        # Far misses must not set the scale on which near ones are told apart.
+        y = np.clip(margins, min(max(margins), 0.0) - 15.0, 10.0)
+        x = np.stack(rows)
+        schedule = x.shape[1] - len(self.space.parameters)
+        _, first = np.unique(x.round(9), axis=1, return_index=True)  # sites of several roles may age alike
+        used = np.zeros(x.shape[1], dtype=bool)
+        used[first] = True
+        used[schedule:] = True
+        groups = [0 if i < schedule else 1 for i in np.flatnonzero(used)]
+        return Surrogate.fit(x[:, used], y, groups), used
+
+    def _gain(
+        self, pool: Sequence[Candidate], best: float, model: Surrogate | None, used: NDArray[np.bool_] | None
+    ) -> Array:
+        """Expected saving of each candidate, as a share of the uncached FLOPs."""
+        saving = np.array([best - c.forecast.ratio for c in pool])
+        if model is None or used is None:
+            # Nothing known yet: take it that quality falls with what is saved, and try the middle.
+            return -np.abs(np.array([c.forecast.ratio for c in pool]) - (best + 0.3) / 2)
+        mean, std = model.predict(np.stack([c.vector(self.space)[used] for c in pool]))
+        gain: Array = saving * norm.cdf(mean / std)
+        return gain
+
+
+class KnownCostSampler(optuna.samplers.BaseSampler):
+    """`Proposer` as an Optuna sampler; what was seen comes from the study, so that workers share and resume it.
+
+    Args:
+        proposer: the search.
+        seen: reads evaluated policies off a study's finished trials.
+        seed: trial n draws from (seed, n), so that a resumed study goes on as an uninterrupted one would.
+    """
+
+    def __init__(
+        self, proposer: Proposer, seen: Callable[[optuna.Study], Sequence[Seen]], seed: int | None = None
+    ) -> None:
+        self._proposer = proposer
+        self._seen = seen
+        self._seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._proposer.space.distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if trial.system_attrs.get("fixed_params"):
+            return {}  # an enqueued trial brings its own
+        return self._proposer.propose(self._seen(study), self._rng(trial))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Only for parameters an enqueued trial left open: drawn at random."""
+        parameter = next(p for p in self._proposer.space.parameters if p.name == param_name)
+        return from_unit(parameter, self._rng(trial).random())
+
+    def _rng(self, trial: FrozenTrial) -> np.random.Generator:
+        return np.random.default_rng([abs(self._seed), trial.number])

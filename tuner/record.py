@@ -1,0 +1,138 @@
+"""What a study's trials hold, read back as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from policies.base import Policy
+from policies.errors import BudgetNotMet
+from policies.registry import load_policy
+from tuner.budget import Budget
+
+
+class Outcome(StrEnum):
+    """How a trial ended. Only `measured` trials ran every prompt and can be chosen."""
+
+    MEASURED = "measured"
+    EXACT = "exact"  # reuses nothing: equal to the reference by law, not run
+    STOPPED = "stopped"  # ended after some prompts; its margin is a projection
+    DOMINATED = "dominated"  # cannot be cheaper than the incumbent: not run
+    FAILED = "failed"  # raised, or produced NaN
+    INTERRUPTED = "interrupted"  # abandoned by its worker; its parameters are queued again
+
+
+SPENT = (Outcome.MEASURED, Outcome.STOPPED, Outcome.FAILED)
+"""Outcomes that count against the number of trials: those that made videos."""
+
+SAME = 1e-9
+"""FLOP ratios closer than this are equal."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished trial.
+
+    Attributes:
+        number: the trial's number in the study.
+        policy: what was tried. source: `no_cache`, `default`, `preset:...`, a given name, or `search`.
+        ratio: computed over uncached FLOPs, measured where it ran, else forecast; None if neither is known.
+        values: per metric one value per prompt that was run.
+        violation: how far the budget is missed (dB of PSNR or what counts as much); at most 0 where it is met.
+        margin: the same as slack on a decibel scale; projected for stopped trials.
+        reason: why it was stopped, skipped or failed.
+    """
+
+    number: int
+    outcome: Outcome
+    source: str
+    policy: Policy
+    params: Mapping[str, Any]
+    ratio: float | None
+    values: Mapping[str, Sequence[float]]
+    violation: float | None
+    margin: float | None
+    seconds: float | None
+    cached_bytes: int | None
+    reason: str | None
+
+    @property
+    def feasible(self) -> bool:
+        """Every search prompt was run (or need not be) and the budget was met."""
+        return (
+            self.outcome in (Outcome.MEASURED, Outcome.EXACT) and self.violation is not None and self.violation <= 0.0
+        )
+
+    @property
+    def speedup_flops(self) -> float | None:
+        return None if not self.ratio else 1.0 / self.ratio
+
+    @classmethod
+    def of(cls, trial: FrozenTrial) -> Record | None:
+        """A trial as a record; None for one that is queued, still running, or died before it was described."""
+        attrs = trial.user_attrs
+        if not trial.state.is_finished() or "policy" not in attrs:
+            return None
+        outcome = Outcome.INTERRUPTED if trial.state is TrialState.FAIL else Outcome.FAILED
+        return cls(
+            number=trial.number,
+            outcome=Outcome(attrs.get("outcome", outcome)),
+            source=str(attrs.get("source", "search")),
+            policy=load_policy(attrs["policy"]),
+            params=dict(trial.params),
+            ratio=attrs.get("ratio", attrs.get("forecast")),
+            values=attrs.get("values", {}),
+            violation=attrs.get("violation"),
+            margin=attrs.get("margin"),
+            seconds=attrs.get("seconds"),
+            cached_bytes=attrs.get("cached_bytes"),
+            reason=attrs.get("reason"),
+        )
+
+
+def records(study: optuna.Study, known: dict[int, Record] | None = None) -> list[Record]:
+    """Every finished trial, in order. `known` keeps those read before: a finished trial does not change."""
+    known = {} if known is None else known
+    for trial in study.get_trials(deepcopy=False):
+        if trial.number not in known:
+            record = Record.of(trial)
+            if record is not None:
+                known[trial.number] = record
+    return [known[number] for number in sorted(known)]
+
+
+def cheapest(found: Sequence[Record], budget: Budget) -> Record:
+    """The cheapest measured record that meets the budget and saves something.
+
+    Raises:
+        BudgetNotMet: with the closest miss.
+    """
+    saving = [r for r in found if r.ratio is not None and r.ratio < 1.0 - SAME]
+    feasible = [r for r in saving if r.feasible]
+    if feasible:
+        return min(feasible, key=lambda r: (r.ratio or 1.0, r.violation or 0.0))
+    missed = [r for r in saving if r.outcome is Outcome.MEASURED] or [r for r in saving if r.violation is not None]
+    if not missed:
+        raise BudgetNotMet(f"no policy that saves anything was measured against {budget}: run more trials")
+    closest = min(missed, key=lambda r: r.violation or 0.0)
+    projected = "" if closest.outcome is Outcome.MEASURED else ", as projected from its first prompts,"
+    raise BudgetNotMet(
+        f"none of {sum(r.outcome in SPENT for r in found)} trials that save anything met {budget}; the closest reached "
+        f"{budget.describe(closest.values)}{projected} at {closest.speedup_flops:.2f}x (trial {closest.number}, "
+        f"{closest.source}): loosen the budget, or run more trials"
+    )
+
+
+def front(found: Sequence[Record]) -> list[Record]:
+    """The measured records that no other beats in both FLOPs and margin, cheapest first."""
+    measured = [r for r in found if r.outcome is Outcome.MEASURED and r.margin is not None]
+    result: list[Record] = []
+    for record in sorted(measured, key=lambda r: (r.ratio or 1.0, -(r.margin or 0.0))):
+        if not result or (record.margin or 0.0) > (result[-1].margin or 0.0):
+            result.append(record)
+    return result

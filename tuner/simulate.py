@@ -1,0 +1,104 @@
+"""What a policy would do and cost, known before any video is made.
+
+A static policy compiles to a table, and a skipped cell of the table saves FLOPs that one counted run has told. So the
+tuner's objective is known exactly for free; only quality has to be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastercache.session import Session
+from policies.base import Policy
+from policies.schedule import Code, Table, compile_policy
+from policies.vocabulary import Kind, Run, Site
+
+BINS = 4
+"""Stretches of the run over which staleness is averaged."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A schedule as the surrogate sees it.
+
+    Attributes:
+        ratio: computed FLOPs over those of the uncached run.
+        features: per kind and role of site the mean log2(1 + age) of the values in use, in `BINS` stretches of the
+            run, then the ratio; shape (groups * BINS + 1,).
+    """
+
+    ratio: float
+    features: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """FLOPs of any static policy on one kind of run.
+
+    Attributes:
+        run: the run's steps, branches and sites.
+        step_flops: FLOPs of each step with nothing reused, all branches together.
+        shares: share of a denoiser call's FLOPs inside each module and block site.
+    """
+
+    run: Run
+    step_flops: tuple[int, ...]
+    shares: Mapping[str, float]
+
+    @classmethod
+    def of(cls, session: Session) -> CostModel:
+        """From the newest run of a session, whatever its policy was."""
+        return cls(session.last.run, tuple(session.last.flops_full), session.flop_shares())
+
+    def share(self, site: Site) -> float:
+        """Share of a denoiser call that reusing `site` saves."""
+        if site.kind in (Kind.DENOISER, Kind.BRANCH):
+            return 1.0
+        if site.kind is Kind.STACK:
+            blocks = [s for s in self.run.sites if s.kind is Kind.BLOCK and s.inside(site)]
+            return sum(self.shares.get(s.name, 0.0) for s in blocks)
+        return self.shares.get(site.name, 0.0)
+
+    def forecast(self, policy: Policy) -> Forecast:
+        """What a static policy will do and cost. Raises InvalidPolicy for a dynamic one."""
+        table = compile_policy(policy, self.run)
+        ratio = self.ratio(table)
+        return Forecast(ratio, np.array([*self._ages(table), ratio]))
+
+    def ratio(self, table: Table) -> float:
+        """Computed FLOPs of a table over those of the uncached run."""
+        per_branch = np.array(self.step_flops, dtype=float) / len(self.run.branches)  # (steps,)
+        saved = 0.0
+        for site, codes in zip(table.sites, table.codes, strict=True):
+            reused = codes == Code.REUSED  # (branches, steps)
+            if site.kind is Kind.STACK:
+                # A stack runs for all rows or for none: one branch's reuse alone saves nothing.
+                reused = reused & np.all(codes != Code.COMPUTED, axis=0)
+            saved += self.share(site) * float((reused * per_branch).sum())
+        return 1.0 - saved / float(sum(self.step_flops))
+
+    def _ages(self, table: Table) -> list[float]:
+        ages = staleness(table)
+        edges = np.linspace(0, self.run.count, BINS + 1).round().astype(int)
+        groups: dict[str, list[NDArray[np.float64]]] = {}
+        for site, age in zip(table.sites, ages, strict=True):
+            groups.setdefault(f"{site.kind}:{site.role}", []).append(age)
+        columns: list[float] = []
+        for name in sorted(groups):
+            log = np.log2(1.0 + np.stack(groups[name]).mean(axis=(0, 1)))  # (steps,)
+            columns += [float(log[a:b].mean()) if b > a else 0.0 for a, b in pairwise(edges)]
+        return columns
+
+
+def staleness(table: Table) -> NDArray[np.float64]:
+    """Age in steps of the value in use at each cell, (sites, branches, steps); 0 where computed or not reached."""
+    age = np.zeros(table.codes.shape)
+    for i in range(1, table.codes.shape[2]):
+        # A value also ages while an outer site is reused and this one is not reached.
+        age[:, :, i] = np.where(table.codes[:, :, i] == Code.COMPUTED, 0.0, age[:, :, i - 1] + 1.0)
+    return np.where(table.codes == Code.REUSED, age, 0.0)
