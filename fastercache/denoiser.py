@@ -25,11 +25,13 @@ from fastercache.layout import (
     timestep_of,
 )
 from fastercache.memory import Shape, ValueShapes
+from fastercache.signals import Watchtower
 from fastercache.store import rows_of, storages
 from fastercache.trace import Trace
 from fastercache.units import Call, ModuleUnit, RunState, StackUnit, Streams, Unit, chain
+from policies.errors import AttachError
 from policies.schedule import applies
-from policies.vocabulary import COND, Branch, Kind, Site
+from policies.vocabulary import COND, Branch, Kind, Signal, Site
 
 OnRun = Callable[["Denoiser", tuple[Any, ...], dict[str, Any]], None]
 
@@ -58,6 +60,7 @@ class Denoiser:
         self.units: dict[str, Unit] = {}
         self.state: RunState | None = None
         self.trace: Trace | None = None
+        self._tower: Watchtower | None = None  # while something watches the first block
         self._governed: list[tuple[SiteForward, list[tuple[Unit, Handler]]]] = []
         self._outputs: dict[Branch, Streams] = {}  # this step's outputs by branch
         self._computed: set[Branch] = set()  # those of them that were computed
@@ -123,6 +126,29 @@ class Denoiser:
         self._governed = [(self.hooks[path], pairs) for path, pairs in handlers.items()]
         for hook in self.hooks.values():
             hook.handler = None
+        self._tower = self._raise_tower()
+
+    def _raise_tower(self) -> Watchtower | None:
+        """What watches the first block, if a rule or a predictor needs it."""
+        wanted: set[Signal | None] = set()
+        for unit in self.units.values():
+            wanted.add(unit.jury.owner.signal if unit.jury is not None else None)
+            wanted.add(unit.history.predictor.signal if unit.history is not None else None)
+        watched = frozenset(s for s in wanted if s is not None and s is not Signal.INPUT)
+        if not watched or not self.blocks:
+            return None
+        first = self.blocks[0]
+        inside = next((p for p in self.hooks if p.startswith(f"{first.path}.")), None)
+        layout = self.family.layouts.get(first.family_list, "rows") if self.family else "rows"
+        text_first = bool(self.family and self.family.text_first)
+        tower = Watchtower(self.hooks[first.path], self.hooks[inside] if inside else None, layout, text_first)
+        tower.wanted = watched
+        return tower
+
+    def _watch_first(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert self._tower is not None and self.state is not None
+        call = self.state.now
+        return self._tower.watch(inner, args, kwargs, call.batch, call.sighted)
 
     def begin(self, state: RunState, trace: Trace) -> None:
         """Forget the last run."""
@@ -166,16 +192,14 @@ class Denoiser:
         for unit in self.units.values():
             if unit.history is not None:
                 found.update(unit.history.storages())
-        states = {id(u.policy_state): u.policy_state for u in self.units.values()}
+        states = {id(u.jury.state): u.jury.state for u in self.units.values() if u.jury is not None}
         return found | storages(list(states.values()))
 
     def clear(self) -> None:
         """Drop every cached value."""
         self._outputs, self._computed, self._before = {}, set(), None
         for unit in self.units.values():
-            unit.policy_state = None
-            if unit.history is not None:
-                unit.history.clear()
+            unit.forget()
 
     # -- one call ----------------------------------------------------------------------------------------------------
     def _call(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -224,7 +248,7 @@ class Denoiser:
         predicted: dict[Branch, Unit] = {}
         whole, guidance = self._outer(Kind.DENOISER), self._outer(Kind.BRANCH)
         if whole is not None:
-            predicted.update(dict.fromkeys(whole.decide(call, lambda: call.input), whole))
+            predicted.update(dict.fromkeys(whole.decide(call, whole.source(call)), whole))
         if guidance is not None:
             rest = tuple(b for b in call.branches if b not in predicted and b != COND)
             # Where the unconditional call comes first, the step before stands in for this step's conditional output.
@@ -233,7 +257,7 @@ class Denoiser:
                 rows = [call.branches.index(b) for b in rest]
                 part = None if call.input is None else take_rows(call.input, call.batch, rows, len(call.branches))
                 asked = Call(call.step, rest, call.batch, part)
-                predicted.update(dict.fromkeys(guidance.decide(asked, lambda: part), guidance))
+                predicted.update(dict.fromkeys(guidance.decide(asked, guidance.source(asked)), guidance))
         return predicted
 
     def _run(self, call: Call, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -250,6 +274,10 @@ class Denoiser:
                 else:
                     busy.append(handler)
             hook.handler = chain(busy)
+        if self._tower is not None:
+            first = self._tower.block
+            busy = [first.handler] if first.handler is not None and first.handler is not self._watch_first else []
+            first.handler = chain([self._watch_first, *busy])
         try:
             output = inner(*args, **kwargs)
         finally:
@@ -276,7 +304,7 @@ class Denoiser:
         if inside is not None:
             sliced = part_kwargs is not kwargs
             cost = self.book.cost(self.prefix, self.hooks, inner, part_args, part_kwargs) if sliced else full
-            self.trace.flops[index] += cost.computed(inside.skipped)
+            self.trace.flops[index] += cost.computed(inside.skipped) + inside.sighted.flops
 
     def _assemble(
         self,
@@ -296,10 +324,13 @@ class Denoiser:
             self._computed.update(computed)
             if whole is not None:
                 inside = Call(call.step, computed, call.batch)
-                whole.keep(inside, computed, fresh)
+                whole.keep(inside, computed, fresh, self._base(whole, call, computed, fresh))
         held = tuple(b for b in call.branches if predicted.get(b) is whole and whole is not None)
         if held and whole is not None:
             values = whole.predict(call, held)
+            base = self._base(whole, call, held, values)
+            if base is not None:
+                values = [None if v is None else v + base for v in values]
             for position, branch in enumerate(held):
                 self._outputs[branch] = [None if t is None else rows_of(t, position, len(held)) for t in values]
         guided = tuple(b for b in call.branches if b in predicted and b not in held)
@@ -316,6 +347,24 @@ class Denoiser:
             for branch in call.branches:
                 whole.tell(Call(call.step, (branch,), call.batch), self._outputs[branch][0])
         return result
+
+    def _base(self, unit: Unit, call: Call, branches: tuple[Branch, ...], values: Streams) -> Tensor | None:
+        """What a relative predictor's values are relative to: these branches' rows of the denoiser's input.
+
+        Raises:
+            AttachError: if input and output differ in shape.
+        """
+        if unit.history is None or not unit.history.predictor.relative or call.input is None:
+            return None
+        parts = [call.branches.index(b) for b in branches]
+        base: Tensor = take_rows(call.input, call.input.shape[0], parts, len(call.branches))
+        found = next((v for v in values if v is not None), base)
+        if found.shape != base.shape:
+            raise AttachError(
+                f"the denoiser's output {tuple(found.shape)} and its input {tuple(base.shape)} differ in shape, so the "
+                "one less the other does not exist: give the policy relative=False"
+            )
+        return base
 
     def _guide(self, unit: Unit, call: Call, guided: tuple[Branch, ...], kwargs: dict[str, Any]) -> None:
         """Predict branches as the conditional output plus their predicted difference to it."""

@@ -76,7 +76,9 @@ def plan_static(table: Table, shapes: ValueShapes, batched: bool, dtype: torch.d
             for group in groups:
                 kept = tuple(b for b in group if codes[b][i] == Code.COMPUTED and i in last[b])
                 if kept:
-                    history.add(table.run.steps[i], kept, [_empty(shape, len(kept)) for shape in one], own=True)
+                    values = [_empty(shape, len(kept)) for shape in one]
+                    watched = values[0] if predictor.signal is not None else None
+                    history.add(table.run.steps[i], kept, values, own=True, signal=watched)
             history.release(lambda step, b, last=last, i=i: last[b].get(step, -1) <= i)
             per_step[i] += history.nbytes
             by_site[site.name] = max(by_site[site.name], history.nbytes)
@@ -96,6 +98,8 @@ def bound_dynamic(
     for site, predictor in zip(sites, predictors, strict=True):
         encoded = [predictor.encode(_empty(shape, 1)) for shape in shapes(site)]
         one = sum(t.numel() * (dtype or t.dtype).itemsize for t in tensors_in(encoded))
+        if predictor.signal is not None:
+            one += _empty(shapes(site)[0], 1).nbytes
         others = len(branches) - 1 if site.kind is Kind.BRANCH else len(branches)
         by_site[site.name] = one * predictor.history * others
     return MemoryPlan([sum(by_site.values())] * count, by_site, exact=False)

@@ -17,6 +17,7 @@ from fastercache.families import Guidance
 from fastercache.flops import FlopBook
 from fastercache.layout import leading_tensor, timestep_of
 from fastercache.memory import MemoryPlan, ValueShapes, bound_dynamic, plan_static
+from fastercache.signals import Jury
 from fastercache.store import History
 from fastercache.trace import Trace
 from fastercache.units import RunState, SitePlan, Watcher
@@ -250,10 +251,11 @@ class Session:
         state = None if table is not None else policy.init(run)
         for denoiser in self._denoisers:
             for unit in denoiser.units.values():
-                unit.policy, unit.history, unit.plan, unit.watchers = None, None, None, []
+                unit.policy, unit.history, unit.plan, unit.jury, unit.watchers = None, None, None, None, []
         for s, (site, predictor) in enumerate(zip(sites, predictors, strict=True)):
             unit = self._owner(site).unit(site)
-            unit.policy, unit.policy_state = policy, state
+            unit.policy = policy
+            unit.jury = None if table is not None else Jury(policy, policy.owner(site, run.sites), state, site)
             unit.history = History(predictor, self._cache_dtype, self._cache_device)
             unit.plan = plans[s] if plans else None
         known = {site.name for site in run.sites}

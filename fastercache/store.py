@@ -60,7 +60,8 @@ def rows_of(tensor: Tensor, position: int, parts: int) -> Tensor:
 class Entry:
     """The encoded values of one computed call: `values` holds one item per stream, rows ordered as `branches`.
 
-    `origin` is each stream's dtype and device before it was moved to the cache's.
+    `origin` is each stream's dtype and device before it was moved to the cache's. `signal` is what an aligned predictor
+    watched then, in the same row order.
     """
 
     step: Step
@@ -68,6 +69,13 @@ class Entry:
     values: list[Any]
     origin: list[tuple[torch.dtype, torch.device] | None]
     nbytes: int
+    signal: Tensor | None = None
+
+    def watched(self, branch: Branch) -> Tensor | None:
+        """One branch's rows of the signal."""
+        if self.signal is None or len(self.branches) == 1:
+            return self.signal
+        return rows_of(self.signal, self.branches.index(branch), len(self.branches))
 
     def value(self, stream: int, branch: Branch) -> Any:
         """One branch's rows of one stream."""
@@ -96,8 +104,19 @@ class History:
     def has(self, branch: Branch) -> bool:
         return any(branch in entry.branches for entry in self.entries)
 
-    def add(self, step: Step, branches: tuple[Branch, ...], streams: Sequence[Tensor | None], *, own: bool) -> None:
-        """Keep a computed value. `own=False` copies: the tensors are views of something larger, or will be changed."""
+    def add(
+        self,
+        step: Step,
+        branches: tuple[Branch, ...],
+        streams: Sequence[Tensor | None],
+        *,
+        own: bool,
+        signal: Tensor | None = None,
+    ) -> None:
+        """Keep a computed value. `own=False` copies: the tensors are views of something larger, or will be changed.
+
+        `signal`: what an aligned predictor watched, in the same row order; kept too.
+        """
         values = []
         origin = [None if stream is None else (stream.dtype, stream.device) for stream in streams]
         for stream in streams:
@@ -107,7 +126,9 @@ class History:
             if self.dtype is not None or self.device is not None:
                 value = map_tensors(value, lambda t: t.to(device=self.device or t.device, dtype=self.dtype or t.dtype))
             values.append(value)
-        entry = Entry(step, branches, values, origin, stored_bytes(values))
+        if signal is not None:
+            signal = signal.clone()
+        entry = Entry(step, branches, values, origin, stored_bytes([*values, signal]), signal)
         self.entries.append(entry)
         self.nbytes += entry.nbytes
         self._trim()
@@ -136,17 +157,22 @@ class History:
 
     def storages(self) -> dict[int, int]:
         """Identity -> bytes of the storages of everything kept."""
-        return storages([entry.values for entry in self.entries])
+        return storages([(entry.values, entry.signal) for entry in self.entries])
 
     def clear(self) -> None:
         self.entries = []
         self.nbytes = 0
 
-    def predict(self, step: Step, branches: tuple[Branch, ...]) -> list[Tensor | None]:
-        """Stand-ins for every stream, rows ordered as `branches`, in the dtype and on the device of the originals."""
+    def predict(self, step: Step, branches: tuple[Branch, ...], signal: Tensor | None = None) -> list[Tensor | None]:
+        """Stand-ins for every stream, rows ordered as `branches`, in the dtype and on the device of the originals.
+
+        `signal`: what an aligned predictor watches now, rows ordered as `branches`. Such a predictor measures it, so
+        each branch is predicted by itself.
+        """
         histories = [[e for e in self.entries if b in e.branches][-self.depth :] for b in branches]
         first = histories[0]
         shared = all(h == first for h in histories[1:]) and all(e.branches == branches for e in first)
+        shared = shared and self.predictor.signal is None
         result: list[Tensor | None] = []
         for s in range(len(first[-1].values)):
             if first[-1].values[s] is None:
@@ -157,15 +183,30 @@ class History:
                 value = self._predict([Past(e.step, e.values[s]) for e in first], step, origin)
             else:
                 parts = [
-                    self._predict([Past(e.step, e.value(s, b)) for e in history], step, origin)
-                    for b, history in zip(branches, histories, strict=True)
+                    self._predict(
+                        [Past(e.step, e.value(s, b), e.watched(b)) for e in history],
+                        step,
+                        origin,
+                        None if signal is None else rows_of(signal, position, len(branches)),
+                    )
+                    for position, (b, history) in enumerate(zip(branches, histories, strict=True))
                 ]
                 value = parts[0] if len(parts) == 1 else torch.cat(parts)
             result.append(value)
         return result
 
-    def _predict(self, past: list[Past], step: Step, origin: tuple[torch.dtype, torch.device] | None) -> Tensor:
+    def _predict(
+        self,
+        past: list[Past],
+        step: Step,
+        origin: tuple[torch.dtype, torch.device] | None,
+        signal: Tensor | None = None,
+    ) -> Tensor:
         if origin is not None and (self.dtype is not None or self.device is not None):
             dtype, device = origin
-            past = [Past(p.step, map_tensors(p.value, lambda t: t.to(device=device, dtype=dtype))) for p in past]
+            past = [
+                Past(p.step, map_tensors(p.value, lambda t: t.to(device=device, dtype=dtype)), p.signal) for p in past
+            ]
+        if signal is not None:
+            return self.predictor.align(past, step, signal)
         return self.predictor.predict(past, step)

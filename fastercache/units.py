@@ -25,11 +25,12 @@ from fastercache.layout import (
     strip,
     take_rows,
 )
+from fastercache.signals import Jury, Sighted, Source, signal_value
 from fastercache.store import History, rows_of
 from fastercache.trace import Observation
 from policies.base import Policy
 from policies.schedule import Code, Table
-from policies.vocabulary import Branch, Run, Signal, Site, Step
+from policies.vocabulary import Branch, Run, Site, Step
 
 Watcher = Callable[[Observation], None]
 Streams = list[Tensor | None]
@@ -43,7 +44,7 @@ class Call:
     branches: tuple[Branch, ...]
     batch: int  # leading size of the denoiser's input rows that are computed
     input: Tensor | None = None
-    first_block_input: Tensor | None = None
+    sighted: Sighted = field(default_factory=Sighted)  # what the first block's hook saw
     skipped: list[tuple[str, float]] = field(default_factory=list)  # module path, share of its rows that was skipped
 
 
@@ -90,7 +91,7 @@ class Unit:
         self.site = site
         self.path = prefix_path
         self.policy: Policy | None = None
-        self.policy_state: Any = None
+        self.jury: Jury | None = None  # of a dynamic policy
         self.watchers: list[Watcher] = []
         self.history: History | None = None
         self.plan: SitePlan | None = None  # of a static policy
@@ -99,6 +100,7 @@ class Unit:
         self._index: dict[Branch, int] = {}
         self.template: Any = None
         self.clones = False  # a block changed the returned tensor in place: keep copies
+        self._aligned: Tensor | None = None  # what an aligned predictor watches in the present call
 
     # -- a run -------------------------------------------------------------------------------------------------------
     def begin(self, state: RunState) -> None:
@@ -107,6 +109,13 @@ class Unit:
         run = state.run
         self.rows = [bytearray([Code.UNREACHED]) * run.count for _ in run.branches]
         self._index = {branch: i for i, branch in enumerate(run.branches)}
+        self._aligned = None
+        if self.history is not None:
+            self.history.clear()
+
+    def forget(self) -> None:
+        """Drop every value and the policy's state."""
+        self.jury, self._aligned = None, None
         if self.history is not None:
             self.history.clear()
 
@@ -125,58 +134,72 @@ class Unit:
             self.rows[self._index[branch]][step.index] = Code.COMPUTED
 
     def release(self, index: int) -> None:
-        """Drop values that no step after `index` reads; only a static plan can know."""
+        """Drop what only step `index` needed, and values that no later step reads (a static plan knows those)."""
+        self._aligned = None
         if self.plan is not None and self.history is not None and self.history.entries:
             last = self.plan.last_read
             self.history.release(lambda step, branch: last[self._index[branch]].get(step, -1) <= index)
 
     # -- one call ----------------------------------------------------------------------------------------------------
-    def decide(self, call: Call, signal: Callable[[], Tensor | None]) -> tuple[Branch, ...]:
+    def decide(self, call: Call, source: Source) -> tuple[Branch, ...]:
         """The branches of this call that are reused."""
         if self.policy is None or self.history is None:
             return ()
+        watched = self.history.predictor.signal
+        self._aligned = None if watched is None else source(watched)
         if self.plan is not None:
             i = call.step.index
-            wanted = [b for b in call.branches if self.plan.reused[self._index[b]][i]]
+            wanted = tuple(b for b in call.branches if self.plan.reused[self._index[b]][i])
         else:
-            value = signal() if self.policy.signal is not None else None
-            wanted = []
-            for position, branch in enumerate(call.branches):
-                part = None if value is None else rows_of(value, position, len(call.branches))
-                if self.policy.reuse(self.policy_state, self.site, call.step, branch, part):
-                    wanted.append(branch)
+            assert self.jury is not None
+            wanted = self.jury.ask(call.step, call.branches, source)
         return tuple(b for b in wanted if self.history.has(b))
 
-    def keep(self, call: Call, branches: tuple[Branch, ...], streams: Streams) -> None:
-        """Note computed branches, whose rows `streams` holds in this order, and store what a later step reads."""
+    def keep(self, call: Call, branches: tuple[Branch, ...], streams: Streams, base: Tensor | None = None) -> None:
+        """Note computed branches, whose rows `streams` holds in this order, and store what a later step reads.
+
+        `base`: what a relative predictor's values are relative to, in the same rows.
+        """
         i = call.step.index
         for branch in branches:
             self.rows[self._index[branch]][i] = Code.COMPUTED
         if self.history is None or self.policy is None:
             return
-        if self.plan is None:
-            for position, branch in enumerate(branches):
-                main = next((s for s in streams if s is not None), None)
-                part = None if main is None else rows_of(main, position, len(branches))
-                self.policy.observe(self.policy_state, self.site, call.step, branch, part)
+        if self.jury is not None:
+            self.jury.teach(call.step, branches, next((s for s in streams if s is not None), None))
         wanted = branches
         if self.plan is not None:
             wanted = tuple(b for b in branches if i in self.plan.last_read[self._index[b]])
         if not wanted:
             return
+        if base is not None:
+            streams = [None if s is None else s - base for s in streams]
+        aligned = self._rows(call, wanted)
         if wanted == branches:
-            self.history.add(call.step, wanted, streams, own=not self.clones)
+            self.history.add(call.step, wanted, streams, own=base is not None or not self.clones, signal=aligned)
             return
         parts = [branches.index(b) for b in wanted]
         chosen = [None if s is None else take_rows(s, s.shape[0], parts, len(branches)) for s in streams]
-        self.history.add(call.step, wanted, chosen, own=False)
+        self.history.add(call.step, wanted, chosen, own=False, signal=aligned)
+
+    def _rows(self, call: Call, branches: tuple[Branch, ...]) -> Tensor | None:
+        """Some branches' rows of what the predictor watches."""
+        if self._aligned is None or branches == call.branches:
+            return self._aligned
+        parts = [call.branches.index(b) for b in branches]
+        rows: Tensor = take_rows(self._aligned, self._aligned.shape[0], parts, len(call.branches))
+        return rows
 
     def predict(self, call: Call, branches: tuple[Branch, ...]) -> Streams:
         assert self.history is not None
         for branch in branches:
             self.rows[self._index[branch]][call.step.index] = Code.REUSED
-        streams = self.history.predict(call.step, branches)
+        streams = self.history.predict(call.step, branches, self._rows(call, branches))
         return [s.clone() if s is not None and self.clones else s for s in streams]
+
+    def source(self, call: Call, entry: Tensor | None = None) -> Source:
+        """Where this site's signals come from; `entry` is the input of a run of blocks."""
+        return lambda wanted: signal_value(wanted, self.site, call.input, call.sighted, entry)
 
     def tell(self, call: Call, value: Tensor | None) -> None:
         """Report a site's value, rows ordered as the call's branches, to the watchers."""
@@ -224,7 +247,7 @@ class ModuleUnit(Unit):
     def handle(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert self.state is not None
         call = self.state.now
-        reused = self.decide(call, lambda: signal_value(self, call, args, kwargs))
+        reused = self.decide(call, self.source(call))
         computed = tuple(b for b in call.branches if b not in reused) if reused else call.branches
         inputs = self.io.inputs(args, kwargs) if self.io else []
         predicted: Streams = self.predict(call, reused) if reused else []
@@ -318,7 +341,7 @@ class StackUnit(Unit):
                 None if x is None else canonical(x, self.layouts[0] if s == 0 else "rows", call.batch)
                 for s, x in enumerate(inputs)
             ]
-            self._reused = self.decide(call, lambda: signal_value(self, call, args, kwargs))
+            self._reused = self.decide(call, self.source(call))
         whole = self._reused == call.branches  # some of the branches: all rows are computed, then replaced at the end
         if not whole:
             output = inner(*args, **kwargs)
@@ -348,9 +371,7 @@ class StackUnit(Unit):
             self._entry = []
             return output
         parts = [call.branches.index(b) for b in computed]
-        fresh: Streams = [
-            None if r is None else take_rows(r, r.shape[0], parts, len(call.branches)) for r in residuals
-        ]
+        fresh: Streams = [None if r is None else take_rows(r, r.shape[0], parts, len(call.branches)) for r in residuals]
         predicted = self.predict(call, self._reused)
         self.keep(call, computed, fresh)
         joined = join(call, self._reused, predicted, computed, fresh)
@@ -371,19 +392,6 @@ class StackUnit(Unit):
                 )
         self._entry = []
         return rebuild_output(self.templates[position], outputs)
-
-
-def signal_value(unit: Unit, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The value the unit's policy watches, all rows of the call."""
-    assert unit.policy is not None
-    wanted = unit.policy.signal
-    if wanted is Signal.INPUT:
-        return call.input
-    if wanted is Signal.FIRST_BLOCK_RESIDUAL and call.first_block_input is not None:
-        here = leading_tensor(args, kwargs)
-        if here.shape == call.first_block_input.shape:
-            return here - call.first_block_input
-    return None
 
 
 def chain(handlers: list[Handler]) -> Handler | None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from policies.errors import InvalidPolicy, suggest
-from policies.vocabulary import Branch, Run, Signal, Site, Step, select
+from policies.vocabulary import Branch, Run, Scope, Signal, Site, Step, select
 
 
 class Config(BaseModel):
@@ -48,10 +48,14 @@ def explain(cls: type[BaseModel], error: ValidationError) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """One computed value in a predictor's history: the step it was computed at, and what `encode` made of it."""
+    """One computed value in a predictor's history: the step it was computed at, and what `encode` made of it.
+
+    `signal` is what an aligned predictor watched at that step; None for others.
+    """
 
     step: Step
     value: Any
+    signal: Tensor | None = None
 
 
 class Predictor(Config):
@@ -65,6 +69,16 @@ class Predictor(Config):
         """How many past values the prediction can use, so that memory is known before the run."""
         return 1
 
+    @property
+    def signal(self) -> Signal | None:
+        """For a predictor that is aligned with something the run gives at every step: what. It implements `align`."""
+        return None
+
+    @property
+    def relative(self) -> bool:
+        """Whether, at a denoiser site, its values are the output less the denoiser's input instead of the output."""
+        return False
+
     def encode(self, value: Tensor) -> Any:
         """What is kept of a computed value (any shape); by default the value itself."""
         return value
@@ -72,6 +86,10 @@ class Predictor(Config):
     def predict(self, history: Sequence[Past], step: Step) -> Tensor:
         """The stand-in at `step`, in the shape of the values; `history` is chronological, newest last, never empty."""
         raise NotImplementedError(f"{type(self).__name__} must implement predict(history, step)")
+
+    def align(self, history: Sequence[Past], step: Step, signal: Tensor) -> Tensor:
+        """As `predict`, given what `self.signal` names, now and (in `history`) at the computed steps."""
+        return self.predict(history, step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +127,19 @@ class Policy(Config):
 
     @property
     def static(self) -> bool:
-        """Whether every decision is known before the run."""
+        """Whether every decision is known before the run. False too for a rule that learns from computed values."""
         return self.signal is None
+
+    @property
+    def decides(self) -> Scope:
+        """Who decides for whom in a dynamic policy.
+
+        With `branch`, `reuse` and `observe` are called for each branch with its own rows. With `call` they are called
+        once a denoiser call, with the rows of all its branches, under the conditional branch's name if it is among
+        them. With `cond` they are called for the conditional branch alone, and the answer holds for the whole step; a
+        branch that is called before the conditional one is asked by itself.
+        """
+        return Scope.BRANCH
 
     def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
         """The sites of a model this policy decides about, in execution order. Raises NoSiteMatched."""

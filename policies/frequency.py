@@ -40,6 +40,27 @@ def split_bands(x: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     return low.to(x.dtype), (full - low).to(x.dtype)
 
 
+def wiener(x: Tensor, noise: float, power: float = 3.0, channels: int = 1) -> Tensor:
+    """`x` with each frequency weighted by how much of it is signal at noise level `noise` in [0, 1] [SeaCache eq. 7].
+
+    Over every axis but the batch (0) and `channels`, with a = 1 - noise and a clean power spectrum S = 1 / |f|^power,
+
+        gain(f) = a S / (a^2 S + noise^2) per axis, multiplied over axes and scaled to a mean of 1.
+
+    In float32; the shape and dtype of `x`.
+    """
+    axes = tuple(axis for axis in range(1, x.ndim) if axis != channels)
+    noise = max(1e-6, min(1.0 - 1e-6, noise))
+    gain = torch.ones((), device=x.device)
+    for axis in axes:
+        frequency = torch.fft.fftfreq(x.shape[axis], device=x.device, dtype=torch.float32)
+        clean = 1.0 / (frequency.abs() ** power + 1e-16)
+        factor = (1.0 - noise) * clean / ((1.0 - noise) ** 2 * clean + noise**2 + 1e-16)
+        gain = gain * factor.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+    spectrum = torch.fft.fftn(x.float(), dim=axes) * (gain / gain.mean())
+    return torch.fft.ifftn(spectrum, dim=axes).real.to(x.dtype)
+
+
 class GuidanceDelta(Predictor):
     """The cached difference uncond - cond, its low and high band weighted by the stage of sampling.
 

@@ -45,8 +45,31 @@ def due(step: Step, interval: int, start: float, offset: int | None) -> bool:
     return (step.index - origin) % interval == 0
 
 
+class Interval(Policy):
+    """Base of policies that compute every `interval`-th step from `start` to `stop` (in progress), in every branch."""
+
+    unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
+    interval: Annotated[int, Field(ge=1, le=12)] = 2
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    offset: Annotated[int, Field(ge=0, le=1000)] | None = None
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        return within(step, self.start, self.stop) and not due(step, self.interval, self.start, self.offset)
+
+
+class SiteInterval(Interval):
+    """An interval rule at the sites of a query: `attention` (every self-attention) unless a method says otherwise."""
+
+    sites: str = "attention"
+
+    @property
+    def query(self) -> str:
+        return self.sites
+
+
 @register
-class StaticInterval(Policy):
+class StaticInterval(SiteInterval):
     """Compute every `interval`-th step from `start` to `stop` (in progress), stand in for the rest.
 
     All branches together, as the common static caches do. Sites: any query; `attention` is every self-attention.
@@ -60,20 +83,7 @@ class StaticInterval(Policy):
         "https://arxiv.org/abs/2407.01425",
         "any site's value at a fixed interval",
     )
-    unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
-    sites: str = "attention"
-    interval: Annotated[int, Field(ge=1, le=12)] = 2
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    offset: Annotated[int, Field(ge=0, le=1000)] | None = None
     stand_in: AnyPredictor = Field(default_factory=Hold)
-
-    @property
-    def query(self) -> str:
-        return self.sites
-
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        return within(step, self.start, self.stop) and not due(step, self.interval, self.start, self.offset)
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.stand_in

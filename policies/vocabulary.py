@@ -54,6 +54,14 @@ class Signal(StrEnum):
     PROBE = "probe"  # output of the first blocks, run for the decision alone
 
 
+class Scope(StrEnum):
+    """Whose signal decides about reuse, and for which branches."""
+
+    BRANCH = "branch"  # each branch for itself
+    CALL = "call"  # each denoiser call as a whole: the signal holds the rows of all its branches
+    COND = "cond"  # the conditional branch for all branches of its step
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """A value whose computation can be skipped.

@@ -1,0 +1,200 @@
+"""Further predictors: Hermite (HiCache), FoCa, MeanCache's average velocity, DiCache's alignment, and nothing at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from policies.base import Past, Predictor
+from policies.predictors import Hold, derivatives
+from policies.registry import AnyPredictor
+from policies.vocabulary import Signal, Step
+
+
+def hermite(order: int, x: float) -> float:
+    """The physicists' Hermite polynomial H_order(x): H_0 = 1, H_1 = 2x, H_{n+1} = 2x H_n - 2n H_{n-1}."""
+    before, now = 0.0, 1.0
+    for n in range(order):
+        before, now = now, 2.0 * x * now - 2.0 * n * before
+    return now
+
+
+class Hermite(Predictor):
+    """F = sum_i D_i s^i H_i(s k) / i!, k steps after the newest value [HiCache, arXiv 2508.16984].
+
+    The D_i are TaylorSeer's finite differences and s is `scale`, the contraction that HiCache sets to 0.5. The paper
+    writes H_i(-s k) for differences taken against the direction of sampling; ours are taken along it, which is the same
+    number because H_i is even or odd as i is. Taken from the paper's abstract formula, not checked against its code.
+    """
+
+    name: ClassVar[str] = "hermite"
+    order: Annotated[int, Field(ge=0, le=4)] = 2
+    scale: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+
+    @property
+    def history(self) -> int:
+        return self.order + 1
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        k = step.index - history[-1].step.index
+        terms = derivatives(history, self.order)
+        total = terms[0]
+        for i, term in enumerate(terms[1:], start=1):
+            total = total + term * (self.scale**i * hermite(i, self.scale * k) / math.factorial(i))
+        return total
+
+
+class FoCaForecast(Predictor):
+    """A predictor-corrector forecast [FoCa, arXiv 2508.16211], in the form cache-dit 1.5.3 gives it:
+
+        P_k = F_a + k / 2 (s_a + s_{k-1}),    s_a = (F_a - F_b) / (a - b),    s_{k-1} = P_{k-1} - P_{k-2}
+
+    with P_0 = F_a and P_{-1} the value at the step before a: F_b, or, if that step was skipped too, the line through
+    F_c and F_b. So the first correction is by how far the last forecast missed. Beyond `horizon` steps the change is
+    that of `horizon`, damped by horizon / k.
+
+    Two differences to cache-dit, so that the prediction is a pure function of three computed values: P_{-1} is a plain
+    line instead of the recursion since the start of the run, and s_a is per step where cache-dit takes F_a - F_b
+    whatever lies between. The paper's own variable-step BDF2 weights were not at hand.
+    """
+
+    name: ClassVar[str] = "foca_forecast"
+    horizon: Annotated[int, Field(ge=1, le=12)] = 3
+
+    @property
+    def history(self) -> int:
+        return 3
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        value: Tensor = history[-1].value
+        if len(history) < 2:
+            return value
+        a, b = history[-1].step.index, history[-2].step.index
+        anchor = (value - history[-2].value) / (a - b)
+        before: Tensor = history[-2].value
+        if a - 1 > b and len(history) > 2:
+            c = history[-3].step.index
+            before = before + (before - history[-3].value) * ((a - 1 - b) / (b - c))
+        k = step.index - a
+        reach = min(k, self.horizon)
+        older, newer = before, value
+        for i in range(1, reach + 1):
+            older, newer = newer, value + (i / 2) * (anchor + newer - older)
+        return newer if k <= self.horizon else value + (newer - value) * (self.horizon / k)
+
+
+class AverageVelocity(Predictor):
+    """The velocity over the coming step, from how the last ones differed from their average [MeanCache, 2601.19961].
+
+    With F_1 ... F_m the last `span` computed outputs at times s_1 < ... < s_m, s the time asked for and d one step,
+
+        u = (sum_i F_i (s_{i+1} - s_i)) / (s - s_1),  s_{m+1} = s      average velocity since s_1
+        J = (F_1 - u) / (s - s_1)                                      its Jacobian-vector product
+        F = F_m - J d
+
+    Times are sigmas where the scheduler has them, else timesteps. The official code averages over what the sampler
+    actually used, forecasts included; here a skipped step counts with the last computed output, so that the prediction
+    is pure. The method's planned schedule is not part of this: any rule may use the predictor, at the denoiser site.
+    """
+
+    name: ClassVar[str] = "average_velocity"
+    span: Annotated[int, Field(ge=2, le=6)] = 2
+
+    @property
+    def history(self) -> int:
+        return self.span
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        newest: Tensor = history[-1].value
+        if len(history) < 2:
+            return newest
+        times = [_time(past.step) for past in history] + [_time(step)]
+        whole = times[-1] - times[0]
+        if whole == 0.0:
+            return newest
+        average = sum(
+            (past.value * ((times[i + 1] - times[i]) / whole) for i, past in enumerate(history[1:], start=1)),
+            start=history[0].value * ((times[1] - times[0]) / whole),
+        )
+        one = (times[-1] - times[-2]) / (step.index - history[-1].step.index)
+        predicted: Tensor = newest - (history[0].value - average) * (one / whole)
+        return predicted
+
+
+def _time(step: Step) -> float:
+    return step.timestep if step.sigma is None else step.sigma
+
+
+class Zero(Predictor):
+    """Nothing: a skipped guidance difference of zero means that guidance is off at that step."""
+
+    name: ClassVar[str] = "zero"
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        value: Tensor = history[-1].value
+        return value.new_zeros(()).expand_as(value)
+
+
+class Relative(Predictor):
+    """At a denoiser site: what `inner` makes of the output less the denoiser's input, plus the input of now."""
+
+    name: ClassVar[str] = "relative"
+    inner: AnyPredictor = Field(default_factory=Hold)
+
+    @property
+    def relative(self) -> bool:
+        return True
+
+    @property
+    def history(self) -> int:
+        return self.inner.history
+
+    def encode(self, value: Tensor) -> Any:
+        return self.inner.encode(value)
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        return self.inner.predict(history, step)
+
+
+class Aligned(Predictor):
+    """A residual moved along its last change by as far as the shallow blocks moved [DiCache, arXiv 2508.17356]:
+
+        r = r_-2 + g (r_-1 - r_-2),   g = clip(mean|p_t - p_-2| / mean|p_-1 - p_-2|, 1, limit)
+
+    p is what the blocks before the site added (the probe), r what the probe and the site together add, so the site's
+    own stand-in is r - p_t. Values of another shape than the probe (a text stream) take the same g on themselves.
+    """
+
+    name: ClassVar[str] = "aligned"
+    limit: Annotated[float, Field(ge=1.0, le=4.0)] = 2.0
+
+    @property
+    def history(self) -> int:
+        return 2
+
+    @property
+    def signal(self) -> Signal:
+        return Signal.FIRST_BLOCK_RESIDUAL
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        value: Tensor = history[-1].value
+        return value
+
+    def align(self, history: Sequence[Past], step: Step, signal: Tensor) -> Tensor:
+        newer, older = history[-1], history[max(len(history) - 2, 0)]
+        value: Tensor = newer.value
+        if newer.signal is None or older.signal is None or signal.shape != newer.signal.shape:
+            return value
+        whole = value.shape == signal.shape
+        if newer is older:
+            return value + newer.signal - signal if whole else value
+        moved = (newer.signal - older.signal).float().abs().mean()
+        gain = ((signal - older.signal).float().abs().mean() / moved.clamp(min=1e-12)).clamp(1.0, self.limit)
+        moved_on = older.value.lerp(value, gain.to(value.dtype))
+        if not whole:
+            return moved_on
+        return moved_on + older.signal.lerp(newer.signal, gain.to(value.dtype)) - signal
