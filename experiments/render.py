@@ -24,17 +24,19 @@ def frames(video: Tensor) -> NDArray[np.uint8]:
     return np.asarray(scaled.permute(0, 2, 3, 1).cpu().numpy(), dtype=np.uint8)
 
 
-def difference(video: Tensor, reference: Tensor) -> tuple[Tensor, int]:
-    """|video - reference| amplified by a power of two so that it can be seen, and the factor.
-
-    The factor is the largest up to 64 that keeps 99.5 % of the values below 1.
-    """
-    error = (video.float() - reference.float()).abs()
-    level = float(torch.quantile(error.flatten()[:: max(1, error.numel() // 1_000_000)], 0.995))
+def gain_for(video: Tensor, reference: Tensor) -> int:
+    """The largest power of two up to 64 that keeps 99.5 % of |video - reference| below 1 when multiplied with it."""
+    error = (video.float() - reference.float()).abs().flatten()
+    level = float(torch.quantile(error[:: max(1, error.numel() // 1_000_000)], 0.995))
     gain = 1
     while gain < 64 and level * gain * 2 <= 1:
         gain *= 2
-    return (error * gain).clamp(0, 1), gain
+    return gain
+
+
+def difference(video: Tensor, reference: Tensor, gain: int) -> Tensor:
+    """|video - reference| times `gain`, so that it can be seen."""
+    return ((video.float() - reference.float()).abs() * gain).clamp(0, 1)
 
 
 def enlarged(pictures: NDArray[np.uint8], least: int = SHOWN) -> NDArray[np.uint8]:
@@ -62,11 +64,11 @@ def side_by_side(panels: Sequence[tuple[str, Tensor]]) -> NDArray[np.uint8]:
 
 
 def comparison(reference: Tensor, others: Sequence[tuple[str, Tensor]], label: str = "uncached") -> NDArray[np.uint8]:
-    """The uncached video, then each other one with its amplified difference to it."""
+    """The uncached video, then each other one with its difference to it, all amplified by one factor."""
+    gain = min((gain_for(video, reference) for _, video in others), default=1)
     panels = [(label, reference)]
     for name, video in others:
-        changed, gain = difference(video, reference)
-        panels += [(name, video), (f"difference x{gain}", changed)]
+        panels += [(name, video), (f"difference x{gain}", difference(video, reference, gain))]
     return side_by_side(panels)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import fastercache as fc
-from experiments import cli
+from experiments import cli, pipelines
 from experiments.pipelines import open_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +38,14 @@ def answer(*words: str) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """Each folder is loaded once for all tests here; commands detach whatever they attach."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipelines, "_load", functools.cache(pipelines._load))
+        yield
+
+
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tuned config that was made for another denoiser."""
@@ -48,7 +58,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# -- what commands answer ------------------------------------------------------------------------------------------------
+# -- what commands answer ----------------------------------------------------------------------------------------------
 def test_help_is_quick_and_shows_every_command() -> None:
     began = time.perf_counter()
     done = subprocess.run(
@@ -119,7 +129,7 @@ def test_a_folder_works_like_the_short_name(tmp_path: Path) -> None:
     assert len(answer("sites", folder)["sites"]) == len(answer("sites", PIPE)["sites"])
 
 
-# -- what can go wrong ---------------------------------------------------------------------------------------------------
+# -- what can go wrong -------------------------------------------------------------------------------------------------
 def refused(*words: str) -> str:
     """The one line a mistaken command prints on standard error; it exits 2 and prints nothing else."""
     result = run(*words)

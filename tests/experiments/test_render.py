@@ -29,14 +29,23 @@ def test_frames_keep_values_and_layout() -> None:
 
 def test_the_difference_is_amplified_by_the_factor_it_names() -> None:
     reference = torch.full((2, 3, 8, 8), 0.5)
-    changed, gain = render.difference(reference + 0.02, reference)
+    gain = render.gain_for(reference + 0.02, reference)
     assert gain == 32
+    changed = render.difference(reference + 0.02, reference, gain)
     assert torch.allclose(changed, torch.full_like(changed, 0.64), atol=1e-4)
 
 
 def test_equal_videos_differ_by_nothing() -> None:
     video = torch.rand(2, 3, 8, 8)
-    assert render.difference(video, video)[0].sum() == 0
+    assert render.difference(video, video, render.gain_for(video, video)).sum() == 0
+
+
+def test_differences_beside_each_other_share_one_factor() -> None:
+    reference = torch.full((1, 3, 160, 160), 0.5)
+    pictures = render.comparison(reference, [("near", reference + 0.01), ("far", reference + 0.1)])
+    row = pictures[0, 100].astype(int)
+    near, far = row[2 * 166 + 80, 0], row[4 * 166 + 80, 0]
+    assert abs(far - 10 * near) <= 10 and far < 255
 
 
 def test_the_comparison_holds_both_videos_and_the_difference() -> None:

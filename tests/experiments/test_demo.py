@@ -1,0 +1,145 @@
+"""The demo, small: every stage runs, what it writes is whole, and a second call repeats nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastercache as fc
+from experiments import demo as story
+from experiments.contest import UNCACHED, Contest, write_json
+from experiments.pipelines import Subject, open_pipeline
+from tuner import Evaluator
+
+PLAN = story.Plan(recorded=1, search=2, selection=2, held_out=2, trials=4, tune_seconds=60.0, shown=1)
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return open_pipeline("latte-digits", device="cpu", num_inference_steps=8)
+
+
+@pytest.fixture(scope="module")
+def result(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("demo") / "out"
+    yield out, story.demo(subject, out, PLAN, show=False)
+
+
+def test_the_table_has_every_policy_with_every_figure(result: tuple[Path, dict[str, Any]]) -> None:
+    out, payload = result
+    written = json.loads((out / "demo.json").read_text())
+    assert written["rows"] == payload["rows"]
+    assert [row["name"] for row in written["rows"]] == [
+        UNCACHED,
+        story.GENTLE,
+        story.STATIC,
+        story.PAPER,
+        story.TUNED,
+    ]
+    keys = {"name", "speedup_flops", "speedup_wall", "psnr", "ssim", "judge", "cache_bytes", "prompts", "policy"}
+    for row in written["rows"]:
+        assert set(row) == keys
+        assert row["prompts"] == PLAN.held_out and 0 <= row["judge"] <= 1 and 0 < row["psnr"] <= 100
+    rows = {row["name"]: row for row in written["rows"]}
+    assert (rows[UNCACHED]["speedup_flops"], rows[UNCACHED]["speedup_wall"], rows[UNCACHED]["psnr"]) == (1, 1, 100)
+    assert rows[story.STATIC]["speedup_flops"] >= rows[story.PAPER]["speedup_flops"] > 1
+    assert rows[story.PAPER]["policy"] == fc.dump(fc.FasterCache())
+
+
+def test_search_selection_recording_and_held_out_prompts_are_disjoint(subject: Subject, tmp_path: Path) -> None:
+    job = story.Demo(subject, tmp_path, story.Plan())
+    parts = [job.search_prompts, job.selection_prompts, job.recorded_prompts, job.held_out_prompts]
+    together = [prompt for part in parts for prompt in part]
+    assert len(together) == len(set(together))
+    assert [len(part) for part in parts] == [
+        story.Plan().search,
+        story.Plan().selection,
+        story.Plan().recorded,
+        story.Plan().held_out,
+    ]
+
+
+def test_every_file_it_names_is_there(result: tuple[Path, dict[str, Any]]) -> None:
+    _, payload = result
+    assert {"comparison", "overview", "tuned", "table"} <= set(payload["files"])
+    for path in payload["files"].values():
+        assert Path(path).exists(), path
+
+
+def test_the_tuned_config_comes_back_from_its_file(result: tuple[Path, dict[str, Any]]) -> None:
+    out, payload = result
+    tuned = fc.load(out / "tuned.json")
+    assert fc.dump(tuned.policy) == payload["rows"][-1]["policy"]
+    assert tuned.budget == payload["budget"] and tuned.steps == 8
+
+
+def test_the_budget_is_what_fastercache_reaches_on_the_search_prompts(
+    subject: Subject, result: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    evaluator = Evaluator(subject.pipe, subject.call, store=tmp_path)
+    prompts = subject.captions("train")[: PLAN.search]
+    with evaluator:
+        values = evaluator.evaluate(fc.FasterCache(), evaluator.cases(prompts)).values["psnr"]
+    assert float(result[1]["budget"].removeprefix("psnr>=")) == pytest.approx(sum(values) / len(values), abs=2e-4)
+
+
+def test_a_second_call_generates_nothing_and_gives_the_same_table(
+    subject: Subject, result: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, payload = result
+    generated: list[object] = []
+    original = Evaluator.generate
+
+    def counting(self: Evaluator, case: Any) -> Any:
+        generated.append(case)
+        return original(self, case)
+
+    monkeypatch.setattr(Evaluator, "generate", counting)
+    again = story.demo(subject, out, PLAN, show=False)
+    assert again["rows"] == payload["rows"]
+    assert len(generated) <= 1  # the one counted run that FLOPs of schedules are forecast from
+
+
+def test_another_plan_forgets_what_does_not_fit(subject: Subject, tmp_path: Path) -> None:
+    story.Demo(subject, tmp_path, PLAN)
+    write_json(tmp_path / "budget.json", {"budget": "psnr>=1"})
+    story.Demo(subject, tmp_path, PLAN)
+    assert (tmp_path / "budget.json").exists()
+    story.Demo(subject, tmp_path, story.Plan(search=3))
+    assert not (tmp_path / "budget.json").exists()
+
+
+def test_a_contest_cut_short_goes_on_where_it_stopped(subject: Subject, tmp_path: Path) -> None:
+    prompts = subject.captions("held_out")[:2]
+    entries = {"static": fc.StaticInterval()}
+    ticks = 0
+
+    def stop() -> None:
+        nonlocal ticks
+        ticks += 1
+        if ticks == 3:
+            raise KeyboardInterrupt
+
+    first = Contest(subject, entries, prompts, tmp_path, seed=5)
+    with pytest.raises(KeyboardInterrupt):
+        first.run(stop)
+    second = Contest(subject, entries, prompts, tmp_path, seed=5)
+    assert len(second.runs) == 1
+    second.run()
+    whole = Contest(subject, entries, prompts, tmp_path / "other", seed=5)
+    whole.run()
+    for name in (UNCACHED, "static"):
+        assert second.row(name).psnr == whole.row(name).psnr
+        assert second.row(name).speedup_flops == whole.row(name).speedup_flops
+    changed = Contest(subject, {"static": fc.StaticInterval(interval=3)}, prompts, tmp_path, seed=5)
+    assert changed.runs == []
+
+
+def test_selection_asks_for_a_gain_beyond_its_standard_error() -> None:
+    assert story.surely_no_worse([30.0, 31.0, 32.0], [29.0, 30.0, 31.1])
+    assert not story.surely_no_worse([30.0, 34.0, 29.0], [30.0, 30.0, 31.0])
+    assert not story.surely_no_worse([29.0, 29.0], [30.0, 30.0])
