@@ -26,9 +26,7 @@ def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
     """
     if isinstance(target, nn.Module):
         return [("", target)]
-    found = [
-        (name, getattr(target, name)) for name in COMPONENTS if isinstance(getattr(target, name, None), nn.Module)
-    ]
+    found = [(name, getattr(target, name)) for name in COMPONENTS if isinstance(getattr(target, name, None), nn.Module)]
     if not found:
         raise AttachError(
             f"{type(target).__name__} is no pipeline with a denoiser: expected one of the components "
@@ -88,7 +86,9 @@ def attach(
         policy = config.policy
     denoisers = denoisers_of(target)
     for _, module in denoisers:
-        if any(isinstance(m.__dict__.get(a), SiteForward) for m in module.modules() for a in ("forward", "_old_forward")):
+        if any(
+            isinstance(m.__dict__.get(a), SiteForward) for m in module.modules() for a in ("forward", "_old_forward")
+        ):
             raise AttachError(
                 f"{type(module).__name__} has a session attached already: detach that first, or swap its policy "
                 "with session.use(policy)"

@@ -90,12 +90,7 @@ class BranchFinder:
 
     def _counts_alone(self) -> bool:
         """Whether neither the scheduler, a context nor the user tells the branch of a call."""
-        return (
-            self.pipe is None
-            and self.guidance == "separate"
-            and self.explicit is None
-            and self.context is None
-        )
+        return self.pipe is None and self.guidance == "separate" and self.explicit is None and self.context is None
 
     def _guided(self, batch: int) -> bool:
         if self.guidance == "none":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fastercache.branches import BranchFinder
 from fastercache.clock import Clock
+from fastercache.compiled import collect, enough_graphs, place_hooks, prepare
 from fastercache.families import Guidance, family_of
 from fastercache.finder import find_blocks, find_denoiser_sites, module_at
 from fastercache.flops import FlopBook
@@ -123,6 +125,7 @@ class Denoiser:
         for unit in self.units.values():
             if isinstance(unit, ModuleUnit):
                 handlers.setdefault(unit.path, []).append((unit, unit.handle))
+        place_hooks(self.module, self.blocks, self.hooks, inner_sites=bool(handlers))
         self._governed = [(self.hooks[path], pairs) for path, pairs in handlers.items()]
         for hook in self.hooks.values():
             hook.handler = None
@@ -265,7 +268,14 @@ class Denoiser:
         assert self.state is not None
         self.state.call = call
         passing: list[tuple[SiteForward, Unit]] = []
+        traced: list[tuple[SiteForward, ModuleUnit]] = []
         for hook, pairs in self._governed:
+            if hook.traced:
+                for unit, _ in pairs:
+                    assert isinstance(unit, ModuleUnit)  # only modules lie inside a block
+                    prepare(hook, unit, call)
+                    traced.append((hook, unit))
+                continue
             hook.hits = 0
             busy = []
             for unit, handler in pairs:
@@ -279,12 +289,15 @@ class Denoiser:
             busy = [first.handler] if first.handler is not None and first.handler is not self._watch_first else []
             first.handler = chain([self._watch_first, *busy])
         try:
-            output = inner(*args, **kwargs)
+            with enough_graphs() if traced else nullcontext():
+                output = inner(*args, **kwargs)
         finally:
             self.state.call = None
         for hook, unit in passing:
             if hook.hits:
                 unit.mark(call.step, call.branches)
+        for hook, unit in traced:
+            collect(hook, unit, call)
         return output
 
     def _account(

@@ -114,6 +114,7 @@ def _count(hooks: dict[str, SiteForward], inner: Inner, args: tuple[Any, ...], k
     modules = [hook.module for hook in hooks.values()]
     try:
         for path, hook in hooks.items():
+            hook.show_traced(False)
             hook.handler = notes.handler(path)
         # Inference tensors carry no version counter, so the pass makes ordinary ones.
         with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad(), _eager(modules), counter:
@@ -121,6 +122,7 @@ def _count(hooks: dict[str, SiteForward], inner: Inner, args: tuple[Any, ...], k
     finally:
         for path, (handler, hits) in previous.items():
             hooks[path].handler, hooks[path].hits = handler, hits
+            hooks[path].show_traced(True)
     notes.note("", output)
     notes.settle()
     inclusive = {path: notes.inclusive.get(path, 0) for path in hooks}

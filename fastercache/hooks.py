@@ -8,24 +8,58 @@ gets its own unhooked forward instead of running the original's weights.
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 Inner = Callable[..., Any]
 Handler = Callable[[Inner, tuple[Any, ...], dict[str, Any]], Any]
 
 
+# What a traced module does, decided before the call, so that a compiled graph holds no decision.
+PASS = 0
+STORE = 1  # compute, and leave the output in `value`
+REUSE = 2  # return `value` without computing
+MERGE = 3  # compute, leave the output in `fresh`, and return `value` where `mask` is set
+_TRACED = ("_fc_mode", "_fc_value", "_fc_fresh", "_fc_mask")
+
+
+def _traced_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a module inside a compiled region.
+
+    One function for all modules with plain attributes for state, so that equal blocks share their graphs: calling an
+    object instead would be guarded by its identity.
+    """
+    mode = self._fc_mode
+    if mode == REUSE:
+        return self._fc_value
+    output = self._fc_inner(*args, **kwargs)
+    if mode == STORE:
+        self._fc_value = output
+    elif mode == MERGE:
+        self._fc_fresh = output
+        return torch.where(self._fc_mask, self._fc_value, output)
+    return output
+
+
 class SiteForward:
-    """Stands in for `module.forward`. With no `handler` it passes the call straight on."""
+    """Stands in for `module.forward`. With no `handler` it passes the call straight on.
+
+    Inside a compiled region a handler would break the graph. There the module is `traced`: it only follows a mode,
+    which costs one graph per mode and no break; everything else happens before and after the denoiser's call.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.attribute = "forward"
         self.had_own = "forward" in module.__dict__
         self.inner: Inner = module.forward
         self.handler: Handler | None = None
         self.hits = 0
+        self._traced: Any = None
         functools.update_wrapper(self, self.inner)  # keeps inspect.signature(module.forward) as diffusers reads it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -34,6 +68,39 @@ class SiteForward:
         if handler is None:
             return self.inner(*args, **kwargs)
         return handler(self.inner, args, kwargs)
+
+    @property
+    def traced(self) -> bool:
+        return self._traced is not None
+
+    def trace(self, on: bool) -> None:
+        """Enter or leave the traced form."""
+        if on == self.traced or (on and self.had_own):
+            return
+        if on:
+            self._traced = types.MethodType(_traced_forward, self.module)
+            self.module.__dict__["_fc_inner"] = self.inner
+            self.set_traced(PASS)
+            self.show_traced(True)
+        else:
+            self.show_traced(False)
+            self._traced = None
+            for name in (*_TRACED, "_fc_inner"):
+                self.module.__dict__.pop(name, None)
+
+    def show_traced(self, on: bool) -> None:
+        """Put the traced form, or this hook, in the module's place for forward: counting needs the latter."""
+        if self.traced:
+            self.module.__dict__["forward"] = self._traced if on else self
+
+    def set_traced(self, mode: int, value: Any = None, mask: Any = None) -> None:
+        self.module.__dict__.update(zip(_TRACED, (mode, value, None, mask), strict=True))
+
+    def take_traced(self) -> tuple[int, Any, Any]:
+        """Mode, value and fresh output after a call; the module lets go of them."""
+        mode, value, fresh, _ = (self.module.__dict__[name] for name in _TRACED)
+        self.set_traced(PASS)
+        return mode, value, fresh
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copied module starts unhooked: its forward is its own class's, bound to the copy."""
@@ -44,31 +111,41 @@ class SiteForward:
 
     @property
     def installed(self) -> bool:
-        """Whether the module's calls reach this hook, directly or through accelerate's wrapper."""
+        """Whether the module's calls reach this hook, directly, traced, or through accelerate's wrapper."""
+        if self.traced:
+            return self.module.__dict__.get("forward") is self._traced
         return self._holder() is not None
 
     def _holder(self) -> str | None:
-        for name in ("forward", "_old_forward"):
+        for name in (self.attribute, "_old_forward"):
             if self.module.__dict__.get(name) is self:
                 return name
         return None
 
     def install(self) -> None:
-        self.module.__dict__["forward"] = self
+        self.module.__dict__[self.attribute] = self
 
     def reinstall(self) -> None:
-        """Install again around whatever `forward` is now, after another library's re-hooking dropped this hook."""
-        self.had_own = "forward" in self.module.__dict__
-        self.inner = self.module.forward
+        """Install again around whatever is there now, after another library's re-hooking dropped this hook."""
+        self.had_own = self.attribute in self.module.__dict__
+        self.inner = getattr(self.module, self.attribute)
         self.install()
+
+    def surround_compiled(self) -> None:
+        """Move from `forward`, which a compiled module traces, to around the compiled call itself."""
+        if self.attribute == "forward":
+            self.remove()
+            self.attribute = "_compiled_call_impl"
+            self.reinstall()
 
     def remove(self) -> None:
         """Restore what was there before; if a later wrapper holds this hook, it is taken out from under it."""
+        self.trace(False)
         holder = self._holder()
         if holder == "forward" and not self.had_own:
             del self.module.__dict__["forward"]
         elif holder is not None:
-            setattr(self.module, holder, self.inner)
+            self.module.__dict__[holder] = self.inner
         self.handler = None
 
 

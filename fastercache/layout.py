@@ -91,6 +91,11 @@ def strip(output: Any) -> Any:
     return output
 
 
+def _continues(stream: Tensor, output: Tensor) -> bool:
+    """Whether an output may be a stream that went through a block; a text of one row may serve many images."""
+    return stream.shape[1:] == output.shape[1:] and stream.shape[0] in (output.shape[0], 1)
+
+
 @dataclass(frozen=True)
 class BlockIO:
     """Where a block's streams come in: parameter names with their positions, the hidden states first."""
@@ -136,7 +141,7 @@ class BlockIO:
             fits = [
                 i
                 for i, stream in enumerate(inputs)
-                if i not in taken and stream is not None and stream.shape == output.shape
+                if i not in taken and stream is not None and _continues(stream, output)
             ]
             if not fits:
                 raise AttachError(

@@ -289,7 +289,9 @@ class Session:
         """
         if call:
             if self.pipe is None:
-                raise FasterCacheError("plan(...) with arguments needs a pipeline: run your loop once, then call plan()")
+                raise FasterCacheError(
+                    "plan(...) with arguments needs a pipeline: run your loop once, then call plan()"
+                )
             self._dry = True
             try:
                 self.pipe(**call)
@@ -304,9 +306,7 @@ class Session:
 
     def _owner(self, site: Site) -> Denoiser:
         """The denoiser a site belongs to: the one with the longest matching prefix."""
-        return max(
-            (d for d in self._denoisers if site.name.startswith(d.prefix)), key=lambda d: len(d.prefix)
-        )
+        return max((d for d in self._denoisers if site.name.startswith(d.prefix)), key=lambda d: len(d.prefix))
 
     def _step_ended(self, index: int) -> None:
         if not self.traces or self.traces[-1].complete:

@@ -69,6 +69,7 @@ class SitePlan:
     nothing is kept, so that its modules run without any handler.
     """
 
+    computed: list[list[bool]]
     reused: list[list[bool]]
     last_read: list[dict[int, int]]
     busy: list[list[bool]]
@@ -76,11 +77,10 @@ class SitePlan:
     @classmethod
     def all_of(cls, table: Table) -> list[SitePlan]:
         """One plan per site of a compiled table."""
-        reused = (table.codes == Code.REUSED).tolist()
-        reads = table.reads()
+        computed, reused = ((table.codes == code).tolist() for code in (Code.COMPUTED, Code.REUSED))
         return [
-            cls(r, k, [[hit or i in kept for i, hit in enumerate(row)] for row, kept in zip(r, k, strict=True)])
-            for r, k in zip(reused, reads, strict=True)
+            cls(c, r, k, [[hit or i in kept for i, hit in enumerate(row)] for row, kept in zip(r, k, strict=True)])
+            for c, r, k in zip(computed, reused, table.reads(), strict=True)
         ]
 
 
@@ -127,6 +127,14 @@ class Unit:
             return self.policy is None
         i, busy = call.step.index, self.plan.busy
         return not any(busy[self._index[b]][i] for b in call.branches)
+
+    def position(self, branch: Branch) -> int:
+        """The branch's place in the run's order."""
+        return self._index[branch]
+
+    def reuses(self, branch: Branch, step: Step) -> bool:
+        """What was noted for a branch at a step of this run."""
+        return self.rows[self._index[branch]][step.index] == Code.REUSED
 
     def mark(self, step: Step, branches: Sequence[Branch]) -> None:
         """Note that these branches were computed and nothing of them is kept."""
@@ -341,7 +349,7 @@ class StackUnit(Unit):
                 None if x is None else canonical(x, self.layouts[0] if s == 0 else "rows", call.batch)
                 for s, x in enumerate(inputs)
             ]
-            self._reused = self.decide(call, self.source(call))
+            self._reused = self.decide(call, self.source(call, self._entry[0]))
         whole = self._reused == call.branches  # some of the branches: all rows are computed, then replaced at the end
         if not whole:
             output = inner(*args, **kwargs)
