@@ -1,4 +1,4 @@
-"""What `analyze` does: a recording of a pipeline, and the figures drawn from it."""
+"""What `analyze` does: a recording of a pipeline, and what is drawn and told from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
 from analysis import Profile, record
+from analysis.plots import (
+    SimilarityInfo,
+    draw_guidance,
+    draw_redundancy,
+    draw_similarity,
+    guidance_info,
+    redundancy_info,
+    save_png,
+    similarity_info,
+)
 from experiments.console import progress, results
 from experiments.pipelines import Subject
 from tuner import Evaluator
@@ -23,19 +37,72 @@ def recorded(evaluator: Evaluator, prompts: Sequence[str], folder: Path, query: 
     return profile
 
 
+def figures(profile: Profile) -> dict[str, Figure]:
+    """Every figure the recording allows: step x step similarity, change from step to step, guidance branches."""
+    found = {
+        "similarity": draw_similarity([_matrix(profile, name, at) for name, at in profile.groups()]),
+        "redundancy": draw_redundancy(redundancy_info(profile)),
+    }
+    if len(profile.branches) > 1 and profile.guidance.shape[3] > 0:
+        found["guidance"] = draw_guidance(guidance_info(profile))
+    return found
+
+
+def _matrix(profile: Profile, name: str, positions: Sequence[int]) -> SimilarityInfo:
+    """The matrix of a role or kind, as far as its sites were recorded."""
+    query = "|".join(profile.sites[i].name for i in positions)
+    return similarity_info(profile, query)._replace(query=name)
+
+
 def save_figures(profile: Profile, out: Path) -> dict[str, str]:
-    """Heatmaps and curves as PNG, and the same in TensorBoard: name -> path."""
-    return {}
+    """Every figure as PNG: name -> path."""
+    return {name: str(save_png(figure, out / f"{name}.png")) for name, figure in figures(profile).items()}
+
+
+def changes(profile: Profile) -> list[dict[str, Any]]:
+    """Per role or kind, the relative L1 change from the step before: mean, least and greatest over steps."""
+    rows = []
+    for group in redundancy_info(profile).groups:
+        at = np.flatnonzero(np.isfinite(group.mean))
+        least, most = at[np.argmin(group.mean[at])], at[np.argmax(group.mean[at])]
+        rows.append(
+            {
+                "group": group.name,
+                "sites": len(group.sites),
+                "mean": float(group.mean[at].mean()),
+                "least": float(group.mean[least]),
+                "least_at_step": int(least),
+                "most": float(group.mean[most]),
+                "most_at_step": int(most),
+            }
+        )
+    return rows
+
+
+def tell(profile: Profile) -> Table:
+    """`changes` for a person."""
+    grid = Table(
+        title=f"relative L1 change from one step to the next, {profile.runs} prompts",
+        title_justify="left",
+        header_style="bold",
+    )
+    for heading in ("group", "sites", "mean", "least", "most"):
+        grid.add_column(heading, justify="left" if heading == "group" else "right")
+    for row in changes(profile):
+        least, most = (f"{row[which]:.3f} (step {row[f'{which}_at_step']})" for which in ("least", "most"))
+        grid.add_row(row["group"], str(row["sites"]), f"{row['mean']:.3f}", least, most)
+    return grid
 
 
 def analyze(
     subject: Subject, prompts: Sequence[str], query: str | None, out: Path, *, seed: int, show: bool
 ) -> dict[str, Any]:
-    """Record a pipeline and draw what was found."""
-    evaluator = Evaluator(subject.pipe, subject.call, store=out / "references", seed=seed)
+    """Record a pipeline, draw what was found, and keep both in `out`."""
+    evaluator = Evaluator(subject.pipe, subject.call, store=out, seed=seed)  # no reference is asked for, none stored
     profile = recorded(evaluator, prompts, out / "profile", query)
     files = {"profile": str(out / "profile"), **save_figures(profile, out)}
     if show:
+        results.print(tell(profile))
         for name, path in files.items():
             results.print(f"{name:>12}  {path}", soft_wrap=True)
-    return {"pipeline": subject.name, "prompts": len(prompts), "files": files}
+    return {"pipeline": subject.name, "prompts": profile.runs, "changes": changes(profile), "files": files}
