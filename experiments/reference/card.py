@@ -73,6 +73,7 @@ def write_card(folder: Path, measured: Measured) -> None:
     """Write ``README.md`` into a model folder. Figures of training come from its ``training.json``."""
     spec, generation = SPECS[measured.name], SPECS[measured.name].generation
     training = json.loads((folder / "training.json").read_text())
+    remarks = training.get("remarks", "")
     megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
     rows = [
         _row("held-out captions, one prompt per call", measured.single, measured.videos),
@@ -108,8 +109,7 @@ video = pipe("a red seven moving left", **GENERATION["{measured.name}"].kwargs()
 {chr(10).join(rows)}
 
 Judged by classifiers trained on the data generator alone (`experiments/reference/judges.py`).
-{generation.num_inference_steps} steps, guidance scale {measured.call["guidance_scale"]:g}, seeds {measured.seed} to
-{measured.seed + measured.videos - 1},
+{generation.num_inference_steps} steps, guidance scale {measured.call["guidance_scale"]:g}, seeds from {measured.seed},
 {measured.seconds:.2f} s a video with one prompt per call on {measured.threads} CPU threads. Again:
 `python -m experiments.reference.evaluate {measured.name}`.
 
@@ -124,8 +124,8 @@ combinations). Autoencoder: {spec.autoencoder_steps} steps, {training["autoencod
 strokes. Transformer and text encoder together: {training["steps"]} steps of {spec.batch} videos from a pool of
 {spec.pool}, Muon and AdamW, {100 * spec.caption_drop:.0f} % caption drop, averaged weights,
 final loss {training["loss"]:.4f};
-{training["minutes"]:.0f} minutes on {training["machine"]}. Seed {spec.seed}. Again, from nothing:
-`python -m experiments.reference.train {measured.name} --out runs/{measured.name}`.
+{training["minutes"]:.0f} minutes on {training["machine"]}. Seed {spec.seed}. {remarks}Again, from nothing:
+`python -m experiments.reference.train {measured.name}`.
 
 ## Limits
 

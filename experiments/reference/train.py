@@ -1,4 +1,4 @@
-"""Train a reference model from nothing: ``python -m experiments.reference.train latte-digits --out runs/latte``.
+"""Train a reference model from nothing: ``python -m experiments.reference.train latte-digits``.
 
 Four parts, each kept in the output folder and skipped when already there: autoencoder, encoded videos, transformer with
 text encoder, export as a diffusers folder. Interrupt at will; ``--resume`` continues.
@@ -7,7 +7,7 @@ text encoder, export as a diffusers folder. Interrupt at will; ``--resume`` cont
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -26,7 +26,9 @@ app = typer.Typer(add_completion=False)
 Item = TypeVar("Item")
 
 
-def _tracked(items: Iterable[Item], total: int, title: str, done: int = 0) -> Iterator[Item]:
+def _tracked(
+    items: Iterable[Item], total: int, title: str, done: int = 0, note: Callable[[Item], str] = lambda _: ""
+) -> Iterator[Item]:
     """A progress bar on a terminal; a line now and then in a log file."""
     columns = (
         TextColumn("{task.description}"),
@@ -45,11 +47,8 @@ def _tracked(items: Iterable[Item], total: int, title: str, done: int = 0) -> It
             now = time.monotonic()
             if not console.is_terminal and (now - last > 30 or done == total):
                 last, pace = now, (now - started) / (done - first)
-                console.print(
-                    f"{title}: {done}/{total}, {pace:.3f} s each, {pace * (total - done) / 60:.1f} min left {item}"[
-                        :160
-                    ]
-                )
+                left = pace * (total - done) / 60
+                console.print(f"{title}: {done}/{total}, {pace:.3f} s each, {left:.1f} min left {note(item)}")
 
 
 def _autoencoder(spec: Spec, folder: Path, device: torch.device) -> torch.nn.Module:
@@ -70,37 +69,25 @@ def _autoencoder(spec: Spec, folder: Path, device: torch.device) -> torch.nn.Mod
 def _pool(spec: Spec, folder: Path, autoencoder: torch.nn.Module, device: torch.device) -> Pool:
     path = folder / "pool.safetensors"
     if not path.exists():
-        parts = list(
-            part
-            for part in _tracked(
-                map(_Quiet, build_pool(family_of(spec), autoencoder, spec, device)), spec.pool // 64, "videos"
-            )
-        )
-        latents = torch.cat([part.pool.latents for part in parts])
-        save_pool(Pool(latents, torch.cat([part.pool.attributes for part in parts])), path)
+        parts = list(_tracked(build_pool(family_of(spec), autoencoder, spec, device), spec.pool // 64, "videos"))
+        latents = torch.cat([part.latents for part in parts])
+        save_pool(Pool(latents, torch.cat([part.attributes for part in parts])), path)
     return load_pool(path)
-
-
-class _Quiet:
-    """A pool that does not print its tensors into the log."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-
-    def __str__(self) -> str:
-        return ""
 
 
 @app.command()
 def train(
     name: Annotated[str, typer.Argument(help=f"Which model: {', '.join(SPECS)}.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints and the finished model; default: runs/NAME.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in --out.")] = False,
     minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 3.0,
     compiled: Annotated[bool, typer.Option(help="Compile the training step: a third faster, minutes to start.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = "",
 ) -> None:
     """Train a reference model and export it to OUT/NAME."""
+    out = out or Path("runs") / name
     if name not in SPECS:
         raise typer.BadParameter(f"unknown model {name!r}, expected one of: {', '.join(SPECS)}")
     spec, checkpoint = SPECS[name], out / "checkpoint.pt"
@@ -114,7 +101,8 @@ def train(
     if checkpoint.exists():
         trainer.load(checkpoint)
     saved = time.monotonic()
-    for _ in _tracked(trainer.run(spec.steps), spec.steps, name, done=trainer.step):
+    training = _tracked(trainer.run(spec.steps), spec.steps, name, trainer.step, lambda p: f"loss {p.loss:.4f}")
+    for _ in training:
         if time.monotonic() - saved > 60 * minutes:
             trainer.save(checkpoint)
             saved = time.monotonic()
