@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def policies(name: str | None, *, show: bool) -> dict[str, Any]:
     """Every known policy, or one with its fields."""
     known = rules.known_policies() if name is None else {name: rules.policy_class(name)}
-    entries = []
+    entries: list[dict[str, Any]] = []
     for key, cls in known.items():
         schema = cls.model_json_schema(mode="validation")
         entries.append(

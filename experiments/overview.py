@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap
@@ -56,7 +57,8 @@ def overview(
 ) -> Figure:
     """A figure of a step x step matrix (T, T), a schedule, and labelled strips of frames (H, W, 3)."""
     figure = Figure(figsize=(10, 4.2 + 0.95 * len(strips)), layout="constrained", dpi=100)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(4.0, 0.95 * len(strips)))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(4.0, 0.95 * len(strips)))
+    upper, lower = parts
     left, right = upper.subplots(1, 2, width_ratios=(1.0, 1.35))
     drawn = left.imshow(matrix, cmap="magma_r", vmin=0, vmax=float(np.nanquantile(matrix, 0.95)), origin="lower")
     left.set(title=matrix_title, xlabel="step whose value stands in", ylabel="step it stands in for")
