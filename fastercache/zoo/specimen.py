@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,16 +38,19 @@ class Specimen:
     doubled: Call = field(default_factory=dict)
     videos: bool = False
 
-    def generate(self, *, steps: int | None = None, seed: int = 0, prompts: int = 1, **overrides: Any) -> Tensor:
-        """The latents of one pipeline call; the same arguments give the same latents."""
-        call = {
+    def call(self, *, steps: int | None = None, seed: int = 0, prompts: int = 1, **overrides: Any) -> Call:
+        """Keyword arguments of one pipeline call."""
+        return {
             **self.inputs(prompts),
             "num_inference_steps": self.steps if steps is None else steps,
             "generator": torch.Generator().manual_seed(seed),
             "return_dict": False,
             **overrides,
         }
-        result = self.pipe(**call)[0]
+
+    def generate(self, **arguments: Any) -> Tensor:
+        """The latents of one pipeline call, arguments as for `call`; the same arguments give the same latents."""
+        result = self.pipe(**self.call(**arguments))[0]
         return result if isinstance(result, Tensor) else torch.as_tensor(result)
 
 
@@ -64,6 +68,19 @@ def randomised(module: nn.Module, scale: float = 0.05) -> nn.Module:
         for parameter in module.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
     return module.eval()
+
+
+def assembled(pipeline: Any, **parts: Any) -> Any:
+    """A pipeline of these parts, every other one (text encoders, tokenizers) None, silent."""
+    wanted = inspect.signature(pipeline.__init__).parameters
+    empty = {
+        name: None
+        for name, parameter in wanted.items()
+        if name not in ("self", *parts) and parameter.default is inspect.Parameter.empty
+    }
+    pipe = pipeline(**empty, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def noise(count: int, *shape: int, seed: int = 7) -> Tensor:

@@ -11,10 +11,37 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-WORDS = (
-    "a an the red green blue yellow white cyan magenta one two three four five six seven eight nine zero moving going "
-    "left right up down video of digit"
-).split()
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "white",
+    "cyan",
+    "magenta",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "zero",
+    "moving",
+    "going",
+    "left",
+    "right",
+    "up",
+    "down",
+    "video",
+    "of",
+    "digit",
+]
 
 
 @lru_cache(maxsize=1)
@@ -35,6 +62,12 @@ def tokenizer() -> Any:
 def encoder(width: int) -> T5EncoderModel:
     """A random T5 encoder whose embeddings have this width."""
     config = T5Config(
-        vocab_size=len(_vocabulary()), d_model=width, d_kv=4, d_ff=2 * width, num_layers=1, num_heads=2, dropout_rate=0.0
+        vocab_size=len(_vocabulary()),
+        d_model=width,
+        d_kv=4,
+        d_ff=2 * width,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
     )
     return T5EncoderModel(config).eval()
