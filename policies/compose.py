@@ -94,7 +94,7 @@ class Compose(Parts):
     policies: tuple[AnyPolicy, ...]
 
     def __init__(self, policies: Sequence[Any] = (), **fields: Any) -> None:
-        super().__init__(policies=tuple(policies), **fields)
+        super().__init__(**{"policies": tuple(policies), **fields})
 
     @model_validator(mode="after")
     def _not_empty(self) -> Compose:

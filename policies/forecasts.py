@@ -194,7 +194,8 @@ class Aligned(Predictor):
             return value + newer.signal - signal if whole else value
         moved = (newer.signal - older.signal).float().abs().mean()
         gain = ((signal - older.signal).float().abs().mean() / moved.clamp(min=1e-12)).clamp(1.0, self.limit)
-        moved_on = older.value.lerp(value, gain.to(value.dtype))
+        moved_on: Tensor = older.value.lerp(value, gain.to(value.dtype))
         if not whole:
             return moved_on
-        return moved_on + older.signal.lerp(newer.signal, gain.to(value.dtype)) - signal
+        ahead: Tensor = moved_on + older.signal.lerp(newer.signal, gain.to(value.dtype)) - signal
+        return ahead

@@ -19,7 +19,8 @@ def low_pass_mask(height: int, width: int, radius: int, device: torch.device) ->
     """Disc of `radius` around the centre of the shifted spectrum, shifted back to FFT order: (H, W // 2 + 1) floats."""
     y = torch.fft.fftfreq(height, d=1.0 / height, device=device)[:, None]
     x = torch.fft.rfftfreq(width, d=1.0 / width, device=device)[None, :]
-    return ((y**2 + x**2) <= radius**2).to(torch.float32)
+    inside: Tensor = (y**2 + x**2) <= radius**2
+    return inside.to(torch.float32)
 
 
 def band_radius(height: int, width: int, divisor: int = 5) -> int:
@@ -58,7 +59,8 @@ def wiener(x: Tensor, noise: float, power: float = 3.0, channels: int = 1) -> Te
         factor = (1.0 - noise) * clean / ((1.0 - noise) ** 2 * clean + noise**2 + 1e-16)
         gain = gain * factor.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
     spectrum = torch.fft.fftn(x.float(), dim=axes) * (gain / gain.mean())
-    return torch.fft.ifftn(spectrum, dim=axes).real.to(x.dtype)
+    filtered: Tensor = torch.fft.ifftn(spectrum, dim=axes).real
+    return filtered.to(x.dtype)
 
 
 class GuidanceDelta(Predictor):

@@ -69,12 +69,13 @@ class Difference(Predictor):
         rate = self.gap / (newest.step.index - before.step.index)
         if self.order == 1 or len(history) < 3:
             # lerp(F_b, F_a, 1 + r w) = F_a + (F_a - F_b) r w, in one pass over memory
-            return before.value.lerp(value, 1.0 + rate * w)
+            moved: Tensor = before.value.lerp(value, 1.0 + rate * w)
+            return moved
         oldest = history[-3]
         rate2 = self.gap / (before.step.index - oldest.step.index)
         half = w * (w + 1.0) / 2.0
-        first = (value - before.value) * rate
-        second = first - (before.value - oldest.value) * rate2
+        first: Tensor = (value - before.value) * rate
+        second: Tensor = first - (before.value - oldest.value) * rate2
         return value + w * first + half * second
 
 
@@ -95,7 +96,8 @@ class Linear(Predictor):
             return value
         b = history[-2]
         distance = (step.index - a.step.index) / (a.step.index - b.step.index)
-        return b.value.lerp(value, 1.0 + self.weight * distance)
+        moved: Tensor = b.value.lerp(value, 1.0 + self.weight * distance)
+        return moved
 
 
 def derivatives(history: Sequence[Past], order: int) -> list[Tensor]:
