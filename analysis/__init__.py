@@ -1,5 +1,6 @@
 """Seeing where a model repeats itself: recordings, profiles, quality metrics, figures and TensorBoard."""
 
+from analysis.board import Board
 from analysis.measures import MEASURES, band_similarity, cosine, relative_l1, relative_l2, similarity
 from analysis.profile import Profile, ProfileInfo
 from analysis.quality import as_videos, measure
@@ -7,6 +8,7 @@ from analysis.record import Recorder, record
 
 __all__ = [
     "MEASURES",
+    "Board",
     "Profile",
     "ProfileInfo",
     "Recorder",

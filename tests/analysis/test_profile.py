@@ -49,7 +49,7 @@ def test_a_guidance_difference_is_read_from_the_branch_that_has_it(profile: Prof
 
 
 def test_what_was_not_recorded_is_refused(profile: Profile) -> None:
-    with pytest.raises(RecordingError, match="lags 1 to 2 were recorded, found 3"):
+    with pytest.raises(RecordingError, match="lags 1 to 2 were recorded exactly, found 3"):
         profile.lag("spatial", "rel_l1", 3)
     with pytest.raises(RecordingError, match="did you mean 'uncond'"):
         profile.matrix("spatial", "rel_l1", "unconditional")

@@ -290,7 +290,7 @@ def test_an_attached_session_stays_attached_and_its_predictions_are_counted(latt
     profile = rec.profile()
     assert profile.runs == 1
     assert 0 < profile.info.predicted < profile.info.values
-    assert profile.info.policy["name"] == "static_interval"
+    assert profile.info.policy["policy"] == "static_interval"
     lag = profile.lag("spatial", "rel_l1")[0]
     assert (lag[:, [1, 3]] == 0).all()  # held values equal the ones they were held from
     assert (lag[:, 2] > 0).all()

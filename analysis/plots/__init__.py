@@ -1,0 +1,34 @@
+"""Figures, each a pair: `*_info` makes a plain result that tests can check, `draw_*` turns it into a matplotlib Figure.
+
+>>> figure = draw_redundancy(redundancy_info(profile))                                    # doctest: +SKIP
+>>> save_png(figure, "redundancy.png")                                                   # doctest: +SKIP
+"""
+
+from analysis.plots.guidance import GuidanceInfo, draw_guidance, guidance_info
+from analysis.plots.overview import overview
+from analysis.plots.pareto import ParetoInfo, ParetoPoint, draw_pareto, pareto_info
+from analysis.plots.redundancy import RedundancyInfo, draw_redundancy, redundancy_info
+from analysis.plots.similarity import SimilarityInfo, draw_similarity, similarity_info
+from analysis.plots.style import save_png
+from analysis.plots.timeline import TimelineInfo, draw_timeline, timeline_info
+
+__all__ = [
+    "GuidanceInfo",
+    "ParetoInfo",
+    "ParetoPoint",
+    "RedundancyInfo",
+    "SimilarityInfo",
+    "TimelineInfo",
+    "draw_guidance",
+    "draw_pareto",
+    "draw_redundancy",
+    "draw_similarity",
+    "draw_timeline",
+    "guidance_info",
+    "overview",
+    "pareto_info",
+    "redundancy_info",
+    "save_png",
+    "similarity_info",
+    "timeline_info",
+]

@@ -1,0 +1,146 @@
+"""Where the model repeats itself: how little each site's value changes from one step to a later one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analysis.measures import MEASURES
+from analysis.plots.style import colour_of, heading, new_figure, prompts, step_axis, styled
+from analysis.profile import Profile
+from policies.errors import RecordingError
+from policies.vocabulary import Branch
+
+FORMULAS = {
+    "cosine": "⟨Fᵢ₋ₖ, Fᵢ⟩ / (‖Fᵢ₋ₖ‖ ‖Fᵢ‖)",
+    "rel_l1": "mean|Fᵢ₋ₖ − Fᵢ| / mean|Fᵢ|",
+    "rel_l2": "‖Fᵢ₋ₖ − Fᵢ‖ / ‖Fᵢ‖",
+}
+
+
+class GroupCurve(NamedTuple):
+    """The sites of one role or kind.
+
+    Attributes:
+        name: the role or kind. sites: their names, in execution order. branch: the guidance branch shown.
+        values: (sites, T), the mean over prompts; NaN before the first comparison.
+        mean, low, high: over the sites, (T,): their mean, least and greatest.
+    """
+
+    name: str
+    sites: tuple[str, ...]
+    branch: Branch
+    values: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+
+class RedundancyInfo(NamedTuple):
+    """A measure at one lag for every recorded site, by role; `runs` prompts, `model` the denoiser's class."""
+
+    groups: tuple[GroupCurve, ...]
+    measure: str
+    lag: int
+    runs: int
+    model: str
+
+
+def redundancy_info(
+    profile: Profile, measure: str = "rel_l1", lag: int = 1, branch: Branch | None = None, query: str | None = None
+) -> RedundancyInfo:
+    """How well step i − lag stands in for step i, per site and step, exact; the denominator is the norm at step i.
+
+    Args:
+        query: the sites to show, by default all that were recorded.
+
+    Raises:
+        RecordingError: for a lag that was not recorded, or a recording whose sites were never reached twice.
+    """
+    wanted = None if query is None else set(profile.index(query))
+    groups = []
+    for name, positions in profile.groups():
+        names = [profile.sites[i].name for i in positions if wanted is None or i in wanted]
+        if not names:
+            continue
+        joined = "|".join(names)
+        per_run = profile.lag(joined, measure, lag, branch)
+        values = _mean(per_run, 0)
+        shown = profile.branches[profile.cells(joined, branch)[1][0]]
+        low, high = _extreme(values, np.fmin), _extreme(values, np.fmax)
+        groups.append(GroupCurve(name, tuple(names), shown, values, _mean(values, 0), low, high))
+    if not any(np.isfinite(group.values).any() for group in groups):
+        raise RecordingError(f"no site was reached at two steps {lag} apart, so there is nothing to show")
+    model = profile.info.model.kind if profile.info.model else "denoiser"
+    return RedundancyInfo(tuple(groups), measure, lag, profile.runs, model)
+
+
+def _mean(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """The mean of what is there, NaN where nothing is."""
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0.0).sum(axis=axis)
+    count = there.sum(axis=axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def _extreme(values: NDArray[np.float32], choose: np.ufunc) -> NDArray[np.float32]:
+    result: NDArray[np.float32] = choose.reduce(values, axis=0)
+    return result
+
+
+def draw_redundancy(info: RedundancyInfo) -> Figure:
+    """Curves by role over the steps with the range over depth as a band, and below them every site as a row."""
+    measure = MEASURES[info.measure]
+    label = FORMULAS[info.measure].replace("ₖ", "₁₂₃₄₅₆₇₈₉"[info.lag - 1] if info.lag < 10 else "ₖ")
+    rows = [row for group in info.groups for row in group.values]
+    with styled():
+        figure = new_figure(8.4, 4.7 + 0.14 * max(len(rows), 8))
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.4 + 0.14 * max(len(rows), 8)])
+        for g, group in enumerate(info.groups):
+            colour = colour_of(group.name, g)
+            steps = np.arange(len(group.mean))
+            several = f"{len(group.sites)} sites, " if len(group.sites) > 1 else ""
+            top.plot(steps, group.mean, color=colour, label=f"{group.name} ({several}{group.branch})")
+            if len(group.sites) > 1:
+                top.fill_between(steps, group.low, group.high, color=colour, alpha=0.15, linewidth=0)
+        if measure.identical == 0.0:
+            top.set_ylim(bottom=0)
+        top.set_ylabel(label)
+        top.legend(ncols=min(len(info.groups), 3), loc="best")
+        top.set_title("by role: mean over depth, band from least to greatest")
+        matrix = np.stack(rows)
+        finite = matrix[np.isfinite(matrix)]
+        limit = float(np.percentile(finite, 97 if measure.identical == 0.0 else 3))
+        image = bottom.imshow(
+            matrix,
+            aspect="auto",
+            interpolation="nearest",
+            cmap="magma_r" if measure.identical == 0.0 else "magma",
+            vmin=0.0 if measure.identical == 0.0 else min(limit, 1 - 1e-6),
+            vmax=max(limit, 1e-6) if measure.identical == 0.0 else 1.0,
+        )
+        bottom.grid(False)
+        bottom.set_title("every site, first block on top · light: little change")
+        places, names, start = [], [], 0
+        for group in info.groups:
+            stop = start + len(group.sites)
+            places.append((start + stop - 1) / 2)
+            names.append(group.name)
+            if start:
+                bottom.axhline(start - 0.5, color="white", linewidth=2.5)
+            start = stop
+        bottom.set_yticks(places, names)
+        bottom.tick_params(axis="y", length=0)
+        step_axis(bottom, "denoising step i")
+        bar = figure.colorbar(image, ax=bottom, pad=0.01, extend="max" if measure.identical == 0.0 else "min")
+        bar.set_label(label, fontsize=8)
+        bar.outline.set_visible(False)
+        heading(
+            figure,
+            f"{measure.title} to the value {info.lag} step{'s' if info.lag > 1 else ''} before",
+            f"{info.model} · {prompts(info.runs)} · exact",
+        )
+    return figure
