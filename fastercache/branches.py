@@ -12,7 +12,15 @@ from torch import nn
 from fastercache.families import Family, Guidance
 from fastercache.hooks import MethodTap
 from policies.errors import BranchUnknown
-from policies.vocabulary import COND, Branch
+from policies.vocabulary import COND, UNCOND, Branch
+
+
+DEFAULT_ORDER: dict[Guidance, tuple[Branch, ...]] = {
+    "batched": (UNCOND, COND),
+    "separate": (COND, UNCOND),
+    "none": (COND,),
+}
+"""Branches in the order of rows or calls, as most of diffusers has it, for loops that no family describes."""
 
 
 class ContextTap(MethodTap):
@@ -48,17 +56,22 @@ class BranchFinder:
             )
         self.name, self.pipe, self.family = name, pipe, family
         self.guidance: Guidance = guidance or (family.guidance if family else "none")
+        if pipe is not None and guidance is None and family is not None and family.true_cfg:
+            self.guidance = "separate"  # each run shows whether it is so
         if family is not None and family.guidance == self.guidance:
             self.order = family.order
         else:
-            default = {"batched": ("uncond", COND), "separate": (COND, "uncond"), "none": (COND,)}
-            self.order = default[self.guidance]
+            self.order = DEFAULT_ORDER[self.guidance]
         self.contexts = ContextTap(denoiser) if hasattr(denoiser, "cache_context") else None
         self.explicit: Branch | None = None  # set by Session.branch for loops of the user's own
-        self._latents: MethodTap | None = None
         self._latent_batch: int | None = None
-        if pipe is not None and hasattr(pipe, "prepare_latents"):
-            self._latents = MethodTap(pipe, "prepare_latents", self._prepared)
+        self._encoded = 0  # prompts encoded since the pipeline call began
+        heard = {
+            "prepare_latents": self._on_latents,
+            "check_inputs": self._on_inputs,
+            "encode_prompt": self._on_encoded,
+        }
+        self._taps = [MethodTap(pipe, method, after) for method, after in heard.items() if hasattr(pipe, method)]
         self._run_order: tuple[Branch, ...] = self.order
         self._run_batch = 0
         self._calls = 0  # calls in the current step
@@ -68,17 +81,23 @@ class BranchFinder:
     def remove(self) -> None:
         if self.contexts is not None:
             self.contexts.remove()
-        if self._latents is not None:
-            self._latents.remove()
+        for tap in self._taps:
+            tap.remove()
 
     @property
     def context(self) -> str | None:
         """The cache context the pipeline has entered, if it uses them."""
         return self.contexts.current if self.contexts is not None else None
 
-    def _prepared(self, result: Any) -> None:
+    def _on_latents(self, result: Any) -> None:
         first = result[0] if isinstance(result, (tuple, list)) else result
         self._latent_batch = first.shape[0] if isinstance(first, torch.Tensor) else None
+
+    def _on_inputs(self, result: Any) -> None:
+        self._encoded = 0
+
+    def _on_encoded(self, result: Any) -> None:
+        self._encoded += 1
 
     def begin(self, batch: int) -> tuple[Branch, ...]:
         """The branches of a run whose first call has `batch` rows, the conditional one first."""
@@ -93,14 +112,18 @@ class BranchFinder:
         return self.pipe is None and self.guidance == "separate" and self.explicit is None and self.context is None
 
     def _guided(self, batch: int) -> bool:
-        if self.guidance == "none":
-            return self.context not in (None, COND) or len(self.order) > 1
+        """Whether the run about to begin has guidance, from what its first call and its pipeline show."""
+        if len(self.order) == 1:
+            return False
         if self.pipe is None:
             return True
         if self.guidance == "batched" and self._latent_batch:
             return batch >= len(self.order) * self._latent_batch
         on = getattr(self.pipe, "do_classifier_free_guidance", None)
-        return True if on is None else bool(on)
+        if on is not None:
+            return bool(on)
+        # Pipelines without that property (Flux, QwenImage, HunyuanVideo) encode the negative prompt in a second call.
+        return self._encoded != 1
 
     @property
     def cond_last(self) -> bool:
@@ -132,8 +155,6 @@ class BranchFinder:
             named = self.family.contexts.get(context, context) if self.family else context
             if named in order:
                 return (named,)
-            if len(order) == 1:
-                return order
             raise BranchUnknown(
                 f"the pipeline calls {self.name} in the cache context '{context}', which names no branch of "
                 f"{', '.join(order)}"

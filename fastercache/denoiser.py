@@ -13,7 +13,7 @@ from fastercache.branches import BranchFinder
 from fastercache.clock import Clock
 from fastercache.compiled import collect, enough_graphs, place_hooks, prepare
 from fastercache.families import Guidance, family_of
-from fastercache.finder import find_blocks, find_denoiser_sites, module_at
+from fastercache.finder import find_blocks, find_denoiser_sites, is_unet, module_at
 from fastercache.flops import FlopBook
 from fastercache.grids import grid_of
 from fastercache.hooks import Handler, Inner, SiteForward
@@ -106,7 +106,8 @@ class Denoiser:
         if site.kind is Kind.MODULE:
             return ModuleUnit(site, path, None)
         if site.kind is Kind.BLOCK:
-            return ModuleUnit(site, path, BlockIO.of(module_at(self.module, path)), text_first)
+            io = None if is_unet(self.module) else BlockIO.of(module_at(self.module, path))
+            return ModuleUnit(site, path, io, text_first)
         if site.kind is Kind.STACK:
             blocks = self.blocks[slice(*site.span)]
             layouts = [self.family.layouts.get(b.family_list, "rows") if self.family else "rows" for b in blocks]

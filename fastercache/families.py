@@ -1,7 +1,8 @@
 """What differs between model families, as data.
 
-Everything here was read off the pinned diffusers' pipelines (docs/design.md tells how to check). A denoiser class that is
-not listed still works where detection by structure succeeds; its guidance style must then be passed to `attach`.
+Everything here was read off the pinned diffusers' pipelines, and every family is run small in the tests. A denoiser class
+that is not listed still works where detection by structure succeeds; its guidance style must then be passed to
+`attach`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Literal
 from policies.vocabulary import COND, UNCOND, Branch, Role
 
 Guidance = Literal["batched", "separate", "none"]
-Layout = Literal["rows", "frames", "tokens"]
-"""Axes of a block's hidden states: `rows` (B, N, D), `frames` (B*F, N, D), `tokens` (B*N, F, D)."""
+Layout = Literal["rows", "frames", "tokens", "joined"]
+"""Axes of a block's hidden states: `rows` (B, N, D), `frames` (B*F, N, D), `tokens` (B*N, F, D); `joined` is `rows` with
+the text's tokens before the image's in one stream."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Family:
         contexts: the pipeline's cache-context name -> branch, where it is not the branch's own name.
         tokens: the denoiser's output is packed tokens (B, N, C); the keyword arguments or pipeline that unpack them.
         text_first: blocks return (text, image); needed only where both streams can have one shape.
-        null_class: label of the unconditional class, for class-conditional models that double the batch themselves.
+        true_cfg: guidance-distilled, but a pipeline call with a negative prompt adds a separate second call.
     """
 
     guidance: Guidance
@@ -39,13 +41,12 @@ class Family:
     layouts: dict[str, Layout] = field(default_factory=dict)
     contexts: dict[str, Branch] = field(default_factory=dict)
     tokens: Literal["", "num_frames", "img_shapes", "img_ids"] = ""
-    null_class: int | None = None
     text_first: bool = False
+    true_cfg: bool = False
 
 
 _BATCHED = Family("batched")
 _SEPARATE = Family("separate", order=(COND, UNCOND))
-_NONE = Family("none", order=(COND,))
 
 FAMILIES: dict[str, Family] = {
     "LatteTransformer3DModel": Family(
@@ -61,7 +62,7 @@ FAMILIES: dict[str, Family] = {
     "PixArtTransformer2DModel": _BATCHED,
     "SD3Transformer2DModel": Family("batched", text_first=True),
     "UNet2DConditionModel": _BATCHED,
-    "DiTTransformer2DModel": Family("batched", order=(COND, UNCOND), null_class=1000),
+    "DiTTransformer2DModel": Family("batched", order=(COND, UNCOND)),
     "SanaTransformer2DModel": _BATCHED,
     "SanaVideoTransformer3DModel": _BATCHED,
     "HunyuanDiT2DModel": _BATCHED,
@@ -73,9 +74,15 @@ FAMILIES: dict[str, Family] = {
     "HunyuanVideo15Transformer3DModel": Family(
         "separate", order=(COND, UNCOND), contexts={"pred_cond": COND, "pred_uncond": UNCOND}
     ),
-    "FluxTransformer2DModel": Family("none", order=(COND,), tokens="img_ids", text_first=True),
-    "ChromaTransformer2DModel": Family("separate", order=(COND, UNCOND), tokens="img_ids", text_first=True),
-    "HunyuanVideoTransformer3DModel": _NONE,
+    "FluxTransformer2DModel": Family("none", order=(COND,), tokens="img_ids", text_first=True, true_cfg=True),
+    "ChromaTransformer2DModel": Family(
+        "separate",
+        order=(COND, UNCOND),
+        tokens="img_ids",
+        text_first=True,
+        layouts={"single_transformer_blocks": "joined"},
+    ),
+    "HunyuanVideoTransformer3DModel": Family("none", order=(COND,), true_cfg=True),
 }
 
 COMPONENTS = ("transformer", "transformer_2", "unet")

@@ -33,8 +33,26 @@ def is_attention(module: nn.Module) -> bool:
     return has_query or name.endswith("Attention")
 
 
+UNET = ("down_blocks", "mid_block", "up_blocks")
+"""The children by which a UNet is known, in the order they run."""
+
+
+def is_unet(denoiser: nn.Module) -> bool:
+    """Whether the blocks are a UNet's: they change resolution and hand each other skips, so they have no residual."""
+    return all(isinstance(getattr(denoiser, name, None), nn.Module) for name in UNET)
+
+
 def find_blocks(denoiser: nn.Module) -> list[Block]:
-    """The denoiser's transformer blocks in execution order: direct ModuleLists whose members contain attention."""
+    """The denoiser's blocks in execution order: a UNet's, or direct ModuleLists whose members contain attention."""
+    if is_unet(denoiser):
+        found: list[Block] = []
+        for name in UNET:
+            child = denoiser.get_submodule(name)
+            if isinstance(child, nn.ModuleList):
+                found.extend(Block(f"{name}.{i}", block, name) for i, block in enumerate(child))
+            else:
+                found.append(Block(name, child, name))
+        return found
     family = family_of(type(denoiser).__name__)
     lists: list[tuple[str, nn.ModuleList]] = []
     for name, child in denoiser.named_children():
@@ -45,7 +63,7 @@ def find_blocks(denoiser: nn.Module) -> list[Block]:
     return [Block(f"{name}.{i}", block, name) for name, blocks in lists for i, block in enumerate(blocks)]
 
 
-def _role(path: str, module: nn.Module, several_lists: bool, family: Family | None) -> Role | None:
+def _role(path: str, module: nn.Module, family: Family | None) -> Role | None:
     if family is not None:
         for pattern, role in family.roles.items():
             if fnmatch.fnmatchcase(path, pattern):
@@ -73,7 +91,6 @@ def find_denoiser_sites(denoiser: nn.Module, prefix: str = "", *, branches: bool
     """
     family = family_of(type(denoiser).__name__)
     blocks = find_blocks(denoiser)
-    several = len({block.family_list for block in blocks}) > 1
     sites: list[Site] = []
     for depth, block in enumerate(blocks):
         span = (depth, depth + 1)
@@ -83,11 +100,11 @@ def find_denoiser_sites(denoiser: nn.Module, prefix: str = "", *, branches: bool
             if not name or any(name.startswith(f"{outer}.") for outer in taken):
                 continue
             path = f"{block.path}.{name}"
-            role = _role(path, module, several, family)
+            role = _role(path, module, family)
             if role is not None:
                 taken.append(name)
                 sites.append(Site(f"{prefix}{path}", Kind.MODULE, role, depth, span))
-    if blocks:
+    if blocks and not is_unet(denoiser):
         sites.append(Site(f"{prefix}stack", Kind.STACK, None, 0, (0, len(blocks))))
     sites.append(Site(f"{prefix}denoiser", Kind.DENOISER))
     if branches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,25 +59,37 @@ def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
 
 
 def flatten_output(output: Any) -> list[Tensor | None]:
-    """The tensors of a module's output: itself, the items of a tuple, or the fields of a diffusers output."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        return [v if isinstance(v, Tensor) else None for v in output.values()]
-    if isinstance(output, (tuple, list)):
-        return [v if isinstance(v, Tensor) else None for v in output]
-    raise AttachError(f"a hooked module returned {type(output).__name__}; expected a tensor, a tuple or a model output")
+    """The tensors of a module's output, depth first: itself, the items of nested tuples, a diffusers output's fields.
+
+    What is no tensor stands as None, so that positions agree with `rebuild_output`.
+    """
+    if not isinstance(output, (Tensor, dict, tuple, list)):
+        raise AttachError(
+            f"a hooked module returned {type(output).__name__}; expected a tensor, a tuple or a model output"
+        )
+    return _leaves(output)
+
+
+def _leaves(value: Any) -> list[Tensor | None]:
+    if isinstance(value, (dict, tuple, list)):
+        items = value.values() if isinstance(value, dict) else value
+        return [leaf for item in items for leaf in _leaves(item)]
+    return [value if isinstance(value, Tensor) else None]
 
 
 def rebuild_output(template: Any, tensors: Sequence[Tensor | None]) -> Any:
     """The container of `template` with other tensors, in the order of `flatten_output`."""
-    if isinstance(template, Tensor):
-        return tensors[0]
+    return _filled(template, iter(tensors))
+
+
+def _filled(template: Any, tensors: Iterator[Tensor | None]) -> Any:
     if isinstance(template, dict):
-        return type(template)(**{k: t for k, t in zip(template, tensors, strict=True) if t is not None})
-    return type(template)(
-        t if t is not None else old for t, old in zip(tensors, [strip(v) for v in template], strict=True)
-    )
+        items = {key: _filled(value, tensors) for key, value in template.items()}
+        return type(template)(**{key: value for key, value in items.items() if value is not None})
+    if isinstance(template, (tuple, list)):
+        return type(template)(_filled(value, tensors) for value in template)
+    tensor = next(tensors)
+    return tensor if tensor is not None or isinstance(template, Tensor) else template
 
 
 def strip(output: Any) -> Any:
@@ -104,7 +116,7 @@ class BlockIO:
 
     @classmethod
     def of(cls, block: nn.Module) -> BlockIO:
-        """Read off the signature of the block's forward: `hidden_states` or its first parameter, then encoder states."""
+        """Read off the signature of the block's forward: `hidden_states` or the first parameter, then encoder states."""
         names = [
             p.name
             for p in inspect.signature(type(block).forward).parameters.values()
@@ -168,3 +180,12 @@ def from_canonical(x: Tensor, layout: Layout, batch: int) -> Tensor:
         return x
     _, tokens, dim = x.shape
     return x.reshape(batch, -1, tokens, dim).permute(0, 2, 1, 3).reshape(batch * tokens, -1, dim)
+
+
+def joined(streams: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The image and text streams (B, N, D) and (B, T, D) as one `joined` stream (B, T + N, D), the text first."""
+    tensors = [s for s in streams if s is not None]
+    if len(tensors) < 2:
+        return list(streams)
+    image, text = tensors
+    return [torch.cat([text.expand(image.shape[0], -1, -1), image], dim=1)]

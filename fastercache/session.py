@@ -112,7 +112,7 @@ class Session:
 
     def _remove(self) -> None:
         self._clock.remove()
-        for denoiser in self._denoisers:
+        for denoiser in reversed(self._denoisers):  # the last to tap a method of the pipeline gives it back first
             denoiser.clear()
             denoiser.remove()
 

@@ -20,6 +20,7 @@ from fastercache.layout import (
     canonical,
     flatten_output,
     from_canonical,
+    joined,
     leading_tensor,
     rebuild_output,
     strip,
@@ -350,6 +351,8 @@ class StackUnit(Unit):
                 for s, x in enumerate(inputs)
             ]
             self._reused = self.decide(call, self.source(call, self._entry[0]))
+            if self.layouts[-1] == "joined" and self.layouts[0] != "joined":
+                self._entry = joined(self._entry)
         whole = self._reused == call.branches  # some of the branches: all rows are computed, then replaced at the end
         if not whole:
             output = inner(*args, **kwargs)
@@ -382,9 +385,9 @@ class StackUnit(Unit):
         fresh: Streams = [None if r is None else take_rows(r, r.shape[0], parts, len(call.branches)) for r in residuals]
         predicted = self.predict(call, self._reused)
         self.keep(call, computed, fresh)
-        joined = join(call, self._reused, predicted, computed, fresh)
-        self.tell(call, joined[0])
-        return self._exit(call, joined)
+        whole = join(call, self._reused, predicted, computed, fresh)
+        self.tell(call, whole[0])
+        return self._exit(call, whole)
 
     def _exit(self, call: Call, residuals: Streams) -> Any:
         """The last block's output: the run's input plus its residual, in that block's layout and container."""

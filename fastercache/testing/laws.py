@@ -59,7 +59,11 @@ class Checker:
         """Without reuse nothing changes, whatever is hooked."""
         sites = find_sites(self.specimen.pipe)
         kinds = sorted({str(site.kind) for site in sites})
-        for policy in (NoCache(sites="|".join(kinds)), WarmUp(inner=self.policy, steps=1000), *at_interval_one(self.policy)):
+        for policy in (
+            NoCache(sites="|".join(kinds)),
+            WarmUp(inner=self.policy, steps=1000),
+            *at_interval_one(self.policy),
+        ):
             with self.attach(policy) as session:
                 output = self.specimen.generate()
             if not same(output, self.bare):
@@ -143,7 +147,9 @@ class Checker:
                     continue  # its prediction is made of the conditional output, by definition
                 moved = {b: 0.5 for b in (*others, COND) if b != watched}
                 before = captured.run(session, style=captured.style, steps=self.specimen.steps, drive=watched)
-                after = captured.run(session, style=captured.style, steps=self.specimen.steps, drive=watched, shift=moved)
+                after = captured.run(
+                    session, style=captured.style, steps=self.specimen.steps, drive=watched, shift=moved
+                )
             if not all(map(same, before[watched], after[watched])):
                 return Verdict(5, False, f"branch {watched} changes with the input of the other")
         return Verdict(5, True)
@@ -255,7 +261,9 @@ def held_after(session: Session) -> int:
 def _far(a: Any, b: Any) -> str:
     """How far two outcomes are apart, in words."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return f"{a if isinstance(a, Exception) else 'latents'} instead of {b if isinstance(b, Exception) else 'latents'}"
+        return (
+            f"{a if isinstance(a, Exception) else 'latents'} instead of {b if isinstance(b, Exception) else 'latents'}"
+        )
     if a.shape != b.shape:
         return f"shape {tuple(a.shape)} instead of {tuple(b.shape)}"
     return f"differs by up to {float((a.float() - b.float()).abs().max()):.1e}"

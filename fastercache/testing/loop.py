@@ -36,7 +36,9 @@ class Captured:
     style: Guidance
 
     @classmethod
-    def of(cls, denoiser: nn.Module, finder: BranchFinder, calls: Sequence[Arguments], branches: Sequence[Branch]) -> Captured:
+    def of(
+        cls, denoiser: nn.Module, finder: BranchFinder, calls: Sequence[Arguments], branches: Sequence[Branch]
+    ) -> Captured:
         """From the calls of a run's first step, as the pipeline made them, and the branches of that run."""
         order = tuple(b for b in finder.order if b in branches)
         lead = leading_tensor(*calls[0]).shape[0]
@@ -80,9 +82,7 @@ class Captured:
                 x = x - 0.1 * _like(direction, x)
         return outputs
 
-    def _step(
-        self, fed: dict[Branch, Arguments], order: tuple[Branch, ...], style: Guidance
-    ) -> dict[Branch, Tensor]:
+    def _step(self, fed: dict[Branch, Arguments], order: tuple[Branch, ...], style: Guidance) -> dict[Branch, Tensor]:
         if style != "batched" or len(order) == 1:
             return {b: _output(self.denoiser(*fed[b][0], **fed[b][1])) for b in order}
         args, kwargs = _joined([fed[b] for b in order])

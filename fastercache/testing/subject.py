@@ -21,8 +21,17 @@ from fastercache.session import Session
 from fastercache.testing.loop import Arguments
 from fastercache.zoo.specimen import Specimen
 
-
-_FOREIGN = (nn.Module, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, Clock, SiteForward, BranchFinder)
+_FOREIGN = (
+    nn.Module,
+    type,
+    ModuleType,
+    FunctionType,
+    MethodType,
+    BuiltinFunctionType,
+    Clock,
+    SiteForward,
+    BranchFinder,
+)
 
 
 class Planted(Exception):
@@ -90,9 +99,7 @@ def capturing(specimen: Specimen) -> Iterator[list[tuple[nn.Module, Arguments]]]
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append((module, (args, dict(kwargs))))
 
-    handles = [
-        module.register_forward_pre_hook(hook, with_kwargs=True) for _, module in denoisers_of(specimen.pipe)
-    ]
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for _, module in denoisers_of(specimen.pipe)]
     try:
         yield calls
     finally:
