@@ -1,4 +1,4 @@
-"""Further predictors: Hermite (HiCache), FoCa, MeanCache's average velocity, DiCache's alignment, and nothing at all."""
+"""Further predictors: Hermite (HiCache), FoCa, average velocity (MeanCache), aligned (DiCache), relative, zero."""
 
 from __future__ import annotations
 
