@@ -64,7 +64,8 @@ class Clock:
         self.on_announce()
 
     def _stepped(self, result: Any) -> None:
-        if self.pending or not self.steps:
+        # A second scheduler step without a denoiser call between (Cosmos takes one for x0, one for epsilon) ends nothing.
+        if self.pending or not self.steps or not self._seen:
             return
         self._advance()
 

@@ -35,7 +35,7 @@ def split_bands(x: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     weighting the spectrum. Half precision is computed in float32, since FFTs of it do not exist on every device.
     """
     height, width = x.shape[-2:]
-    full = x.float()
+    full = x.float().contiguous()  # MKL refuses some strided transforms
     spectrum = torch.fft.rfft2(full) * low_pass_mask(height, width, radius, x.device)
     low = torch.fft.irfft2(spectrum, s=(height, width))
     return low.to(x.dtype), (full - low).to(x.dtype)

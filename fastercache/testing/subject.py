@@ -154,15 +154,19 @@ def held_bytes(root: Any) -> int:
 
 @contextmanager
 def weighing(specimen: Specimen, session: Session) -> Iterator[list[int]]:
-    """Bytes that the session's denoisers hold after each scheduler step, found by walking references."""
+    """Bytes that the session's denoisers hold at the end of each step, found by walking references."""
     weights: list[int] = []
+    index = 0
     scheduler = specimen.pipe.scheduler
     had = "step" in vars(scheduler)
     original = scheduler.step
 
     def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal index
         result = original(*args, **kwargs)
-        weights.append(held_bytes([list(vars(d).values()) for d in session._denoisers]))
+        before, index = index, session._clock.index
+        if index != before:  # some pipelines call the scheduler twice a step
+            weights.append(held_bytes([list(vars(d).values()) for d in session._denoisers]))
         return result
 
     scheduler.step = step
