@@ -215,7 +215,7 @@ class Recorder:
                 "no complete run was recorded: call the pipeline inside `with record(pipe) as recorder:`"
                 + (f" ({self._discarded} did not reach their last step)" if self._discarded else "")
             )
-        model = None if self._subject is None else _identity(self._subject)
+        model = None if self._subject is None else identity_of(self._subject)
         scheduler = None if self._subject is None else scheduler_identity(self._subject)
         info = ProfileInfo(
             pipeline=None if self.session.pipe is None else type(self.session.pipe).__name__,
@@ -244,7 +244,7 @@ class Recorder:
         return Profile(info, **sums.arrays())
 
 
-def _identity(subject: Any) -> Component | None:
+def identity_of(subject: Any) -> Component | None:
     try:
         denoiser = model_identity(subject).denoiser
     except FasterCacheError:

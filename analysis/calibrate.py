@@ -1,0 +1,286 @@
+"""Calibrated constants of published methods, measured on any model: TeaCache's polynomial, MagCache's ratios,
+SmoothCache's curves, ERTACache's errors and gains.
+
+>>> with calibrate(pipe) as calibrator:                                                    # doctest: +SKIP
+...     for prompt in prompts:
+...         pipe(prompt)
+>>> calibration = calibrator.result()                                                     # doctest: +SKIP
+>>> fc.attach(pipe, calibration.teacache(threshold=0.2))                                  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from torch import Tensor
+
+import fastercache as fc
+from analysis.profile import Component, Profile
+from analysis.record import Recorder, identity_of, record
+from fastercache.tuned import scheduler_identity
+from policies.base import Policy, explain
+from policies.errors import ConfigMismatch, ConfigUnreadable, RecordingError
+from policies.schedule import Code
+from policies.vocabulary import Branch, Kind, Role, Signal, Site, Step, matches, select
+
+FORMAT: Final = "fastercache-calibration"
+ROLES = "|".join(Role)
+
+
+class Listener(Policy):
+    """Reuses nothing, and hands on what TeaCache would watch at the stack."""
+
+    name: ClassVar[str] = "listener"
+    _hear: Any = PrivateAttr(default=None)
+
+    @property
+    def query(self) -> str:
+        return str(Kind.STACK)
+
+    @property
+    def signal(self) -> Signal:
+        return Signal.MODULATED_INPUT
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        if signal is not None:
+            self._hear(step, branch, signal)
+        return False
+
+
+class Calibration(BaseModel):
+    """What was measured on one model, in plain numbers, and on which model that was.
+
+    Attributes:
+        model, scheduler: class and configuration fingerprint. steps: of the recorded runs. runs: how many.
+        inputs, outputs: relative L1 change of the first block's modulated input and of the denoiser's output, from each
+            step to the next, one list per run of `steps - 1` values; all branches of a step together.
+        ratios: by branch, mean over tokens of |r_t| / |r_{t-1}| for the stack's residual r, averaged over runs; the
+            first step's is 1.
+        curves: by role, relative L1 distance to the value k steps before, averaged over layers, branches and runs: list
+            k - 1 belongs to lag k; steps before k are 0. The denominator is the newer value.
+        errors, gains: the same for the stack's residual, and the least-squares gain of the older for the newer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: Literal["fastercache-calibration"] = FORMAT
+    version: Literal[1] = 1
+    model: Component | None = None
+    scheduler: Component | None = None
+    steps: int = Field(ge=2)
+    runs: int = Field(ge=1)
+    inputs: tuple[tuple[float, ...], ...]
+    outputs: tuple[tuple[float, ...], ...]
+    ratios: dict[Branch, tuple[float, ...]]
+    curves: dict[str, tuple[tuple[float, ...], ...]]
+    errors: tuple[tuple[float, ...], ...]
+    gains: tuple[tuple[float, ...], ...]
+
+    def polynomial(self, degree: int = 4) -> tuple[float, ...]:
+        """The least-squares polynomial from the input's change to the output's, highest power first.
+
+        Raises:
+            RecordingError: with fewer pairs of changes than coefficients.
+        """
+        x, y = (np.concatenate([np.asarray(run) for run in runs]) for runs in (self.inputs, self.outputs))
+        if len(x) <= degree:
+            raise RecordingError(f"{len(x)} changes cannot determine a polynomial of degree {degree}: record more runs")
+        return tuple(float(c) for c in np.polyfit(x, y, degree))
+
+    def teacache(self, degree: int = 4, **fields: Any) -> fc.TeaCache:
+        """TeaCache with this model's polynomial."""
+        return fc.TeaCache(coefficients=self.polynomial(degree), **fields)
+
+    def magcache(self, **fields: Any) -> fc.MagCache:
+        """MagCache with this model's ratios."""
+        return fc.MagCache(ratios=self.ratios, **fields)
+
+    def smoothcache(self, roles: str | None = None, **fields: Any) -> fc.SmoothCache:
+        """SmoothCache with this model's curves, of all roles or those named (`spatial|ff`)."""
+        chosen = self.curves if roles is None else {role: self._curve(role) for role in roles.split("|")}
+        return fc.SmoothCache(curves=chosen, **fields)
+
+    def _curve(self, role: str) -> tuple[tuple[float, ...], ...]:
+        if role not in self.curves:
+            raise RecordingError(f"no curve of '{role}' was recorded; there are {', '.join(self.curves)}")
+        return self.curves[role]
+
+    def ertacache(self, **fields: Any) -> fc.ERTACache:
+        """ERTACache with this model's errors and gains."""
+        return fc.ERTACache(errors=self.errors, gains=self.gains, **fields)
+
+    def check(self, target: Any) -> None:
+        """Raises ConfigMismatch if this was not measured on the model and scheduler of `target`."""
+        pairs = {"model": (self.model, identity_of(target)), "scheduler": (self.scheduler, _scheduler(target))}
+        for name, (mine, theirs) in pairs.items():
+            if mine is not None and theirs is not None and mine != theirs:
+                raise ConfigMismatch(
+                    f"this calibration was measured on the {name} {mine.kind} ({mine.fingerprint:.12}), this one is "
+                    f"{theirs.kind} ({theirs.fingerprint:.12}): calibrate it with analysis.calibrate"
+                )
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON."""
+        path = Path(path)
+        try:
+            path.write_text(json.dumps(self.model_dump(mode="json"), allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigUnreadable(f"cannot write {path}: {error.strerror or error}") from None
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save` wrote. Raises ConfigUnreadable in one line."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigUnreadable(f"cannot read {path}: {error.strerror or error}") from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigUnreadable(f"{path} is no calibration or was cut off: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ConfigUnreadable(f"{path} is no calibration: expected the format '{FORMAT}'")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigUnreadable(f"{path} is damaged: {explain(cls, error)}") from None
+
+
+def _scheduler(target: Any) -> Component | None:
+    found = scheduler_identity(target)
+    return None if found is None else Component(kind=found.kind, fingerprint=found.fingerprint)
+
+
+def calibrate(target: Any, *, lags: int = 6, **attach: Any) -> Calibrator:
+    """Measure a model's constants over the runs made inside the context, all of the same number of steps.
+
+    `lags`: how many steps apart values are compared, which bounds how long SmoothCache and ERTACache can reuse; so many
+    values of every attention, feed-forward and of the stack are held. `**attach` goes to `fastercache.attach`.
+    """
+    listener = Listener()
+    session = fc.attach(target, listener, **attach)
+    try:
+        sites = matches(f"{ROLES}|stack", session.sites)
+        recorder = record(session, "|".join(s.name for s in sites), lags=lags)
+        return Calibrator(session, listener, recorder, target)
+    except BaseException:
+        session.detach()
+        raise
+
+
+class Calibrator:
+    """A calibration going on; a context manager that detaches."""
+
+    def __init__(self, session: Any, listener: Listener, recorder: Recorder, subject: Any) -> None:
+        self.session, self.recorder, self._subject = session, recorder, subject
+        listener._hear = self._heard
+        self._run: Any = None
+        self._last: dict[tuple[str, Branch], Tensor] = {}
+        self._pending: dict[str, NDArray[np.float64]] = {}
+        self._done: list[dict[str, NDArray[np.float64]]] = []
+        self._watch = session.watch("stack|denoiser", self._seen)
+
+    def __enter__(self) -> Calibrator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.close()
+        self.recorder.close()
+        self.session.detach()
+        self._last.clear()
+
+    def _begin(self, run: Any) -> None:
+        self._close_run()
+        self._run, self._last = run, {}
+        shape = (2, len(run.branches), run.count)  # mean|change| and mean|older| by branch and step
+        self._pending = {name: np.full(shape, np.nan) for name in ("input", "output")}
+        self._pending["ratio"] = np.full((len(run.branches), run.count), np.nan)
+
+    def _close_run(self) -> None:
+        if self._run is not None and not np.isnan(self._pending["output"][:, :, 1:]).any():
+            self._done.append(self._pending)
+        self._run = None
+
+    def _heard(self, step: Step, branch: Branch, signal: Tensor) -> None:
+        # The stack is asked about before any site of the step is observed, so a run may begin here.
+        run = self.session.last.run
+        if run is not self._run:
+            self._begin(run)
+        self._note("input", step, branch, signal)
+
+    @torch.no_grad()
+    def _seen(self, seen: fc.Observation) -> None:
+        if seen.code is not Code.COMPUTED or seen.run is not self._run:
+            return
+        if seen.site.kind is Kind.DENOISER:
+            self._note("output", seen.step, seen.branch, seen.value)
+            return
+        norm = torch.linalg.vector_norm(seen.value.float(), dim=-1)
+        before = self._last.get(("ratio", seen.branch))
+        ratio = 1.0 if before is None else float((norm / (before + 1e-8)).mean())
+        self._pending["ratio"][self._run.branches.index(seen.branch), seen.step.index] = ratio
+        self._last["ratio", seen.branch] = norm
+
+    def _note(self, name: str, step: Step, branch: Branch, value: Tensor) -> None:
+        value = value.detach().float().clone()
+        before = self._last.get((name, branch))
+        if before is not None and before.shape == value.shape:
+            change = (float((value - before).abs().mean()), float(before.abs().mean()))
+            self._pending[name][:, self._run.branches.index(branch), step.index] = change
+        self._last[name, branch] = value
+
+    def result(self) -> Calibration:
+        """The constants of all complete runs. Raises RecordingError if there is none."""
+        self._close_run()
+        profile = self.recorder.profile()
+        if not self._done:
+            raise RecordingError("no complete run was recorded: call the pipeline inside `with calibrate(pipe)`")
+        inputs, outputs = (
+            tuple(tuple((p[0].sum(0) / p[1].sum(0))[1:].tolist()) for p in (run[name] for run in self._done))
+            for name in ("input", "output")
+        )
+        ratios = np.mean([run["ratio"] for run in self._done], axis=0)
+        roles = [str(role) for role in Role if matches(role, profile.sites)]
+        return Calibration(
+            model=identity_of(self._subject),
+            scheduler=_scheduler(self._subject),
+            steps=profile.run.count,
+            runs=profile.runs,
+            inputs=inputs,
+            outputs=outputs,
+            ratios={branch: tuple(ratios[b].tolist()) for b, branch in enumerate(profile.branches)},
+            curves={role: distances(profile, role) for role in roles},
+            errors=distances(profile, "stack"),
+            gains=gains(profile, "stack"),
+        )
+
+
+def distances(profile: Profile, query: str) -> tuple[tuple[float, ...], ...]:
+    """Relative L1 distance by lag and step, averaged over runs, sites and branches; relative to the newer value."""
+    found = []
+    for lag in range(1, min(profile.info.lags, profile.run.count - 1) + 1):
+        values = np.stack([profile.lag(query, "rel_l1", lag, branch) for branch in profile.branches])
+        mean = np.zeros(profile.run.count)
+        mean[lag:] = np.nanmean(values[..., lag:], axis=(0, 1, 2))
+        found.append(tuple(mean.tolist()))
+    return tuple(found)
+
+
+def gains(profile: Profile, query: str) -> tuple[tuple[float, ...], ...]:
+    """The factor on the value k steps before that is nearest to the newer one in the least-squares sense."""
+    places = [profile.sites.index(site) for site in select(query, profile.sites)]
+    gram = np.nanmean(profile.gram[places], axis=(0, 1))
+    found = []
+    for lag in range(1, min(profile.info.lags, profile.run.count - 1) + 1):
+        own = np.diagonal(gram)[:-lag]
+        factor = np.zeros(profile.run.count)
+        factor[lag:] = np.where(own > 0, np.diagonal(gram, -lag) / np.where(own > 0, own, 1.0), 1.0)
+        found.append(tuple(factor.tolist()))
+    return tuple(found)

@@ -1,0 +1,166 @@
+"""Calibrated constants equal what the model's own values give; they drive their policies, and know their model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastercache as fc
+from analysis.calibrate import Calibration, calibrate
+from fastercache.zoo import build
+from fastercache.zoo.specimen import Specimen
+from policies.errors import ConfigMismatch, ConfigUnreadable, RecordingError
+
+STEPS = 7
+
+
+@pytest.fixture(scope="module")
+def specimen() -> Specimen:
+    return build("latte")
+
+
+@pytest.fixture(scope="module")
+def values(specimen: Specimen) -> dict[tuple[str, str], list[torch.Tensor]]:
+    """Every site's values of the two runs that are calibrated on, one after the other."""
+    found: dict[tuple[str, str], list[torch.Tensor]] = {}
+
+    def note(seen: fc.Observation) -> None:
+        found.setdefault((seen.site.name, seen.branch), []).append(seen.value.float().clone())
+
+    with fc.attach(specimen.pipe, fc.NoCache()) as session:
+        session.watch("all|stack|denoiser", note)
+        for seed in (0, 1):
+            specimen.generate(steps=STEPS, seed=seed)
+    return found
+
+
+@pytest.fixture(scope="module")
+def calibration(specimen: Specimen) -> Calibration:
+    with calibrate(specimen.pipe, lags=3) as calibrator:
+        for seed in (0, 1):
+            specimen.generate(steps=STEPS, seed=seed)
+    return calibrator.result()
+
+
+def runs(values: Any, site: str, branch: str) -> list[list[torch.Tensor]]:
+    all_of = values[site, branch]
+    return [all_of[:STEPS], all_of[STEPS:]]
+
+
+def test_ratios_are_mean_token_norm_ratios(calibration: Calibration, values: Any) -> None:
+    for branch in ("cond", "uncond"):
+        expected = np.zeros(STEPS)
+        for run in runs(values, "stack", branch):
+            norms = [v.norm(dim=-1) for v in run]
+            expected += [1.0] + [float((norms[i] / norms[i - 1]).mean()) for i in range(1, STEPS)]
+        np.testing.assert_allclose(calibration.ratios[branch], expected / 2, rtol=1e-4)
+
+
+def test_curves_errors_and_gains(calibration: Calibration, values: Any, specimen: Specimen) -> None:
+    sites = fc.find_sites(specimen.pipe)
+    groups = {role: [s.name for s in fc.select(role, sites)] for role in ("spatial", "temporal", "cross", "ff")}
+    for lag in (1, 2, 3):
+        for role, names in groups.items():
+            for i in range(lag, STEPS):
+                cells = [
+                    float((run[i] - run[i - lag]).abs().mean() / run[i].abs().mean())
+                    for name in names
+                    for branch in ("cond", "uncond")
+                    for run in runs(values, name, branch)
+                ]
+                assert calibration.curves[role][lag - 1][i] == pytest.approx(np.mean(cells), rel=1e-3)
+        for i in range(lag, STEPS):
+            four = [run for branch in ("cond", "uncond") for run in runs(values, "stack", branch)]
+            over = sum(float((r[i].double() * r[i - lag].double()).mean()) for r in four)
+            under = sum(float(r[i - lag].double().square().mean()) for r in four)
+            assert calibration.gains[lag - 1][i] == pytest.approx(over / under, rel=2e-2)
+        assert set(calibration.errors[lag - 1][:lag]) == {0.0}
+
+
+def test_outputs_are_the_changes_of_the_denoisers_output(calibration: Calibration, values: Any) -> None:
+    for run in (0, 1):
+        both = [runs(values, "denoiser", b)[run] for b in ("cond", "uncond")]
+        for i in range(1, STEPS):
+            over = sum(float((v[i] - v[i - 1]).abs().mean()) for v in both)
+            under = sum(float(v[i - 1].abs().mean()) for v in both)
+            assert calibration.outputs[run][i - 1] == pytest.approx(over / under, rel=1e-4)
+
+
+def test_inputs_are_what_teacache_sees(calibration: Calibration, specimen: Specimen) -> None:
+    """With the identity and a huge threshold TeaCache's sum is the sum of these changes."""
+    totals = []
+
+    class Tea(fc.TeaCache):
+        def judge(self, memo: Any, step: fc.Step, signal: Any) -> bool:
+            super().judge(memo, step, signal)
+            totals.append(memo.total)
+            return False
+
+    with fc.attach(specimen.pipe, Tea(threshold=2.0)):
+        specimen.generate(steps=STEPS, seed=0)
+    expected = list(calibration.inputs[0])
+    assert totals[1 : STEPS - 1] == pytest.approx(expected[: STEPS - 2], rel=1e-4)
+
+
+def test_the_polynomial_is_the_least_squares_fit(calibration: Calibration) -> None:
+    x, y = np.concatenate(calibration.inputs), np.concatenate(calibration.outputs)
+    np.testing.assert_allclose(calibration.polynomial(2), np.polyfit(x, y, 2), rtol=1e-9)
+    with pytest.raises(RecordingError, match="record more runs"):
+        calibration.polynomial(12)
+
+
+@pytest.mark.parametrize("steps", [STEPS, 5, 12])
+def test_every_calibrated_policy_runs_also_at_other_step_counts(
+    calibration: Calibration, specimen: Specimen, steps: int
+) -> None:
+    policies = [
+        calibration.teacache(degree=1, threshold=1.0),
+        calibration.magcache(threshold=1.0),
+        calibration.smoothcache(alpha=1.0),
+        calibration.smoothcache("spatial|ff", alpha=1.0),
+        calibration.ertacache(threshold=1.0),
+    ]
+    for policy in policies:
+        assert fc.load_policy(fc.dump(policy)) == policy
+        with fc.attach(specimen.pipe, policy) as session:
+            output = specimen.generate(steps=steps)
+        assert torch.isfinite(output).all() and session.last.share() > 0, policy.name
+    with pytest.raises(RecordingError, match="no curve of 'joint'"):
+        calibration.smoothcache("joint")
+
+
+def test_it_round_trips_and_knows_its_model(calibration: Calibration, specimen: Specimen, tmp_path: Path) -> None:
+    path = calibration.save(tmp_path / "latte.json")
+    assert Calibration.load(path) == calibration
+    calibration.check(specimen.pipe)
+    with pytest.raises(ConfigMismatch, match="measured on the model"):
+        calibration.check(build("cogvideox").pipe)
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ConfigUnreadable, match="cut off"):
+        Calibration.load(path)
+    with pytest.raises(ConfigUnreadable, match="cannot read"):
+        Calibration.load(tmp_path / "none.json")
+    path.write_text("{}")
+    with pytest.raises(ConfigUnreadable, match="no calibration"):
+        Calibration.load(path)
+
+
+def test_nothing_recorded_is_an_error(specimen: Specimen) -> None:
+    with calibrate(specimen.pipe) as calibrator:
+        pass
+    with pytest.raises(RecordingError, match="no complete run"):
+        calibrator.result()
+
+
+def test_separate_guidance_calibrates_too() -> None:
+    wan = build("wan")
+    with calibrate(wan.pipe, lags=2) as calibrator:
+        wan.generate(steps=5)
+    found = calibrator.result()
+    assert (
+        set(found.ratios) == {"cond", "uncond"} and found.steps == 5 and set(found.curves) == {"spatial", "cross", "ff"}
+    )
