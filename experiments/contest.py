@@ -199,6 +199,11 @@ class Contest:
             hardware=hardware(str(self.evaluator.identity["device"])),
         )
 
+    def error(self, name: str) -> float:
+        """Standard error over prompts of an entry's PSNR, in dB; 0 for a single prompt."""
+        values = [run[name]["psnr"] for run in self.runs]
+        return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
     def rows(self) -> list[Row]:
         """A row for each entry, the uncached one first."""
         return [self.row(name) for name in self.entries]

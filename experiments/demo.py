@@ -22,16 +22,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastercache as fc
-from analysis.profile import Profile
+from analysis import Board, Profile
+from analysis.plots import (
+    ParetoPoint,
+    draw_pareto,
+    draw_timeline,
+    pareto_info,
+    save_png,
+    timeline_info,
+)
 from experiments import render
 from experiments.console import progress, results, words
 from experiments.contest import UNCACHED, Contest, Entry, write_json
-from experiments.overview import overview, schedule_rows
 from experiments.pipelines import Subject
+from experiments.poster import poster, schedule_rows
 from experiments.recording import recorded, save_figures
 from experiments.rows import Row, table
-from experiments.searching import Job, study_of, watched
-from policies.schedule import compile_policy
+from experiments.searching import Job, log_trials, study_of, watched
 from policies.vocabulary import matches
 from tuner import Evaluator, Outcome, Record, Study, export
 
@@ -49,15 +56,17 @@ class Plan:
         search: prompts the tuner judges a trial by. selection: prompts its best trials are checked on.
         held_out: prompts of the final table; nothing was chosen by them.
         trials, tune_seconds: limits of the search, whichever comes first.
+        seconds: what the whole demo should take; on a slow machine the search is shortened for it, to 45 s at least.
         shown: held-out prompts in the comparison.
     """
 
     recorded: int = 3
-    search: int = 8
+    search: int = 6
     selection: int = 10
-    held_out: int = 24
+    held_out: int = 20
     trials: int = 200
     tune_seconds: float = 150.0
+    seconds: float = 480.0
     shown: int = 3
 
 
@@ -109,14 +118,24 @@ class Demo:
         if path.is_file():
             return str(json.loads(path.read_text(encoding="utf-8"))["budget"])
         cases = self.evaluator.cases(self.search_prompts)
-        measured = []
+        measured, seconds = [], []
         with progress() as bar:
             for case in bar.track(cases, description="FasterCache (paper) on the search prompts"):
-                measured.append(self.evaluator.evaluate(fc.FasterCache(), [case]).values["psnr"][0])
+                found = self.evaluator.evaluate(fc.FasterCache(), [case])
+                measured.append(found.values["psnr"][0])
+                seconds += found.seconds
         # Rounded down, so that the policy the budget was read from meets it.
         budget = f"psnr>={math.floor(statistics.fmean(measured) * 1e4) / 1e4:.4f}"
-        write_json(path, {"budget": budget, "psnr": measured, "prompts": self.search_prompts})
+        record = {"budget": budget, "psnr": measured, "seconds": seconds, "prompts": self.search_prompts}
+        write_json(path, record)
         return budget
+
+    @property
+    def time_limit(self) -> float:
+        """Seconds for the search: what the plan gives it, or less where videos take longer."""
+        seconds = json.loads((self.out / "budget.json").read_text(encoding="utf-8"))["seconds"]
+        ahead = (5 * self.plan.held_out + 4 * self.plan.selection) * statistics.median(seconds)
+        return min(self.plan.tune_seconds, max(45.0, self.plan.seconds - ahead))
 
     def tune(self) -> Path:
         """Search within the budget, select, and export to `tuned.json`."""
@@ -125,13 +144,14 @@ class Demo:
             return path
         job = Job(self.subject.name, tuple(self.search_prompts), self.budget)
         self.evaluator.close()  # the study attaches by itself
-        with watched(self.plan.trials, self.plan.tune_seconds) as tick:
+        limit = self.time_limit
+        with watched(self.plan.trials, limit) as tick:
             study = study_of(
                 self.subject,
                 job,
                 self.out / "study",
                 trials=self.plan.trials,
-                seconds=self.plan.tune_seconds,
+                seconds=limit,
                 on_trial=tick,
                 references=self.out / "references",
             )
@@ -139,7 +159,9 @@ class Demo:
         words.print(f"    {ran} trials, {study.ended}; the best on the search prompts: {_gain(study.best())}")
         record = self.select(study)
         words.print(f"    selected on {self.plan.selection} other prompts: {_gain(record)}")
-        return export(study, record).save(path)
+        log_trials(study, self.out / "tensorboard" / "trials")
+        with study.evaluator:
+            return export(study, record).save(path)
 
     def select(self, study: Study) -> Record:
         """The cheapest trial within the budget that is surely no worse than FasterCache on prompts it was not found by.
@@ -203,19 +225,36 @@ class Demo:
         gif = render.save(self.out / "comparison.gif", render.stacked(groups))
         by_name = {row.name: row for row in rows}
         strips = [(_caption(by_name[name]), _strip([v[name] for v in shown])) for name in (UNCACHED, *others)]
-        tuned = contest.entries[TUNED]
-        assert isinstance(tuned, fc.TunedConfig)
-        run = self.evaluator.cost_model(self.evaluator.cases(self.search_prompts)[0]).run
-        figure = overview(
+        trace = self.trace()
+        figure = poster(
             self.profile.matrix("attention", "rel_l1"),
             "self-attention: relative L1 between steps",
-            schedule_rows(compile_policy(tuned.policy, run)),
+            schedule_rows(trace.table),
             f"the tuned schedule: {by_name[TUNED].speedup_flops:.2f}x fewer FLOPs",
             strips,
         )
-        path = self.out / "overview.png"
-        figure.savefig(path)
-        return {"comparison": str(gif), "overview": str(path)}
+        figure.savefig(self.out / "overview.png")
+        timeline = save_png(draw_timeline(timeline_info(trace)), self.out / "timeline.png")
+        points = [ParetoPoint(row.name, row.speedup_flops, row.psnr or 0.0, contest.error(row.name)) for row in rows]
+        prompts = f"{len(contest.cases)} held-out prompts"
+        pareto = save_png(draw_pareto(pareto_info(points, prompts=prompts)), self.out / "pareto.png")
+        board = self.out / "tensorboard" / "tuned"
+        shutil.rmtree(board, ignore_errors=True)
+        with Board(board) as writer:
+            writer.add_trace(trace)
+        return {
+            "comparison": str(gif),
+            "overview": str(self.out / "overview.png"),
+            "timeline": str(timeline),
+            "pareto": str(pareto),
+        }
+
+    def trace(self) -> fc.Trace:
+        """What the tuned policy, read from its file, does in a run."""
+        self.evaluator.close()
+        with fc.attach(self.subject.pipe, self.out / "tuned.json") as session:
+            self.evaluator.generate(self.evaluator.cases(self.search_prompts)[0])
+            return session.last
 
 
 def surely_no_worse(values: Sequence[float], base: Sequence[float]) -> bool:
@@ -262,7 +301,7 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
         figures = save_figures(job.profile, out)
     with stage(2, f"the budget: FasterCache as published on {plan.search} search prompts"):
         words.print(f"    {job.budget}")
-    with stage(3, f"tuning FasterCache within it, at most {plan.tune_seconds:.0f} s"):
+    with stage(3, f"tuning FasterCache within it, at most {job.time_limit:.0f} s"):
         tuned = job.tune()
     with stage(4, f"everything on {plan.held_out} held-out prompts, the tuned policy read back from {tuned}"):
         contest = job.contest(tuned)

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from analysis import Profile, record
-from analysis.plots import (
-    SimilarityInfo,
-    draw_guidance,
-    draw_redundancy,
-    draw_similarity,
-    guidance_info,
-    redundancy_info,
-    save_png,
-    similarity_info,
-)
+from analysis import Board, Profile, record
+from analysis.plots import overview, redundancy_info, save_png
 from experiments.console import progress, results
 from experiments.pipelines import Subject
 from tuner import Evaluator
@@ -37,26 +28,14 @@ def recorded(evaluator: Evaluator, prompts: Sequence[str], folder: Path, query: 
     return profile
 
 
-def figures(profile: Profile) -> dict[str, Figure]:
-    """Every figure the recording allows: step x step similarity, change from step to step, guidance branches."""
-    found = {
-        "similarity": draw_similarity([_matrix(profile, name, at) for name, at in profile.groups()]),
-        "redundancy": draw_redundancy(redundancy_info(profile)),
-    }
-    if len(profile.branches) > 1 and profile.guidance.shape[3] > 0:
-        found["guidance"] = draw_guidance(guidance_info(profile))
-    return found
-
-
-def _matrix(profile: Profile, name: str, positions: Sequence[int]) -> SimilarityInfo:
-    """The matrix of a role or kind, as far as its sites were recorded."""
-    query = "|".join(profile.sites[i].name for i in positions)
-    return similarity_info(profile, query)._replace(query=name)
-
-
 def save_figures(profile: Profile, out: Path) -> dict[str, str]:
-    """Every figure as PNG: name -> path."""
-    return {name: str(save_png(figure, out / f"{name}.png")) for name, figure in figures(profile).items()}
+    """Every figure as PNG, and the same with the curves' scalars in TensorBoard: name -> path."""
+    files = {name: str(save_png(figure, out / f"{name}.png")) for name, figure in overview(profile).items()}
+    board = out / "tensorboard"
+    shutil.rmtree(board / "profile", ignore_errors=True)  # events of an older call would be shown beside the new ones
+    with Board(board / "profile") as writer:
+        writer.add_profile(profile)
+    return {**files, "tensorboard": str(board)}
 
 
 def changes(profile: Profile) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fastercache as fc
+from analysis import Board
 from experiments.arguments import assignments, read_prompts
 from experiments.console import progress, results, words
 from experiments.contest import Contest, write_json
@@ -111,6 +114,19 @@ def study_of(
     )
 
 
+def log_trials(study: Study, folder: Path) -> Path:
+    """Every trial that was run, in TensorBoard's HPARAMS tab: its parameters, what it saved and what it kept."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with Board(folder) as board:
+        for record in study.records:
+            if record.outcome not in (Outcome.MEASURED, Outcome.STOPPED) or record.speedup_flops is None:
+                continue
+            means = {name: statistics.fmean(values) for name, values in record.values.items()}
+            metrics = {"speedup_flops": record.speedup_flops, **means, "within_budget": float(record.feasible)}
+            board.add_trial(f"trial-{record.number:03d}", record.params, metrics, step=record.number)
+    return folder
+
+
 @contextmanager
 def watched(trials: int, seconds: float | None) -> Iterator[Callable[[Study, Record], None]]:
     """A progress bar over trials, or over the time limit where there is one, with the best so far."""
@@ -133,8 +149,9 @@ def search(job: Job, folder: Path, out: Path, *, trials: int, seconds: float | N
     subject = job.open()
     with watched(trials, seconds) as tick:
         study = study_of(subject, job, folder, trials=trials, seconds=seconds, on_trial=tick)
+    best = study.best()
     words.print(f"search ended: {study.ended}", soft_wrap=True)
-    return ship(subject, job, study, study.best(), folder, out, show=show)
+    return ship(subject, job, study, best, folder, out, show=show)
 
 
 def export_study(folder: Path, out: Path, *, trial: int | None, show: bool) -> dict[str, Any]:
@@ -165,7 +182,9 @@ def ship(
             contest.run(lambda: bar.advance(task))
         held_out = contest.measured("tuned")
         rows.insert(0, contest.row("tuned"))
-    path = export(study, record, held_out=held_out).save(out)
+    log_trials(study, folder / "tensorboard")
+    with study.evaluator:  # describing the run may take one; nothing stays attached
+        path = export(study, record, held_out=held_out).save(out)
     names = ["held-out prompts", "search prompts"][-len(rows) :]
     if show:
         shown = [
@@ -182,7 +201,7 @@ def ship(
         "trial": record.number,
         "trials": len(study.records),
         "ended": study.ended,
-        "files": {"tuned": str(path), "study": str(folder)},
+        "files": {"tuned": str(path), "study": str(folder), "tensorboard": str(folder / "tensorboard")},
     }
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import fastercache as fc
+from analysis import Profile
 from experiments import cli, pipelines
 from experiments.pipelines import open_pipeline
 
@@ -129,6 +130,72 @@ def test_a_folder_works_like_the_short_name(tmp_path: Path) -> None:
     assert len(answer("sites", folder)["sites"]) == len(answer("sites", PIPE)["sites"])
 
 
+def test_analyze_draws_what_it_tells(tmp_path: Path) -> None:
+    found = answer("analyze", PIPE, "a red seven moving left", "--steps", "6", "--out", str(tmp_path))
+    assert {row["group"] for row in found["changes"]} == {"spatial", "temporal", "denoiser", "branch"}
+    assert all(0 < row["least"] <= row["mean"] <= row["most"] for row in found["changes"])
+    for name in ("similarity_rel_l1", "similarity_cosine", "redundancy_rel_l1", "guidance"):
+        with Image.open(found["files"][name]) as picture:
+            assert picture.format == "PNG"
+    assert Profile.load(found["files"]["profile"]).runs == 1
+    assert list(Path(found["files"]["tensorboard"]).rglob("events.out.tfevents.*"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A small study, and what `tune` answered."""
+    folder = tmp_path_factory.mktemp("tune")
+    return folder, answer(*tuning(folder))
+
+
+def tuning(folder: Path, *more: str) -> list[str]:
+    return [
+        "tune", PIPE, "--budget", "psnr>=20", "--steps", "8", "--count", "2", "--trials", "3",
+        "--study", str(folder / "study"), "--out", str(folder / "tuned.json"), *more,
+    ]  # fmt: skip
+
+
+def test_tune_reports_search_and_held_out_figures(study: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = study
+    assert set(found) >= ROW
+    assert found["measured_on"] == "held-out prompts" and found["prompts"] == 2
+    assert found["search"]["psnr"] >= 20 and found["search"]["prompts"] == 2
+    assert found["speedup_flops"] > 1 and found["judge"] is not None
+    tuned = fc.load(folder / "tuned.json")
+    assert fc.dump(tuned.policy) == found["policy"] and tuned.steps == 8
+    assert tuned.measured.held_out is not None and tuned.measured.held_out.psnr == pytest.approx(found["psnr"])
+
+
+def test_tune_resumes_and_makes_no_trial_twice(study: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = study
+    again = answer(*tuning(folder))
+    assert (again["trials"], again["policy"]) == (found["trials"], found["policy"])
+
+
+def test_a_study_of_something_else_is_refused(study: tuple[Path, dict[str, Any]]) -> None:
+    line = refused(*tuning(study[0], "--set", "order=0"))
+    assert "fields" in line and "--study" in line
+
+
+def test_export_writes_the_same_config_from_the_study_alone(study: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    found = answer("export", str(study[0] / "study"), "--out", str(tmp_path / "again.json"))
+    assert fc.load(tmp_path / "again.json").policy == fc.load(study[0] / "tuned.json").policy
+    assert found["psnr"] == study[1]["psnr"]
+    assert "trial 999" in refused("export", str(study[0] / "study"), "--trial", "999")
+
+
+def test_a_tuned_config_is_applied_from_its_file(study: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    config = str(study[0] / "tuned.json")
+    found = answer(
+        "generate", PIPE, "a red seven moving left", "--steps", "8", "--config", config, "--out", str(tmp_path)
+    )
+    assert found["policy"] == study[1]["policy"] and found["speedup_flops"] > 1
+    line = refused("generate", PIPE, "x", "--steps", "6", "--config", config, "--out", str(tmp_path))
+    assert "8 steps" in line and "6" in line
+    words = ["generate", PIPE, "x", "--steps", "6", "--config", config, "--out", str(tmp_path), "--allow", "steps"]
+    assert answer(*words)["policy"] == study[1]["policy"]
+
+
 # -- what can go wrong -------------------------------------------------------------------------------------------------
 def refused(*words: str) -> str:
     """The one line a mistaken command prints on standard error; it exits 2 and prints nothing else."""
@@ -210,6 +277,25 @@ def test_contradicting_options(tmp_path: Path) -> None:
 
 def test_too_few_prompts() -> None:
     assert "--count asks for 3" in refused("generate", PIPE, "x", "--count", "3")
+
+
+def test_budget_that_no_trial_meets(tmp_path: Path) -> None:
+    words = tuning(tmp_path, "--set", "interval=8", "--set", "cfg_interval=12")
+    line = refused(*[word.replace("psnr>=20", "psnr>=99.9") for word in words])
+    assert "psnr>=99.9" in line and "closest" in line and not (tmp_path / "tuned.json").exists()
+
+
+def test_budget_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "psnr" in refused(*[word.replace("psnr>=20", "psnr<=20") for word in tuning(tmp_path)])
+    assert "no quality metric" in refused(*[word.replace("psnr>=20", "beauty>=1") for word in tuning(tmp_path)])
+
+
+def test_missing_prompts_and_studies(tmp_path: Path) -> None:
+    (tmp_path / "pipe").mkdir()
+    assert "--prompts" in refused("tune", str(tmp_path / "pipe"))
+    assert "no study" in refused("export", str(tmp_path))
+    (tmp_path / "job.json").write_text('{"pipe": ')
+    assert "job.json" in refused("export", str(tmp_path))
 
 
 def test_errors_have_no_traceback_in_a_real_process() -> None:

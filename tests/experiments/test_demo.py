@@ -65,7 +65,8 @@ def test_search_selection_recording_and_held_out_prompts_are_disjoint(subject: S
 
 def test_every_file_it_names_is_there(result: tuple[Path, dict[str, Any]]) -> None:
     _, payload = result
-    assert {"comparison", "overview", "tuned", "table"} <= set(payload["files"])
+    expected = {"comparison", "overview", "timeline", "pareto", "tuned", "table", "tensorboard", "similarity_rel_l1"}
+    assert expected <= set(payload["files"])
     for path in payload["files"].values():
         assert Path(path).exists(), path
 
@@ -101,7 +102,7 @@ def test_a_second_call_generates_nothing_and_gives_the_same_table(
     monkeypatch.setattr(Evaluator, "generate", counting)
     again = story.demo(subject, out, PLAN, show=False)
     assert again["rows"] == payload["rows"]
-    assert len(generated) <= 1  # the one counted run that FLOPs of schedules are forecast from
+    assert len(generated) <= 2  # one to count FLOPs of schedules from, one for the picture of the tuned run
 
 
 def test_another_plan_forgets_what_does_not_fit(subject: Subject, tmp_path: Path) -> None:

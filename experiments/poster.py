@@ -1,6 +1,6 @@
 """The one picture of a demo: where steps are alike, the schedule that was found, and what came out.
 
-`schedule_rows` prepares plain values, `overview` draws them.
+`schedule_rows` prepares plain values, `poster` draws them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def schedule_rows(table: Table) -> ScheduleRows:
     return ScheduleRows(tuple(label for label, _ in rows), np.stack(list(rows.values())))
 
 
-def overview(
+def poster(
     matrix: NDArray[np.float32],
     matrix_title: str,
     schedule: ScheduleRows,
