@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastercache.session import Session
 from fastercache.tuned import TunedConfig
 from policies.base import Policy
 from policies.errors import AttachError
-from policies.vocabulary import Site
+from policies.vocabulary import Branch, Site
 
 
 def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
@@ -49,6 +50,7 @@ def attach(
     policy: Policy | TunedConfig | str | Path,
     *,
     guidance: Guidance | None = None,
+    branches: Sequence[Branch] | None = None,
     cache_dtype: torch.dtype | None = None,
     cache_device: str | torch.device | None = None,
     max_cache_bytes: int | None = None,
@@ -65,6 +67,8 @@ def attach(
         policy: a policy, a tuned config, or the path of one.
         guidance: how the loop calls the denoiser: `batched` (both halves in one call), `separate` or `none`. Known for
             the pipelines of the families table; needed for other models and other loops.
+        branches: the guidance branches in the order of a batched call's rows or of a step's calls, where the loop has
+            others than the family's two: `("uncond", "cond", "perturbed")`. One of them must be `cond`.
         cache_dtype: store cached values in this dtype instead of their own.
         cache_device: store cached values on this device instead of their own.
         max_cache_bytes: refuse a run that would cache more than this, before it starts.
@@ -106,6 +110,7 @@ def attach(
         pipe,
         policy,
         guidance=guidance,
+        branches=branches,
         cache_dtype=cache_dtype,
         cache_device=cache_device,
         max_cache_bytes=max_cache_bytes,

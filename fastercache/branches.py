@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,6 @@ from fastercache.families import Family, Guidance
 from fastercache.hooks import MethodTap
 from policies.errors import BranchUnknown
 from policies.vocabulary import COND, UNCOND, Branch
-
 
 DEFAULT_ORDER: dict[Guidance, tuple[Branch, ...]] = {
     "batched": (UNCOND, COND),
@@ -47,7 +46,14 @@ class BranchFinder:
         BranchUnknown: where nothing tells; the message says what to pass to `attach`.
     """
 
-    def __init__(self, denoiser: nn.Module, pipe: Any | None, family: Family | None, guidance: Guidance | None) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        pipe: Any | None,
+        family: Family | None,
+        guidance: Guidance | None,
+        branches: Sequence[Branch] | None = None,
+    ) -> None:
         name = type(denoiser).__name__
         if family is None and guidance is None:
             raise BranchUnknown(
@@ -58,7 +64,9 @@ class BranchFinder:
         self.guidance: Guidance = guidance or (family.guidance if family else "none")
         if pipe is not None and guidance is None and family is not None and family.true_cfg:
             self.guidance = "separate"  # each run shows whether it is so
-        if family is not None and family.guidance == self.guidance:
+        if branches is not None:
+            self.order = self._given(branches)
+        elif family is not None and family.guidance == self.guidance:
             self.order = family.order
         else:
             self.order = DEFAULT_ORDER[self.guidance]
@@ -77,6 +85,12 @@ class BranchFinder:
         self._calls = 0  # calls in the current step
         self._step = -1
         self._timestep: float | None = None  # of the call before
+
+    @staticmethod
+    def _given(branches: Sequence[Branch]) -> tuple[Branch, ...]:
+        if COND not in branches or len(set(branches)) < len(branches):
+            raise BranchUnknown(f"branches must be different names with '{COND}' among them, found {list(branches)}")
+        return tuple(branches)
 
     def remove(self) -> None:
         if self.contexts is not None:
@@ -105,6 +119,12 @@ class BranchFinder:
         self._step, self._calls, self._timestep = -1, 0, None
         order = self.order if self._guided(batch) else (COND,)
         self._run_order = order
+        samples = self._latent_batch
+        if self.guidance == "batched" and samples and batch % samples == 0 and batch // samples != len(order):
+            raise BranchUnknown(
+                f"{self.name} is called with {batch} rows for {samples} samples, that is {batch // samples} branches, "
+                f"expected {len(order)} ({', '.join(order)}): pass branches=(...) to attach(), in the order of the rows"
+            )
         return (COND, *(b for b in order if b != COND))
 
     def _counts_alone(self) -> bool:
@@ -143,13 +163,16 @@ class BranchFinder:
         else:
             self._calls = self._calls + 1 if step == self._step else 1
         self._step = step
-        if self.explicit is not None:
-            return (self.explicit,)
         order = self._run_order
+        if self.explicit is not None:
+            if self.explicit not in order:
+                raise BranchUnknown(
+                    f"session.branch('{self.explicit}') names no branch of this run ({', '.join(order)}): "
+                    "pass branches=(...) to attach()"
+                )
+            return (self.explicit,)
         if self.guidance == "batched":
-            if batch * len(order) == self._run_batch:  # guidance was switched off part-way
-                return (COND,)
-            return order
+            return self._of_rows(batch)
         context = self.context
         if context is not None:
             named = self.family.contexts.get(context, context) if self.family else context
@@ -165,3 +188,20 @@ class BranchFinder:
                 f"({', '.join(order)}): name the branch of each call with session.branch(...)"
             )
         return (order[self._calls - 1],)
+
+    def _of_rows(self, batch: int) -> tuple[Branch, ...]:
+        """The branches of a batched call, told by its rows."""
+        order = self._run_order
+        if self._calls > 1 and self.pipe is not None:
+            raise BranchUnknown(
+                f"{self.name} was called {self._calls} times in one step of batched guidance, expected once: an extra "
+                "pass (skip-layer or perturbed guidance) belongs to no branch of this run, so switch it off"
+            )
+        if batch == self._run_batch:
+            return order
+        if batch * len(order) == self._run_batch:  # guidance was switched off part-way
+            return (COND,)
+        raise BranchUnknown(
+            f"{self.name} was called with {batch} rows in a run that began with {self._run_batch} "
+            f"({', '.join(order)}): guidance cannot be switched on in the middle of a run"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -47,6 +47,7 @@ class Denoiser:
         prefix: str,
         pipe: Any | None,
         guidance: Guidance | None,
+        branches: Sequence[Branch] | None,
         clock: Clock,
         book: FlopBook,
         on_run: OnRun,
@@ -54,7 +55,7 @@ class Denoiser:
         self.module, self.prefix = module, prefix
         self.clock, self.book, self.on_run = clock, book, on_run
         self.family = family_of(type(module).__name__)
-        self.branches = BranchFinder(module, pipe, self.family, guidance)
+        self.branches = BranchFinder(module, pipe, self.family, guidance, branches)
         self.sites = find_denoiser_sites(module, prefix, branches=len(self.branches.order) > 1)
         self.blocks = find_blocks(module)
         self.hooks: dict[str, SiteForward] = {}

@@ -74,6 +74,7 @@ FAMILIES: dict[str, Family] = {
     "HunyuanVideo15Transformer3DModel": Family(
         "separate", order=(COND, UNCOND), contexts={"pred_cond": COND, "pred_uncond": UNCOND}
     ),
+    "VchitectXLTransformerModel": Family("separate", order=(UNCOND, COND), text_first=True),
     "FluxTransformer2DModel": Family("none", order=(COND,), tokens="img_ids", text_first=True, true_cfg=True),
     "ChromaTransformer2DModel": Family(
         "separate",

@@ -60,6 +60,7 @@ class Session:
         policy: Policy,
         *,
         guidance: Guidance | None = None,
+        branches: Sequence[Branch] | None = None,
         cache_dtype: torch.dtype | None = None,
         cache_device: str | torch.device | None = None,
         max_cache_bytes: int | None = None,
@@ -84,7 +85,7 @@ class Session:
         try:
             for prefix, module in denoisers:
                 self._denoisers.append(
-                    Denoiser(module, prefix, pipe, guidance, self._clock, self._book, self._begin_run)
+                    Denoiser(module, prefix, pipe, guidance, branches, self._clock, self._book, self._begin_run)
                 )
             self.sites = tuple(site for d in self._denoisers for site in d.sites)
             self._claim(policy)

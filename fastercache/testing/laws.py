@@ -119,6 +119,8 @@ class Checker:
         captured = self._capture()
         if len(captured.calls) < 2:
             return Verdict(4, None, "the run has one branch")
+        if captured.order[0] != COND and captured.style == "separate" and self._guides(captured):
+            return Verdict(4, None, "the unconditional call comes first, so its prediction uses the step before")
         results = {}
         for style in ("batched", "separate"):
             policy = self._settled(captured)
@@ -143,7 +145,7 @@ class Checker:
         others = [b for b in captured.calls if b != COND]
         for watched in captured.calls:
             with attach(captured.denoiser, policy, guidance=captured.style) as session:
-                if watched != COND and any(site.kind is Kind.BRANCH for site in policy.claims(session.sites)):
+                if watched != COND and self._guides(captured):
                     continue  # its prediction is made of the conditional output, by definition
                 moved = {b: 0.5 for b in (*others, COND) if b != watched}
                 before = captured.run(session, style=captured.style, steps=self.specimen.steps, drive=watched)
@@ -210,6 +212,11 @@ class Checker:
             branches = session.last.run.branches
         first = [call for module, call in calls if module is session._denoisers[0].module]
         return Captured.of(session._denoisers[0].module, finder, first, branches)
+
+    def _guides(self, captured: Captured) -> bool:
+        """Whether the policy predicts one branch from another."""
+        sites = find_sites(captured.denoiser)
+        return any(site.kind is Kind.BRANCH for site in self.policy.claims(sites))
 
     def _settled(self, captured: Captured) -> Policy:
         """The policy for runs of the captured loop; a dynamic one frozen, so that only values are compared."""

@@ -35,6 +35,7 @@ FAMILIES: dict[str, str] = {
     "chroma": "distilled:chroma",
     "hunyuan-video": "distilled:hunyuan_video",
     "hunyuan-video-true-cfg": "distilled:hunyuan_video_cfg",
+    "vchitect-2.0": "vchitect:vchitect",
 }
 """Family -> where its builder is; each builds and runs in well under a second."""
 
