@@ -195,7 +195,7 @@ class Denoiser:
         where the next step needs it."""
         found = storages(self._before)
         for unit in self.units.values():
-            if unit.history is not None:
+            if unit.history is not None and unit.history.entries:
                 found.update(unit.history.storages())
         states = {id(u.jury.state): u.jury.state for u in self.units.values() if u.jury is not None}
         return found | storages(list(states.values()))

@@ -45,11 +45,6 @@ def storages(values: Any) -> dict[int, int]:
     return found
 
 
-def stored_bytes(values: Sequence[Any]) -> int:
-    """Bytes of the distinct storages behind the tensors of `values`: views of one storage count once, whole."""
-    return sum(storages(list(values)).values())
-
-
 def rows_of(tensor: Tensor, position: int, parts: int) -> Tensor:
     """Rows of part `position` of `parts` equal parts along the leading axis, as a view."""
     size = tensor.shape[0] // parts
@@ -61,14 +56,14 @@ class Entry:
     """The encoded values of one computed call: `values` holds one item per stream, rows ordered as `branches`.
 
     `origin` is each stream's dtype and device before it was moved to the cache's. `signal` is what an aligned predictor
-    watched then, in the same row order.
+    watched then, in the same row order. `held` are the storages behind all of it, identity -> bytes.
     """
 
     step: Step
     branches: tuple[Branch, ...]
     values: list[Any]
     origin: list[tuple[torch.dtype, torch.device] | None]
-    nbytes: int
+    held: dict[int, int]
     signal: Tensor | None = None
 
     def watched(self, branch: Branch) -> Tensor | None:
@@ -99,7 +94,6 @@ class History:
         self.depth = predictor.history
         self.dtype, self.device = dtype, device
         self.entries: list[Entry] = []
-        self.nbytes = 0
 
     def has(self, branch: Branch) -> bool:
         return any(branch in entry.branches for entry in self.entries)
@@ -128,9 +122,8 @@ class History:
             values.append(value)
         if signal is not None:
             signal = signal.clone()
-        entry = Entry(step, branches, values, origin, stored_bytes([*values, signal]), signal)
+        entry = Entry(step, branches, values, origin, storages([values, signal]), signal)
         self.entries.append(entry)
-        self.nbytes += entry.nbytes
         self._trim()
 
     def _trim(self) -> None:
@@ -146,22 +139,27 @@ class History:
                 keep.append(entry)
         if len(keep) < len(self.entries):
             self.entries = keep[::-1]
-            self.nbytes = sum(entry.nbytes for entry in self.entries)
 
     def release(self, unread: Callable[[int, Branch], bool]) -> None:
         """Drop every entry whose step and branches are all unread by any later step."""
         keep = [e for e in self.entries if not all(unread(e.step.index, b) for b in e.branches)]
         if len(keep) < len(self.entries):
             self.entries = keep
-            self.nbytes = sum(entry.nbytes for entry in keep)
 
     def storages(self) -> dict[int, int]:
         """Identity -> bytes of the storages of everything kept."""
-        return storages([(entry.values, entry.signal) for entry in self.entries])
+        held: dict[int, int] = {}
+        for entry in self.entries:
+            held.update(entry.held)
+        return held
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything kept; a storage that several values share counts once."""
+        return sum(self.storages().values())
 
     def clear(self) -> None:
         self.entries = []
-        self.nbytes = 0
 
     def predict(self, step: Step, branches: tuple[Branch, ...], signal: Tensor | None = None) -> list[Tensor | None]:
         """Stand-ins for every stream, rows ordered as `branches`, in the dtype and on the device of the originals.
