@@ -347,7 +347,7 @@ def demo(
     """
     from experiments import demo as story
 
-    plan = story.Plan() if minutes is None else story.Plan(tune_seconds=60 * minutes)
+    plan = story.Plan() if minutes is None else story.Plan(tune_seconds=60 * minutes, seconds=480 + 60 * minutes)
     _finish(story.demo(_open(pipe, device, "auto", None), out, plan, show=not as_json), as_json)
 
 

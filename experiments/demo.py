@@ -156,9 +156,11 @@ class Demo:
                 references=self.out / "references",
             )
         ran = sum(r.outcome in (Outcome.MEASURED, Outcome.STOPPED) for r in study.records)
-        words.print(f"    {ran} trials, {study.ended}; the best on the search prompts: {_gain(study.best())}")
+        words.print(
+            f"    {ran} trials, {study.ended}; the best on the search prompts: {_gain(study.best())}", soft_wrap=True
+        )
         record = self.select(study)
-        words.print(f"    selected on {self.plan.selection} other prompts: {_gain(record)}")
+        words.print(f"    selected on {self.plan.selection} other prompts: {_gain(record)}", soft_wrap=True)
         log_trials(study, self.out / "tensorboard" / "trials")
         with study.evaluator:
             return export(study, record).save(path)
