@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 
@@ -43,14 +44,14 @@ class Row:
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    """The rows for a person: speedups in computed FLOPs and wall time, then quality, then peak cached bytes.
+    """The rows for a person: speedups in computed FLOPs and wall time, PSNR in dB, quality, peak cached bytes.
 
     Arrows say which way is better.
     """
-    result = Table(title=title, title_justify="left", header_style="bold")
+    result = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     result.add_column("policy", no_wrap=True)
-    for heading in ("FLOPs ↑", "wall ↑", "PSNR dB ↑", "SSIM ↑", "judge ↑", "cached ↓"):
-        result.add_column(heading, justify="right")
+    for heading in ("FLOPs ↑", "time ↑", "PSNR ↑", "SSIM ↑", "judge ↑", "cached ↓"):
+        result.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         result.add_row(
             row.name,
