@@ -113,7 +113,9 @@ def signal_value(wanted: Signal, site: Site, source: Tensor | None, sighted: Sig
     elif site.span[0] > 0 and wanted is Signal.PROBE:
         found = entry
     elif site.span[0] > 0 and wanted is Signal.FIRST_BLOCK_RESIDUAL:
-        found = sighted.residual if entry is None or sighted.entry is None else entry - sighted.entry
+        found = sighted.residual
+        if site.span[0] > 1 and entry is not None and sighted.entry is not None:
+            found = entry - sighted.entry
     if found is None:
         raise AttachError(
             f"the signal '{wanted}' is not known at {site.name}: at the denoiser and branch sites only 'input' is, "

@@ -1,0 +1,90 @@
+"""Every method keeps the runtime's laws on real (small, random) pipelines, batched and separate."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastercache.testing import check_policy
+from fastercache.zoo import build
+from fastercache.zoo.specimen import Specimen
+from policies import (
+    FORA,
+    AdaCache,
+    AdaptiveGuidance,
+    AverageVelocity,
+    BWCache,
+    CFGCache,
+    Compose,
+    DeepCache,
+    DeltaDiT,
+    DiCache,
+    DualBlockCache,
+    EasyCache,
+    ERTACache,
+    FirstBlockCache,
+    FoCa,
+    GuidanceInterval,
+    GuidanceReuse,
+    HiCache,
+    MagCache,
+    Policy,
+    PyramidAttentionBroadcast,
+    SeaCache,
+    SmoothCache,
+    StaticInterval,
+    Taylor,
+    TaylorSeer,
+    TeaCache,
+    TGate,
+)
+
+FLAT = tuple(tuple([0.0] * lag + [0.05] * (6 - lag)) for lag in (1, 2, 3))
+POLICIES: dict[str, Policy] = {
+    "pab": PyramidAttentionBroadcast(low=0, high=1000),
+    "fora": FORA(),
+    "delta_dit": DeltaDiT(),
+    "tgate": TGate(),
+    "taylorseer": TaylorSeer(interval=2, start=0.0, order=2),
+    "hicache": HiCache(interval=2, start=0.0),
+    "foca": FoCa(interval=2, start=0.0),
+    "deepcache": DeepCache(),
+    "smoothcache": SmoothCache(curves={"attention": FLAT}),
+    "magcache": MagCache(ratios={"*": (1.0,) * 6}),
+    "ertacache": ERTACache(errors=FLAT, gains=FLAT),
+    "average_velocity": StaticInterval(sites="denoiser", interval=3, stand_in=AverageVelocity()),
+    "teacache": TeaCache(threshold=2.0),
+    "teacache_taylor_cfg": Compose([TeaCache(threshold=2.0, stand_in=Taylor()), CFGCache(interval=2, start=0.0)]),
+    "first_block_cache": FirstBlockCache(threshold=0.5),
+    "dual_block_cache": DualBlockCache(threshold=0.5, warm_up=1, back=1),
+    "easycache": EasyCache(threshold=1.0, relative=False, start=0.0),
+    "adacache": AdaCache(),
+    "bwcache": BWCache(threshold=2.0),
+    "dicache": DiCache(threshold=2.0),
+    "seacache": SeaCache(threshold=2.0),
+    "guidance_reuse": GuidanceReuse(start=0.0, interval=3),
+    "adaptive_guidance": AdaptiveGuidance(start=0.0, threshold=2.0),
+    "guidance_interval": GuidanceInterval(start=0.2, stop=0.7),
+}
+WATCHING = ("teacache", "dicache", "easycache", "adacache", "adaptive_guidance")
+"""One of each way of watching; the rest share theirs."""
+
+
+@pytest.fixture(scope="module")
+def specimens() -> dict[str, Specimen]:
+    return {name: build(name) for name in ("latte", "wan")}
+
+
+@pytest.mark.parametrize("family", ["latte", "wan"])
+@pytest.mark.parametrize("name", WATCHING)
+def test_flops_replay_and_bytes(specimens: dict[str, Specimen], name: str, family: str) -> None:
+    """Laws 6, 7 and 9, on which watching has most to break."""
+    report = check_policy(POLICIES[name], specimens[family], laws=(6, 7, 9)).raise_if_broken()
+    assert report.reused > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["latte", "wan", "cogvideox"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_all_laws(name: str, family: str) -> None:
+    report = check_policy(POLICIES[name], build(family)).raise_if_broken()
+    assert report.reused > 0
