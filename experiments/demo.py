@@ -133,8 +133,8 @@ class Demo:
     @property
     def time_limit(self) -> float:
         """Seconds for the search: what the plan gives it, or less where videos take longer."""
-        seconds = json.loads((self.out / "budget.json").read_text(encoding="utf-8"))["seconds"]
-        ahead = (5 * self.plan.held_out + 4 * self.plan.selection) * statistics.median(seconds)
+        seconds: list[float] = json.loads((self.out / "budget.json").read_text(encoding="utf-8"))["seconds"]
+        ahead: float = (5 * self.plan.held_out + 4 * self.plan.selection) * statistics.median(seconds)
         return min(self.plan.tune_seconds, max(45.0, self.plan.seconds - ahead))
 
     def tune(self) -> Path:

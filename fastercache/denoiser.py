@@ -410,8 +410,10 @@ class Denoiser:
                 continue
             delta: Streams = []
             for value, cond in zip(self._outputs[branch], self._outputs[COND], strict=True):
-                same = value is not None and cond is not None
-                delta.append(grid_of(self.family, kwargs, cond).to(value - cond) if same else None)
+                if value is None or cond is None:
+                    delta.append(None)
+                else:
+                    delta.append(grid_of(self.family, kwargs, cond).to(value - cond))
             if fresh:
                 unit.keep(inside, (branch,), delta)
             unit.tell(inside, delta[0])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -79,7 +80,7 @@ def plan_static(table: Table, shapes: ValueShapes, batched: bool, dtype: torch.d
                     values = [_empty(shape, len(kept)) for shape in one]
                     watched = values[0] if predictor.signal is not None else None
                     history.add(table.run.steps[i], kept, values, own=True, signal=watched)
-            history.release(lambda step, b, last=last, i=i: last[b].get(step, -1) <= i)
+            history.release(partial(_unread, last, i))
             per_step[i] += history.nbytes
             by_site[site.name] = max(by_site[site.name], history.nbytes)
     return MemoryPlan(per_step, by_site, exact=True)
@@ -103,6 +104,11 @@ def bound_dynamic(
         others = len(branches) - 1 if site.kind is Kind.BRANCH else len(branches)
         by_site[site.name] = one * predictor.history * others
     return MemoryPlan([sum(by_site.values())] * count, by_site, exact=False)
+
+
+def _unread(last: Mapping[Branch, Mapping[int, int]], now: int, step: int, branch: Branch) -> bool:
+    """Whether no step after `now` reads what was stored at `step`."""
+    return last[branch].get(step, -1) <= now
 
 
 def _empty(shape: Shape, branches: int) -> torch.Tensor:

@@ -292,10 +292,8 @@ class ModuleUnit(Unit):
             self.streams = self.io.match(outputs, inputs, self.text_first)
         if self.idle_value():
             return [None] * len(outputs)
-        return [
-            None if o is None or i < 0 or inputs[i] is None else o - inputs[i]
-            for o, i in zip(outputs, self.streams, strict=True)
-        ]
+        bases = [inputs[i] if i >= 0 else None for i in self.streams]
+        return [None if o is None or base is None else o - base for o, base in zip(outputs, bases, strict=True)]
 
     def idle_value(self) -> bool:
         """Whether nobody reads this call's residual, so that it need not be computed."""

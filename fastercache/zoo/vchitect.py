@@ -92,7 +92,8 @@ class VchitectXLTransformerModel(nn.Module):
                 full_seqlen=frames * height * width,
                 Frame=frames,
             )
-        return self.proj_out(image).transpose(1, 2).reshape(batch * frames, channels, height, width)
+        pixels: Tensor = self.proj_out(image).transpose(1, 2)
+        return pixels.reshape(batch * frames, channels, height, width)
 
 
 class VchitectPipeline:
