@@ -5,34 +5,37 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.reference.spec import SPECS, Spec
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracies (shares of videos) on held-out captions and how they were obtained."""
+    """Accuracies (shares of videos) of one kind of call on held-out combinations.
 
-    name: str
+    ``what`` says which captions and how many prompts per call, ``seconds`` is one video's wall time on ``threads``.
+    """
+
+    what: str
     videos: int
     seed: int
-    call: dict[str, Any]
-    single: dict[str, float]
-    paraphrased: dict[str, float]
-    batched: dict[str, float]
-    batch: int
+    guidance_scale: float
+    accuracy: dict[str, float]
     seconds: float
     threads: int
 
-    def plain(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        return asdict(self)
+    def row(self) -> str:
+        """As a line of the card's table."""
+        cells = " | ".join(f"{100 * self.accuracy[key]:.1f} %" for key in ("digit", "colour", "direction", "all"))
+        return f"| {self.what} | {self.videos} | {cells} | {self.seconds:.2f} s |"
 
 
-def _row(title: str, accuracy: dict[str, float], count: int) -> str:
-    cells = " | ".join(f"{100 * accuracy[key]:.1f} %" for key in ("digit", "colour", "direction", "all"))
-    return f"| {title} | {count} | {cells} |"
+def record(folder: Path, key: str, measured: Measured) -> None:
+    """Put a measurement into the folder's ``metrics.json``, replacing an earlier one of the same key."""
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    metrics[key] = asdict(measured)
+    path.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def _architecture(spec: Spec, weights: dict[str, int]) -> str:
@@ -69,23 +72,22 @@ def parameter_counts(folder: Path) -> dict[str, int]:
     return counts
 
 
-def write_card(folder: Path, measured: Measured) -> None:
-    """Write ``README.md`` into a model folder. Figures of training come from its ``training.json``."""
-    spec, generation = SPECS[measured.name], SPECS[measured.name].generation
+def write_card(folder: Path, name: str) -> None:
+    """Write ``README.md`` into a model folder from its ``metrics.json`` and ``training.json``."""
+    spec, generation = SPECS[name], SPECS[name].generation
     training = json.loads((folder / "training.json").read_text())
-    remarks = training.get("remarks", "")
+    measured = [Measured(**entry) for entry in json.loads((folder / "metrics.json").read_text()).values()]
     megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
-    rows = [
-        _row("held-out captions, one prompt per call", measured.single, measured.videos),
-        _row("held-out combinations, paraphrased, one prompt per call", measured.paraphrased, measured.videos),
-        _row(f"held-out captions, {measured.batch} prompts per call", measured.batched, measured.videos),
-    ]
+    remarks = training.get("remarks", "")
+    seeds = ", ".join(sorted({str(entry.seed) for entry in measured}))
+    guidance = ", ".join(sorted({f"{entry.guidance_scale:g}" for entry in measured}))
+    threads = ", ".join(sorted({str(entry.threads) for entry in measured}))
     text = f"""---
 license: apache-2.0
 library_name: diffusers
 pipeline_tag: text-to-video
 ---
-# {measured.name}
+# {name}
 
 A very small text-to-video model that is really trained: {generation.frames} frames of 32x32 RGB show a
 handwritten digit in a colour, moving over a textured background. It exists to study feature caching on two
@@ -94,8 +96,8 @@ CPU cores. It knows nothing else.
 ```python
 from experiments.reference import GENERATION, load
 
-pipe = load("{measured.name}")
-video = pipe("a red seven moving left", **GENERATION["{measured.name}"].kwargs(), output_type="pt").frames
+pipe = load("{name}")
+video = pipe("a red seven moving left", **GENERATION["{name}"].kwargs(), output_type="pt").frames
 ```
 
 ![generated videos of held-out captions](contact-sheet.png)
@@ -104,14 +106,13 @@ video = pipe("a red seven moving left", **GENERATION["{measured.name}"].kwargs()
 
 ## Measured
 
-| videos of | n | digit | colour | direction | all three |
-| --- | --- | --- | --- | --- | --- |
-{chr(10).join(rows)}
+| videos of held-out combinations | n | digit | colour | direction | all three | a video |
+| --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(entry.row() for entry in measured)}
 
 Judged by classifiers trained on the data generator alone (`experiments/reference/judges.py`).
-{generation.num_inference_steps} steps, guidance scale {measured.call["guidance_scale"]:g}, seeds from {measured.seed},
-{measured.seconds:.2f} s a video with one prompt per call on {measured.threads} CPU threads. Again:
-`python -m experiments.reference.evaluate {measured.name}`.
+{generation.num_inference_steps} steps, guidance scale {guidance}, one seed per video counting up from {seeds}; CPU
+threads: {threads}. Again: `python -m experiments.reference.evaluate {name}`.
 
 ## Made of
 
@@ -125,7 +126,7 @@ strokes. Transformer and text encoder together: {training["steps"]} steps of {sp
 {spec.pool}, Muon and AdamW, {100 * spec.caption_drop:.0f} % caption drop, averaged weights,
 final loss {training["loss"]:.4f};
 {training["minutes"]:.0f} minutes on {training["machine"]}. Seed {spec.seed}. {remarks}Again, from nothing:
-`python -m experiments.reference.train {measured.name}`.
+`python -m experiments.reference.train {name}`.
 
 ## Limits
 

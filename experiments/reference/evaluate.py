@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +19,9 @@ from rich.progress import track
 from torch import Tensor
 
 from experiments.reference import GENERATION, path
-from experiments.reference.card import Measured, write_card
+from experiments.reference.card import Measured, record, write_card
 from experiments.reference.data import TEMPLATES, Split, captions, combinations
-from experiments.reference.judges import Judge, JudgeScores
+from experiments.reference.judges import Judge
 
 app = typer.Typer(add_completion=False)
 
@@ -61,12 +61,19 @@ def contact_sheet(videos: Tensor, texts: list[str], *, columns: int = 4, looks: 
     return sheet
 
 
-def _judged(
-    judge: Judge, pipeline: Any, prompts: list[str], call: dict[str, Any], seed: int, batch: int
-) -> tuple[Tensor, JudgeScores]:
-    parts = generate(pipeline, prompts, call, seed=seed, batch=batch)
-    videos = torch.cat(list(track(parts, f"{len(prompts)} videos, batch {batch}", total=-(-len(prompts) // batch))))
-    return videos, judge.score(videos, prompts)
+@dataclass(frozen=True)
+class Measurement:
+    """One way of calling the model."""
+
+    what: str
+    paraphrase: bool
+    batch: int
+
+
+MEASUREMENTS = {
+    "single": Measurement("canonical captions, one prompt per call", paraphrase=False, batch=1),
+    "several": Measurement("paraphrased captions, eight prompts per call", paraphrase=True, batch=8),
+}
 
 
 @app.command()
@@ -76,47 +83,43 @@ def evaluate(
     videos: Annotated[int, typer.Option(help="Videos per measurement.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the first video; the next ones count up.")] = 10_000,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale instead of the default.")] = None,
-    batch: Annotated[int, typer.Option(help="Prompts per pipeline call in the several-prompt measurement.")] = 8,
-    card: Annotated[
-        bool, typer.Option(help="Write README.md, metrics.json and contact-sheet.png into the folder.")
-    ] = True,
+    measure: Annotated[list[str] | None, typer.Option(help=f"Only these of: {', '.join(MEASUREMENTS)}.")] = None,
+    card: Annotated[bool, typer.Option(help="Write README.md, metrics.json and contact-sheet.png.")] = True,
 ) -> None:
-    """Judge a model on held-out captions, one prompt per call and several prompts per call."""
+    """Judge a model on held-out captions and write its model card."""
     from diffusers import DiffusionPipeline
 
-    console = Console()
-    where = folder or path(name)
-    pipeline = DiffusionPipeline.from_pretrained(where)
+    chosen = measure or list(MEASUREMENTS)
+    if unknown := set(chosen) - set(MEASUREMENTS):
+        raise typer.BadParameter(f"unknown measurement {sorted(unknown)}, expected some of: {', '.join(MEASUREMENTS)}")
+    console, where = Console(), folder or path(name)
+    pipeline: Any = DiffusionPipeline.from_pretrained(where)
     pipeline.set_progress_bar_config(disable=True)
     judge = Judge.load()
     call = GENERATION[name].kwargs() | ({} if guidance is None else {"guidance_scale": guidance})
-    prompts = prompts_of("held_out", videos)
-    next(generate(pipeline, prompts[:1], call, seed=0))
-    started = time.monotonic()
-    shown, scores = _judged(judge, pipeline, prompts, call, seed, 1)
-    seconds = (time.monotonic() - started) / videos
-    console.print("one prompt per call:", scores.accuracy(), f"{seconds:.2f} s a video")
-    spoken = prompts_of("held_out", videos, paraphrase=True)
-    _, paraphrased = _judged(judge, pipeline, spoken, call, seed, 1)
-    console.print("paraphrases:", paraphrased.accuracy())
-    _, together = _judged(judge, pipeline, prompts, call, seed, batch)
-    console.print(f"{batch} prompts per call:", together.accuracy())
-    measured = Measured(
-        name=name,
-        videos=videos,
-        seed=seed,
-        call=call,
-        single=scores.accuracy(),
-        paraphrased=paraphrased.accuracy(),
-        batched=together.accuracy(),
-        batch=batch,
-        seconds=seconds,
-        threads=torch.get_num_threads(),
-    )
+    next(generate(pipeline, prompts_of("held_out", 1), call, seed=0))
+    for key in chosen:
+        measurement = MEASUREMENTS[key]
+        prompts = prompts_of("held_out", videos, paraphrase=measurement.paraphrase)
+        started = time.monotonic()
+        parts = generate(pipeline, prompts, call, seed=seed, batch=measurement.batch)
+        made = torch.cat(list(track(parts, measurement.what, total=-(-videos // measurement.batch))))
+        measured = Measured(
+            what=measurement.what,
+            videos=videos,
+            seed=seed,
+            guidance_scale=call["guidance_scale"],
+            accuracy=judge.score(made, prompts).accuracy(),
+            seconds=(time.monotonic() - started) / videos,
+            threads=torch.get_num_threads(),
+        )
+        console.print(measured)
+        if card:
+            record(where, key, measured)
+            if key == "single":
+                contact_sheet(made[:40], prompts[:40]).save(where / "contact-sheet.png", optimize=True)
     if card:
-        contact_sheet(shown[:40], prompts[:40]).save(where / "contact-sheet.png", optimize=True)
-        (where / "metrics.json").write_text(json.dumps(measured.plain(), indent=2) + "\n")
-        write_card(where, measured)
+        write_card(where, name)
         console.print(f"wrote {where / 'README.md'}")
 
 

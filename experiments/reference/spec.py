@@ -71,7 +71,8 @@ SPECS = {
         Generation("wan", frames=9),
         layers=6,
         latent_channels=8,
-        autoencoder_steps=1000,
-        steps=5000,
+        autoencoder_steps=900,
+        pool=12288,
+        steps=3500,
     ),
 }
