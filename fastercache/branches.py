@@ -113,11 +113,11 @@ class BranchFinder:
     def _on_encoded(self, result: Any) -> None:
         self._encoded += 1
 
-    def begin(self, batch: int) -> tuple[Branch, ...]:
-        """The branches of a run whose first call has `batch` rows, the conditional one first."""
+    def begin(self, batch: int, kwargs: dict[str, Any]) -> tuple[Branch, ...]:
+        """The branches of a run whose first call has `batch` rows and these keywords, the conditional one first."""
         self._run_batch = batch
         self._step, self._calls, self._timestep = -1, 0, None
-        order = self.order if self._guided(batch) else (COND,)
+        order = self.order if self._guided(batch, kwargs) else (COND,)
         self._run_order = order
         samples = self._latent_batch
         if self.guidance == "batched" and samples and batch % samples == 0 and batch // samples != len(order):
@@ -125,16 +125,25 @@ class BranchFinder:
                 f"{self.name} is called with {batch} rows for {samples} samples, that is {batch // samples} branches, "
                 f"expected {len(order)} ({', '.join(order)}): pass branches=(...) to attach(), in the order of the rows"
             )
+        if self.guidance == "batched" and batch % len(order):
+            raise BranchUnknown(
+                f"{self.name} is called with {batch} rows, which is no {len(order)} equal parts ({', '.join(order)}): "
+                'pass guidance="none" to attach() where the loop has no guidance'
+            )
         return (COND, *(b for b in order if b != COND))
 
     def _counts_alone(self) -> bool:
         """Whether neither the scheduler, a context nor the user tells the branch of a call."""
         return self.pipe is None and self.guidance == "separate" and self.explicit is None and self.context is None
 
-    def _guided(self, batch: int) -> bool:
+    def _guided(self, batch: int, kwargs: dict[str, Any]) -> bool:
         """Whether the run about to begin has guidance, from what its first call and its pipeline show."""
         if len(self.order) == 1:
             return False
+        labels = kwargs.get("class_labels")
+        null = self.family.null_class if self.family is not None and self.guidance == "batched" else None
+        if null is not None and isinstance(labels, torch.Tensor):
+            return bool((labels == null).any())
         if self.pipe is None:
             return True
         if self.guidance == "batched" and self._latent_batch:

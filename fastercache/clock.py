@@ -64,7 +64,7 @@ class Clock:
         self.on_announce()
 
     def _stepped(self, result: Any) -> None:
-        # A second scheduler step without a denoiser call between (Cosmos takes one for x0, one for epsilon) ends nothing.
+        # A second scheduler step without a denoiser call between (Cosmos: x0, then epsilon) ends nothing.
         if self.pending or not self.steps or not self._seen:
             return
         self._advance()

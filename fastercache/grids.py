@@ -66,6 +66,6 @@ def grid_of(family: Family | None, kwargs: dict[str, Any], output: Tensor) -> Gr
         height, width = (int(v) + 1 for v in torch.amax(ids, dim=0)[1:].tolist())
         return patch_grid(1, height, width, 2)
     raise AttachError(
-        f"the denoiser's output is packed tokens of shape {tuple(output.shape)} and its height and width are not known: "
+        f"the denoiser's output is packed tokens of shape {tuple(output.shape)} height and width unknown: "
         "CFG-Cache needs them; use a policy without the branch site for this model"
     )

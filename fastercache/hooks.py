@@ -1,8 +1,9 @@
 """One hook per module: a stand-in for `forward` that the engine can redirect and that removes itself wholly.
 
-The instance attribute `forward` is the only thing set on a module. It is not a diffusers hook, because removing one of
-those silences others and accelerate's re-hooking drops them; and it is an object, so that a deep copy of a hooked module
-gets its own unhooked forward instead of running the original's weights.
+The instance attribute `forward` is the only thing set on a module (a module inside a compiled block also holds its mode
+and value). It is not a diffusers hook, because removing one of those silences others and accelerate's re-hooking drops
+them; and it is an object, so that a deep copy of a hooked module gets its own unhooked forward instead of running the
+original's weights.
 """
 
 from __future__ import annotations

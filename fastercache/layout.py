@@ -116,7 +116,7 @@ class BlockIO:
 
     @classmethod
     def of(cls, block: nn.Module) -> BlockIO:
-        """Read off the signature of the block's forward: `hidden_states` or the first parameter, then encoder states."""
+        """Read off the block's forward: `hidden_states` or the first parameter, then encoder states."""
         names = [
             p.name
             for p in inspect.signature(type(block).forward).parameters.values()

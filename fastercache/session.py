@@ -210,10 +210,10 @@ class Session:
             self._clock.pending = True
         batch = leading_tensor(args, kwargs).shape[0]
         self._clock.begin(timestep_of(args, kwargs))
-        branches = denoiser.branches.begin(batch)
+        branches = denoiser.branches.begin(batch, kwargs)
         for other in self._denoisers:
             if other is not denoiser:
-                other.branches.begin(batch)
+                other.branches.begin(batch, kwargs)
         sites = self.sites if len(branches) > 1 else tuple(s for s in self.sites if s.kind is not Kind.BRANCH)
         run = Run(self._clock.steps, branches, sites)
         if self._check_run is not None:
@@ -282,8 +282,8 @@ class Session:
     def plan(self, **call: Any) -> MemoryPlan:
         """Cached bytes of a run before it is made: exact for a static policy, a bound for a dynamic one.
 
-        With keyword arguments the pipeline is called with them and stopped at its first denoiser call, after that call's
-        shapes were read; without, the plan of the newest run is returned.
+        With keyword arguments the pipeline is called with them and stopped at its first denoiser call, once that call's
+        shapes are known; without, the plan of the newest run is returned.
 
         Raises:
             FasterCacheError: without arguments before the first run, or for a bare denoiser.

@@ -1,4 +1,4 @@
-"""Policies hold under the ways people deploy models: copies, offloading hooks, threads, dtypes, inference mode, compile."""
+"""Policies hold under the ways people deploy models: copies, offloading, threads, dtypes, inference mode, compile."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def compiled(latte: Specimen) -> Iterator[list[nn.Module]]:
 COMPILED = {
     "nothing reused": fc.NoCache(),
     "modules": fc.StaticInterval(sites="all", interval=2),
-    "stack over modules": fc.Compose([fc.StaticInterval(sites="stack[1:3]"), fc.DynamicReuse(sites="spatial", start=0)]),
+    "stack over modules": fc.Compose(
+        [fc.StaticInterval(sites="stack[1:3]"), fc.DynamicReuse(sites="spatial", start=0)]
+    ),
     "pair": PAIR,
 }
 

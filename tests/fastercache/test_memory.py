@@ -56,6 +56,7 @@ def test_nothing_is_held_after_the_last_step(latte: Specimen) -> None:
 
 
 def test_planning_needs_a_run_or_arguments(latte: Specimen) -> None:
-    with fc.attach(latte.pipe, fc.FasterCache()) as session:
-        with pytest.raises(fc.FasterCacheError, match="no run has been made"):
-            session.plan()
+    session = fc.attach(latte.pipe, fc.FasterCache())
+    with pytest.raises(fc.FasterCacheError, match="no run has been made"):
+        session.plan()
+    session.detach()
