@@ -1,7 +1,7 @@
 """Cache policies and predictors: decisions over plain values, torch tensors only, no models."""
 
 from policies.adacache import AdaCache, BWCache
-from policies.base import Citation, Config, Past, Policy, Predictor
+from policies.base import Citation, Config, Hold, Past, Policy, Predictor
 from policies.cfg_cache import CFGCache
 from policies.compose import Compose
 from policies.deepcache import DeepCache
@@ -37,7 +37,7 @@ from policies.forecasts import Aligned, AverageVelocity, FoCaForecast, Hermite, 
 from policies.frequency import GuidanceDelta
 from policies.guidance import AdaptiveGuidance, GuidanceInterval, GuidanceReuse
 from policies.magcache import MagCache
-from policies.predictors import Difference, Hold, Linear, Ramp, Taylor
+from policies.predictors import Difference, Linear, Ramp, Taylor
 from policies.pyramid_attention_broadcast import PyramidAttentionBroadcast
 from policies.registry import dump, load_policy, load_predictor, policy_class, register
 from policies.registry import policies as known_policies

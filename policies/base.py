@@ -92,6 +92,16 @@ class Predictor(Config):
         return self.predict(history, step)
 
 
+class Hold(Predictor):
+    """The newest computed value, unchanged: F(t) = F_a."""
+
+    name: ClassVar[str] = "hold"
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        value: Tensor = history[-1].value
+        return value
+
+
 @dataclass(frozen=True, slots=True)
 class Citation:
     """Where a method comes from. `reuses` says in a few words what is skipped."""
@@ -162,6 +172,4 @@ class Policy(Config):
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         """What stands in for the site's skipped values in this run."""
-        from policies.predictors import Hold
-
         return Hold()

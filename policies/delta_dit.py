@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from policies.base import Citation, Predictor
-from policies.predictors import Hold
+from policies.base import Citation, Hold, Predictor
 from policies.registry import AnyPredictor, register
 from policies.static_interval import Interval
 from policies.vocabulary import Branch, Run, Site, Step, select

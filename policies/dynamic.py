@@ -12,8 +12,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from policies.base import Policy, Predictor
-from policies.predictors import Hold
+from policies.base import Hold, Policy, Predictor
 from policies.registry import AnyPredictor
 from policies.vocabulary import Branch, Run, Scope, Signal, Site, Step
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from policies.base import Past, Predictor
-from policies.predictors import Hold, derivatives
+from policies.base import Hold, Past, Predictor
+from policies.predictors import derivatives
 from policies.registry import AnyPredictor
 from policies.vocabulary import Signal, Step
 

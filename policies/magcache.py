@@ -8,9 +8,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from policies.base import Citation, Policy, Predictor
+from policies.base import Citation, Hold, Policy, Predictor
 from policies.calibrated import Curve, nearest
-from policies.predictors import Hold
 from policies.registry import AnyPredictor, register
 from policies.vocabulary import Branch, Run, Site, Step
 

@@ -1,4 +1,4 @@
-"""What stands in for a skipped value: hold, differences, Taylor, Hermite.
+"""What stands in for a skipped value: differences, lines, Taylor, Hermite.
 
 All are gap-aware: `history` carries the steps at which values were computed, and extrapolation uses those distances.
 """
@@ -14,16 +14,6 @@ from torch import Tensor
 
 from policies.base import Config, Past, Predictor
 from policies.vocabulary import Step
-
-
-class Hold(Predictor):
-    """The newest computed value, unchanged: F(t) = F_a."""
-
-    name: ClassVar[str] = "hold"
-
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        value: Tensor = history[-1].value
-        return value
 
 
 class Ramp(Config):

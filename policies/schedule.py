@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from policies.base import Config, Policy, Predictor
+from policies.base import Config, Hold, Policy, Predictor
 from policies.errors import InvalidPolicy, ScheduleMismatch
-from policies.predictors import Hold
 from policies.registry import AnyPredictor, dump, register
 from policies.vocabulary import COND, Branch, Kind, Run, Site, Step, select
 

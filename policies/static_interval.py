@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from policies.base import Citation, Policy, Predictor
-from policies.predictors import Hold
+from policies.base import Citation, Hold, Policy, Predictor
 from policies.registry import AnyPredictor, register
 from policies.vocabulary import Branch, Run, Site, Step
 from policies.wrappers import within
