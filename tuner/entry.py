@@ -13,6 +13,7 @@ from policies.errors import ConfigUnreadable
 from policies.faster_cache import PRESETS, FasterCache
 from tuner.budget import Budget
 from tuner.evaluate import Evaluator
+from tuner.logbook import logged
 from tuner.space import Bounds, SearchSpace
 from tuner.study import OnTrial, SamplerName, Study, disjoint
 
@@ -38,6 +39,7 @@ def tune(
     sampler: SamplerName = "known-cost",
     on_trial: OnTrial | None = None,
     references: str | Path | None = None,
+    logdir: str | Path | None = None,
     video: Callable[[Any], Tensor] | None = None,
 ) -> Study:
     """Search the cheapest policy within a budget; call it again with the same arguments to go on.
@@ -58,6 +60,8 @@ def tune(
         sampler: `known-cost` (the default; TPE takes its place for policies that decide at run time) or `tpe`.
         on_trial: called with the study and each finished trial's record.
         references: folder of the uncached references, where it is shared.
+        logdir: folder for TensorBoard: each trial's settings and figures under HPARAMS.
+        video: turns the pipeline's output into a video (F, 3, H, W) in [0, 1], where it is not diffusers' own.
 
     Raises:
         InvalidBudget, InvalidPolicy: for what cannot be read or searched.
@@ -87,13 +91,15 @@ def tune(
         name=name,
         seed=seed,
         sampler=sampler,
-        seeds={**default_seeds(space), **(seeds or {})},
+        seeds=default_seeds(space, seeds),
     )
-    return study.optimise(trials, timeout, on_trial)
+    with logged(logdir, on_trial) as told:
+        return study.optimise(trials, timeout, told)
 
 
-def default_seeds(space: SearchSpace) -> dict[str, Policy]:
-    """What every search tries first: no reuse, the policy's defaults (for FasterCache the paper's) and the presets."""
+def default_seeds(space: SearchSpace, given: Mapping[str, Policy] | None = None) -> dict[str, Policy]:
+    """What every search tries first: no reuse, the policy's defaults (for FasterCache the paper's), what is given, and
+    the presets."""
     seeds: dict[str, Policy] = {}
     encoded = space.encode(space.base).params
     # Interval 1 reuses nothing, in every policy that has intervals; where there is none the reference stands for it.
@@ -101,10 +107,11 @@ def default_seeds(space: SearchSpace) -> dict[str, Policy]:
     if off:
         seeds["no_cache"] = space.build({**encoded, **off})
     seeds["default"] = space.base
+    seeds |= dict(given or {})
     if type(space.base) is FasterCache and space.base.sites == FasterCache().sites:
-        given = [name for name, reason in space.fixed.items() if reason == "given"]
+        held = [name for name, reason in space.fixed.items() if reason == "given"]
         for preset, policy in PRESETS.items():
-            kept = {name: getattr(space.base, name) for name in given}
+            kept = {name: getattr(space.base, name) for name in held}
             seeds[f"preset:{preset}"] = FasterCache(**{**policy.model_dump(), **kept})
     return seeds
 

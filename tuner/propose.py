@@ -20,17 +20,19 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import norm
 
 from policies.base import Policy
 from policies.errors import FasterCacheError
 from policies.registry import dump
+from tuner.record import is_interrupted
 from tuner.simulate import Forecast
 from tuner.space import SearchSpace, from_unit, to_unit
 from tuner.surrogate import Surrogate
 
 Array = NDArray[np.float64]
+CAUTION = 1.0
 LEAST_GAIN = 0.002
 """A candidate must save at least this share of the uncached FLOPs more than the incumbent."""
 
@@ -157,10 +159,10 @@ class Proposer:
         rows, margins = [], []
         for s in seen:
             forecast = self.forecast(s.policy)
-            if forecast is not None and s.ratio < 1.0:
+            if forecast is not None:  # a policy that reuses nothing tells where the margin ends up
                 rows.append(np.concatenate([forecast.features, position(self.space, s.params)]))
                 margins.append(s.margin)
-        if len(rows) < 3:
+        if len(rows) < 2:
             return None, None
         # Far misses must not set the scale on which near ones are told apart.
         y = np.clip(margins, min(max(margins), 0.0) - 15.0, 10.0)
@@ -179,10 +181,9 @@ class Proposer:
         """Expected saving of each candidate, as a share of the uncached FLOPs."""
         saving = np.array([best - c.forecast.ratio for c in pool])
         if model is None or used is None:
-            # Nothing known yet: take it that quality falls with what is saved, and try the middle.
-            return -np.abs(np.array([c.forecast.ratio for c in pool]) - (best + 0.3) / 2)
+            return -np.abs(saving - 0.05)  # nothing known yet: a small step
         mean, std = model.predict(np.stack([c.vector(self.space)[used] for c in pool]))
-        gain: Array = saving * norm.cdf(mean / std)
+        gain: Array = saving * norm.cdf(mean / std) ** CAUTION
         return gain
 
 
@@ -192,7 +193,8 @@ class KnownCostSampler(optuna.samplers.BaseSampler):
     Args:
         proposer: the search.
         seen: reads evaluated policies off a study's finished trials.
-        seed: trial n draws from (seed, n), so that a resumed study goes on as an uninterrupted one would.
+        seed: the n-th trial draws from (seed, n), interrupted ones not counted, so that a resumed study goes on as an
+            uninterrupted one would.
     """
 
     def __init__(
@@ -210,14 +212,16 @@ class KnownCostSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         if trial.system_attrs.get("fixed_params"):
             return {}  # an enqueued trial brings its own
-        return self._proposer.propose(self._seen(study), self._rng(trial))
+        return self._proposer.propose(self._seen(study), self._rng(study, trial))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Only for parameters an enqueued trial left open: drawn at random."""
         parameter = next(p for p in self._proposer.space.parameters if p.name == param_name)
-        return from_unit(parameter, self._rng(trial).random())
+        return from_unit(parameter, self._rng(study, trial).random())
 
-    def _rng(self, trial: FrozenTrial) -> np.random.Generator:
-        return np.random.default_rng([abs(self._seed), trial.number])
+    def _rng(self, study: optuna.Study, trial: FrozenTrial) -> np.random.Generator:
+        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        repeated = sum(t.number < trial.number and is_interrupted(t) for t in failed)
+        return np.random.default_rng([abs(self._seed), trial.number - repeated])

@@ -30,6 +30,12 @@ class Outcome(StrEnum):
 SPENT = (Outcome.MEASURED, Outcome.STOPPED, Outcome.FAILED)
 """Outcomes that count against the number of trials: those that made videos."""
 
+
+def is_interrupted(trial: FrozenTrial) -> bool:
+    """Whether a failed trial was only abandoned by its worker; what it was to try is then tried again."""
+    return trial.state is TrialState.FAIL and trial.user_attrs.get("outcome") != Outcome.FAILED
+
+
 SAME = 1e-9
 """FLOP ratios closer than this are equal."""
 
@@ -78,10 +84,9 @@ class Record:
         attrs = trial.user_attrs
         if not trial.state.is_finished() or "policy" not in attrs:
             return None
-        outcome = Outcome.INTERRUPTED if trial.state is TrialState.FAIL else Outcome.FAILED
         return cls(
             number=trial.number,
-            outcome=Outcome(attrs.get("outcome", outcome)),
+            outcome=Outcome.INTERRUPTED if is_interrupted(trial) else Outcome(attrs["outcome"]),
             source=str(attrs.get("source", "search")),
             policy=load_policy(attrs["policy"]),
             params=dict(trial.params),

@@ -177,7 +177,10 @@ class Study:
                 self.optuna.enqueue_trial(encoded.params, user_attrs=attrs)
 
     def _step(self) -> Record | None:
-        trial = self.optuna.ask()
+        with warnings.catch_warnings():
+            # Optuna warns that ask() sends no heartbeats; `heartbeat` below does.
+            warnings.filterwarnings("ignore", message="Heartbeat of storage")
+            trial = self.optuna.ask()
         trial.set_user_attr(WORKER, this_worker())
         try:
             with heartbeat(self._storage, trial._trial_id):

@@ -1,0 +1,143 @@
+"""A tuned config survives the disk unchanged, and says by name why it cannot be read or does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+import fastercache as fc
+from fastercache.tuned import Measured, Results, TunedConfig, model_identity
+from fastercache.zoo.latte import pipeline
+from fastercache.zoo.specimen import seeded
+
+CALL = {
+    "height": 32,
+    "width": 32,
+    "video_length": 4,
+    "clean_caption": False,
+    "output_type": "pt",
+    "guidance_scale": 4.0,
+}
+
+
+def config(pipe: Any, **changes: Any) -> TunedConfig:
+    measured = Results(
+        search=Measured(
+            prompts=4, psnr=31.5, ssim=0.96, speedup_flops=1.6, seconds=0.5, cached_bytes=7, hardware="test"
+        )
+    )
+    fields = {"steps": 5, "guidance_scale": 4.0, "guidance": "batched", "budget": "psnr>=30", "measured": measured}
+    return TunedConfig.describe(pipe, fc.FasterCache(interval=3, weight=0.5), **{**fields, **changes})
+
+
+def run(pipe: Any, steps: int = 5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a red seven", generator=generator, num_inference_steps=steps, **CALL).frames
+
+
+def test_a_saved_config_loads_equal(tiny_latte: Any, tmp_path: Path) -> None:
+    before = config(tiny_latte)
+    assert fc.load(before.save(tmp_path / "deep" / "tuned.json")) == before
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["tuned.json"]  # no partial file is left
+
+
+def test_applied_from_the_file_it_gives_the_same_output_bit_for_bit(tiny_latte: Any, tmp_path: Path) -> None:
+    before = config(tiny_latte)
+    with fc.attach(tiny_latte, before.policy):
+        expected = run(tiny_latte)
+    with fc.attach(tiny_latte, fc.load(before.save(tmp_path / "tuned.json"))) as session:
+        found = run(tiny_latte)
+    assert torch.equal(found, expected)
+    assert session.last.speedup_flops > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "there is no tuned config"),
+        ('{"format": "fastercache-tuned", "vers', "was cut off"),
+        ("", "was cut off"),
+        ("[1, 2]", "is no tuned config"),
+        ('{"a": 1}', "no key 'format'"),
+        ('{"format": "other"}', "its format is 'other'"),
+        ('{"format": "fastercache-tuned", "version": 99}', "version 99"),
+    ],
+)
+def test_what_cannot_be_read_is_one_clear_line(tmp_path: Path, text: str | None, says: str) -> None:
+    path = tmp_path / "tuned.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(fc.ConfigUnreadable, match=says) as error:
+        TunedConfig.load(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: d.update(colour="red"), "no field 'colour'"),
+        (lambda d: d.update(steps="five"), "steps"),
+        (lambda d: d.pop("model"), "needs the field 'model'"),
+        (lambda d: d["policy"].update(interval=99), "interval"),
+        (lambda d: d["policy"].update(policy="fastercash"), "did you mean 'fastercache'"),
+        (lambda d: d["measured"]["search"].update(speed=2), "speed"),
+    ],
+)
+def test_damaged_fields_are_named(tiny_latte: Any, tmp_path: Path, change: Any, says: str) -> None:
+    path = config(tiny_latte).save(tmp_path / "tuned.json")
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(fc.ConfigUnreadable, match=says) as error:
+        TunedConfig.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_another_model_is_refused_by_the_setting_that_differs(tiny_latte: Any) -> None:
+    with seeded():
+        deeper = pipeline(layers=3)
+    tuned = config(tiny_latte)
+    with pytest.raises(fc.ConfigMismatch, match=r"LatteTransformer3DModel with num_layers=2, .* has num_layers=3"):
+        fc.attach(deeper, tuned)
+    with fc.attach(deeper, tuned, allow={"model"}):
+        run(deeper)
+
+
+def test_other_weights_and_paths_are_no_other_model(tiny_latte: Any) -> None:
+    before = model_identity(tiny_latte)
+    tiny_latte.transformer.register_to_config(_name_or_path="/elsewhere")
+    assert model_identity(tiny_latte) == before
+
+
+def test_another_scheduler_is_refused_by_name(tiny_latte: Any) -> None:
+    tuned = config(tiny_latte)
+    tiny_latte.scheduler = DDIMScheduler.from_config(tiny_latte.scheduler.config, beta_end=0.5)
+    with pytest.raises(fc.ConfigMismatch, match=r"DDIMScheduler with beta_end=0.02, .* beta_end=0.5"):
+        fc.attach(tiny_latte, tuned)
+    tiny_latte.scheduler = DPMSolverMultistepScheduler()
+    with pytest.raises(fc.ConfigMismatch, match=r"DDIMScheduler, .* DPMSolverMultistepScheduler"):
+        tuned.check(tiny_latte)
+    tuned.check(tiny_latte, allow={"scheduler"})
+
+
+def test_a_run_of_another_kind_is_refused_when_it_begins(tiny_latte: Any) -> None:
+    tuned = config(tiny_latte)
+    with fc.attach(tiny_latte, tuned), pytest.raises(fc.ConfigMismatch, match="5 steps, this run has 6"):
+        run(tiny_latte, steps=6)
+    with fc.attach(tiny_latte, tuned, allow={"steps"}):
+        run(tiny_latte, steps=6)
+    with pytest.raises(fc.ConfigMismatch, match=r"guidance scale 4, this run has 7.5"):
+        tuned.check_run(5, 7.5)
+    with pytest.raises(fc.ConfigMismatch, match="batched guidance, this run has separate"):
+        tuned.check_run(5, 4.0, guidance="separate")
+    tuned.check_run(5, 7.5, allow={"guidance"}, guidance="separate")
+
+
+def test_a_misspelt_permission_is_refused(tiny_latte: Any) -> None:
+    with pytest.raises(fc.ConfigMismatch, match="did you mean 'scheduler'"):
+        config(tiny_latte).check(tiny_latte, allow={"schedulers"})

@@ -1,0 +1,95 @@
+"""A budget means what it says, and stopping early never rejects what could still meet it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from policies.errors import NotFinite
+from tuner import Budget, InvalidBudget
+from tuner.budget import METRICS
+
+
+def test_mean_and_quantile_against_numpy() -> None:
+    values = np.random.default_rng(0).normal(30, 4, 17).tolist()
+    assert Budget.parse("psnr>=31").violation({"psnr": values}) == pytest.approx(31 - np.mean(values))
+    for q in (0.1, 0.25, 0.5, 0.9, 1.0):
+        expected = np.quantile(values, q, method="inverted_cdf")
+        assert Budget.parse(f"q{q}(psnr)>=31").violation({"psnr": values}) == pytest.approx(31 - expected)
+
+
+def test_a_tenth_quantile_lets_a_tenth_of_the_prompts_miss() -> None:
+    budget = Budget.parse("q0.1(psnr)>=30")
+    assert budget.violation({"psnr": [20.0] + [35.0] * 19}) <= 0
+    assert budget.violation({"psnr": [20.0] * 3 + [35.0] * 17}) > 0
+    upper = Budget.parse("q0.9(lpips)<=0.05")
+    assert upper.violation({"lpips": [0.5] + [0.01] * 9}) <= 0
+    assert upper.violation({"lpips": [0.5] * 2 + [0.01] * 8}) > 0
+
+
+def test_all_terms_must_hold() -> None:
+    budget = Budget.parse("psnr>=30, ssim >= 0.95,LPIPS<=0.05")
+    assert budget.metrics == ("psnr", "ssim", "lpips")
+    good = {"psnr": [31.0], "ssim": [0.96], "lpips": [0.04]}
+    assert budget.violation(good) <= 0
+    for name, bad in (("psnr", 29.0), ("ssim", 0.9), ("lpips", 0.2)):
+        assert budget.violation({**good, name: [bad]}) > 0
+        assert budget.margin({**good, name: [bad]}) < 0
+
+
+def test_text_reads_back_the_same() -> None:
+    for text in ("psnr>=30", "q0.1(psnr)>=28.5,ssim>=0.95", "lpips<=0.05"):
+        assert str(Budget.parse(text)) == text
+        assert Budget.parse(str(Budget.parse(text))) == Budget.parse(text)
+    assert Budget.parse("mean(psnr)>=30") == Budget.parse("psnr>=30")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "cannot read"),
+        ("psnr", "cannot read"),
+        ("psnr>30", "cannot read"),
+        ("psnr>=thirty", "cannot read"),
+        ("psnr>=3.0.1", "cannot read a number"),
+        ("psmr>=30", "did you mean 'psnr'"),
+        ("psnr<=30", "write psnr>=30"),
+        ("lpips>=0.1", "write lpips<=0.1"),
+        ("q1.5(psnr)>=30", "quantile"),
+        ("q0(psnr)>=30", "quantile"),
+        ("psnr>=130", "ranges from 0 to 100"),
+        ("psnr>=30,psnr>=31", "twice"),
+        ("psnr>=30,,ssim>=0.9", "cannot read"),
+    ],
+)
+def test_what_cannot_be_read_is_one_clear_line(text: str, says: str) -> None:
+    with pytest.raises(InvalidBudget, match=says) as error:
+        Budget.parse(text)
+    assert "\n" not in str(error.value)
+
+
+def test_early_stop_is_sound_for_every_way_the_rest_may_turn_out() -> None:
+    """Where some completion meets the budget the answer is yes, where it is no none does: checked by enumeration."""
+    levels = [0.0, 20.0, 30.0, 40.0, 100.0]
+    for text in ("psnr>=30", "q0.5(psnr)>=30", "q0.1(psnr)>=30", "psnr>=95"):
+        budget = Budget.parse(text)
+        for known in itertools.chain([()], itertools.product(levels, repeat=1), itertools.product(levels, repeat=2)):
+            completions = itertools.product(levels, repeat=4 - len(known))
+            possible = any(budget.violation({"psnr": [*known, *rest]}) <= 0 for rest in completions)
+            assert budget.can_still_be_met({"psnr": list(known)}, 4) == possible, (text, known)
+
+
+def test_not_a_number_is_an_error_not_a_pass() -> None:
+    with pytest.raises(NotFinite):
+        Budget.parse("psnr>=30").violation({"psnr": [31.0, float("nan")]})
+
+
+@pytest.mark.parametrize("name", ["psnr", "ssim", "lpips"])
+def test_decibels_grow_with_quality_and_turn_back(name: str) -> None:
+    metric = METRICS[name]
+    values = {"psnr": [10.0, 30.0, 50.0], "ssim": [0.2, 0.9, 0.99], "lpips": [0.6, 0.1, 0.01]}[name]
+    scaled = [metric.decibel(v) for v in values]
+    assert scaled == sorted(scaled)
+    assert [metric.from_decibel(s) for s in scaled] == pytest.approx(values)

@@ -1,0 +1,85 @@
+"""Certificates are exact where a closed form exists and keep their promise in simulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from tuner import clopper_pearson, fixed_sequence, hoeffding_bentkus, prompts_needed
+from tuner.certify import InvalidCertificate, binomial_p_value, certificate
+
+
+def test_fifty_nine_prompts_without_a_miss_certify_five_percent() -> None:
+    assert prompts_needed(0.05) == 59
+    assert clopper_pearson(0, 59) < 0.05 < clopper_pearson(0, 58)
+    assert clopper_pearson(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59))
+
+
+def test_bound_equals_scipys() -> None:
+    for v, n in ((0, 10), (1, 20), (7, 30), (30, 30)):
+        for confidence in (0.8, 0.95):
+            expected = binomtest(v, n, alternative="less").proportion_ci(confidence, method="exact").high
+            assert clopper_pearson(v, n, confidence) == pytest.approx(expected)
+
+
+def test_bound_and_p_value_agree() -> None:
+    for v, n in ((0, 59), (2, 100), (5, 40)):
+        rate = clopper_pearson(v, n, 0.95)
+        assert binomial_p_value(v, n, rate) == pytest.approx(0.05, rel=1e-6)
+
+
+def test_bound_covers_the_true_rate_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    for rate in (0.02, 0.2):
+        covered = [clopper_pearson(int(v), 60) >= rate for v in rng.binomial(60, rate, 2000)]
+        assert np.mean(covered) >= 0.95 - 0.01
+
+
+def test_hoeffding_bentkus_is_a_p_value() -> None:
+    """Under the null (the mean is exactly the bound) it is below 5 % at most 5 % of the time."""
+    rng = np.random.default_rng(1)
+    for bound in (0.05, 0.3):
+        losses = rng.binomial(100, bound, 4000) / 100
+        p = np.array([hoeffding_bentkus(float(loss), 100, bound) for loss in losses])
+        assert np.mean(p <= 0.05) <= 0.05 + 0.01
+
+
+def test_hoeffding_bentkus_by_hand_and_scale() -> None:
+    n, r, a = 50, 0.1, 0.3
+    h1 = r * math.log(r / a) + (1 - r) * math.log((1 - r) / (1 - a))
+    bentkus = math.e * sum(math.comb(n, k) * a**k * (1 - a) ** (n - k) for k in range(6))
+    assert hoeffding_bentkus(r, n, a) == pytest.approx(min(math.exp(-n * h1), bentkus))
+    assert hoeffding_bentkus(10 * r, n, 10 * a, maximum=10.0) == pytest.approx(hoeffding_bentkus(r, n, a))
+    assert hoeffding_bentkus(0.5, n, 0.3) == 1.0
+
+
+def test_fixed_sequence_stops_at_the_first_failure() -> None:
+    assert fixed_sequence([0.01, 0.04, 0.2, 0.001]) == 2
+    assert fixed_sequence([0.2, 0.001]) == 0
+    assert fixed_sequence([0.01, float("nan"), 0.01]) == 1
+    assert fixed_sequence([]) == 0
+
+
+def test_certificate_counts_misses() -> None:
+    made = certificate([False] * 58 + [True], "psnr>=30")
+    assert (made.prompts, made.violations) == (59, 1)
+    assert made.rate == clopper_pearson(1, 59)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: clopper_pearson(3, 2),
+        lambda: clopper_pearson(0, 0),
+        lambda: prompts_needed(0.0),
+        lambda: hoeffding_bentkus(2.0, 5, 0.5),
+        lambda: fixed_sequence([0.1], 1.0),
+    ],
+)
+def test_impossible_counts_are_refused(bad: Callable[[], object]) -> None:
+    with pytest.raises(InvalidCertificate):
+        bad()

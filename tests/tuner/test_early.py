@@ -1,0 +1,44 @@
+"""A hopeless trial is stopped early, a promising one is not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tuner import Budget
+from tuner.early import Projection
+
+BUDGET = Budget.parse("psnr>=30")
+
+
+def test_nothing_is_stopped_without_evidence() -> None:
+    assert Projection(BUDGET, 4, []).verdict({"psnr": [27.0]}) is None
+
+
+def test_far_below_is_stopped_after_one_prompt_and_says_what_is_projected() -> None:
+    reason = Projection(BUDGET, 4, []).verdict({"psnr": [12.0]})
+    assert reason is not None and "1 of 4 prompts" in reason and "psnr 12" in reason
+
+
+def test_a_hard_first_prompt_is_no_reason() -> None:
+    """Where every trial is 8 dB worse on the first prompt, 24 dB there points to 32 dB elsewhere."""
+    finished = [{"psnr": [level - 8, level, level, level]} for level in (28.0, 31.0, 34.0, 40.0)]
+    assert Projection(BUDGET, 4, finished).verdict({"psnr": [24.0]}) is None
+    assert Projection(BUDGET, 4, finished).verdict({"psnr": [12.0]}) is not None
+    expected = Projection(BUDGET, 4, finished).expected({"psnr": [24.0]})["psnr"]
+    assert all(29 < v < 32.5 for v in expected)
+
+
+def test_trials_that_would_meet_the_budget_are_rarely_stopped() -> None:
+    rng = np.random.default_rng(0)
+    effects = rng.normal(0, 3, 6)
+    finished = [{"psnr": (level + effects + rng.normal(0, 1, 6)).tolist()} for level in rng.uniform(24, 36, 8)]
+    wrong = spared = hopeless = 0
+    for level in rng.uniform(20, 34, 300):
+        values = (level + effects + rng.normal(0, 1, 6)).tolist()
+        meets = BUDGET.violation({"psnr": values}) <= 0
+        stopped = any(Projection(BUDGET, 6, finished).verdict({"psnr": values[:k]}) for k in range(1, 6))
+        wrong += meets and stopped
+        hopeless += not meets and level < 26
+        spared += not meets and level < 26 and stopped
+    assert wrong == 0
+    assert spared > 0.9 * hopeless

@@ -1,0 +1,115 @@
+"""References are made once and never trusted blindly; measurements are of what was run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastercache as fc
+from tests.tuner.conftest import CALL, SEARCH
+from tuner import Evaluator
+
+
+def count_runs(monkeypatch: pytest.MonkeyPatch, evaluator: Evaluator) -> list[str]:
+    """The prompts generated from now on."""
+    made: list[str] = []
+    original = evaluator.generate
+    monkeypatch.setattr(evaluator, "generate", lambda case: (made.append(case.prompt), original(case))[1])
+    return made
+
+
+def test_references_are_made_once_and_survive_on_disk(
+    evaluator: Evaluator, tiny_latte: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = evaluator.cases(SEARCH)[0]
+    made = count_runs(monkeypatch, evaluator)
+    first = evaluator.reference(case)
+    assert torch.equal(evaluator.reference(case), first) and len(made) == 1
+    again = Evaluator(tiny_latte, CALL, store=evaluator.store)
+    assert count_runs(monkeypatch, again) == [] and torch.equal(again.reference(case), first)
+    assert len(list(evaluator.store.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
+def test_a_damaged_reference_is_made_again(evaluator: Evaluator, damage: bytes | None) -> None:
+    case = evaluator.cases(SEARCH)[0]
+    first = evaluator.reference(case)
+    (path,) = evaluator.store.iterdir()
+    path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
+    assert torch.equal(evaluator.reference(case), first)
+    assert torch.equal(evaluator.reference(case), first)
+
+
+def test_whatever_changes_the_output_changes_the_reference(evaluator: Evaluator, tiny_latte: Any) -> None:
+    case = evaluator.cases(SEARCH)[0]
+    evaluator.reference(case)
+
+    def files(**changes: Any) -> int:
+        other = Evaluator(tiny_latte, {**CALL, **changes}, store=evaluator.store)
+        other.reference(case)
+        return len(list(evaluator.store.iterdir()))
+
+    assert files() == 1
+    assert files(num_inference_steps=5) == 2
+    assert files(guidance_scale=2.0) == 3
+    with torch.no_grad():
+        next(iter(tiny_latte.transformer.parameters())).add_(0.01)
+    assert files() == 4
+
+
+def test_no_cache_measures_as_perfect_and_free(evaluator: Evaluator) -> None:
+    result = evaluator.evaluate(fc.NoCache(), evaluator.cases(SEARCH))
+    assert result.values["psnr"] == [100.0, 100.0] and result.values["ssim"] == pytest.approx([1.0, 1.0])
+    assert result.ratio == 1.0 and result.cached_bytes == 0 and result.stopped is None
+
+
+def test_figures_are_those_of_the_trace_and_the_videos(evaluator: Evaluator) -> None:
+    cases = evaluator.cases(SEARCH)
+    policy = fc.FasterCache(start=0.2, cfg_start=0.2)
+    result = evaluator.evaluate(policy, cases)
+    for i, case in enumerate(cases):
+        video, trace, _ = evaluator.run(policy, case)
+        error = (video - evaluator.reference(case)).square().mean(dim=(1, 2, 3))
+        assert result.values["psnr"][i] == pytest.approx(float((-10 * error.log10()).clamp(max=100).mean()), abs=1e-3)
+        assert result.cached_bytes == trace.cached_bytes > 0
+    assert result.ratio == pytest.approx(1 / trace.speedup_flops)
+
+
+def test_stopping_ends_after_the_prompt_that_decided(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = evaluator.cases([*SEARCH, "a third"])
+    for case in cases:
+        evaluator.reference(case)
+    made = count_runs(monkeypatch, evaluator)
+    result = evaluator.evaluate(fc.FasterCache(), cases, lambda v: "enough" if len(v["psnr"]) == 2 else None)
+    assert result.stopped == "enough" and made == SEARCH
+
+
+def test_the_pipeline_is_bare_for_references_and_afterwards(evaluator: Evaluator, tiny_latte: Any) -> None:
+    cases = evaluator.cases(SEARCH)
+    before = evaluator.run_bare(cases[0])[0]
+    measured, _ = evaluator.compare(fc.FasterCache(start=0.0, cfg_start=0.0), cases)
+    assert torch.equal(evaluator.run_bare(cases[0])[0], before)
+    assert "forward" not in vars(tiny_latte.transformer)
+    assert measured.prompts == 2 and measured.speedup_wall is not None and measured.speedup_flops > 1
+
+
+def test_not_a_number_is_refused_with_the_prompt(evaluator: Evaluator, tiny_latte: Any) -> None:
+    with torch.no_grad():
+        next(iter(tiny_latte.transformer.parameters())).fill_(float("nan"))
+    with pytest.raises(fc.NotFinite, match="a red seven"):
+        evaluator.reference(evaluator.cases(SEARCH)[0])
+
+
+def test_an_unwritable_store_leaves_no_half_file(
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("tuner.evaluate.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        evaluator.reference(evaluator.cases(SEARCH)[0])
+    assert not list(evaluator.store.iterdir())

@@ -1,0 +1,68 @@
+"""What is forecast without a video is what a run then does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastercache as fc
+from policies.schedule import Code
+from tuner import CostModel, Evaluator
+from tuner.simulate import BINS, staleness
+
+POLICIES = [
+    fc.FasterCache(start=0.2, cfg_start=0.2),
+    fc.FasterCache(interval=4, cfg_interval=3, start=0.0, cfg_start=0.5, cfg_stop=0.9),
+    fc.StaticInterval(sites="all", interval=3),
+    fc.StaticInterval(sites="block[1:3]", interval=2),
+    fc.StaticInterval(sites="stack[1:3]", interval=3),
+    fc.StaticInterval(sites="denoiser", interval=2),
+    fc.Compose([fc.StaticInterval(sites="ff", interval=2), fc.CFGCache(interval=2, start=0.0)]),
+    fc.NoCache(),
+    *fc.PRESETS.values(),
+]
+
+
+def test_forecast_flops_equal_those_counted_on_the_real_run(evaluator: Evaluator) -> None:
+    case = evaluator.cases(["a red seven"])[0]
+    model = evaluator.cost_model(case)
+    for policy in POLICIES:
+        _, trace, _ = evaluator.run(policy, case)
+        measured = trace.total_flops / sum(trace.flops_full)
+        assert model.forecast(policy).ratio == pytest.approx(measured, abs=1e-6), policy
+
+
+def test_dynamic_policies_have_no_forecast(evaluator: Evaluator) -> None:
+    class Dynamic(fc.NoCache):
+        @property
+        def signal(self) -> fc.Signal:
+            return fc.Signal.INPUT
+
+    with pytest.raises(fc.InvalidPolicy):
+        evaluator.cost_model(evaluator.cases(["x"])[0]).forecast(Dynamic())
+
+
+def table(policy: fc.Policy, count: int = 9) -> fc.Table:
+    sites = [fc.Site("b.0.attn1", fc.Kind.MODULE, fc.Role.SPATIAL, 0, (0, 1)), fc.Site("branch", fc.Kind.BRANCH)]
+    return fc.compile_policy(policy, fc.Run.of(count, sites=sites))
+
+
+def test_staleness_is_the_distance_to_the_last_computed_step() -> None:
+    made = table(fc.FasterCache(interval=3, start=0.2, cfg_interval=4, cfg_start=0.3))
+    ages = staleness(made)
+    for s, b in np.ndindex(made.codes.shape[:2]):
+        last = None
+        for i, code in enumerate(made.codes[s, b]):
+            last = i if code == Code.COMPUTED else last
+            expected = i - last if code == Code.REUSED and last is not None else 0
+            assert ages[s, b, i] == expected
+
+
+def test_features_tell_where_and_how_much_is_reused() -> None:
+    run = table(fc.FasterCache()).run
+    model = CostModel(run, (10,) * run.count, {"b.0.attn1": 0.3})
+    nothing = model.forecast(fc.FasterCache(interval=1, cfg_interval=1)).features
+    assert not nothing[:-1].any() and nothing[-1] == 1.0
+    late = model.forecast(fc.FasterCache(interval=1, cfg_interval=4, cfg_start=0.8)).features
+    branch, module = late[:BINS], late[BINS:-1]
+    assert branch[-1] > 0 and not branch[0] and not module.any()

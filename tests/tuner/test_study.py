@@ -1,0 +1,309 @@
+"""A study finds the cheapest policy within its budget, reports honestly, and continues where it was interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+import fastercache as fc
+from fastercache.zoo.latte import pipeline
+from fastercache.zoo.specimen import seeded
+from tests.tuner.conftest import CALL, HELD_OUT, SEARCH
+from tuner import Evaluator, Outcome, Study, export, tune
+from tuner.record import SPENT, Record
+
+ROOT = Path(__file__).resolve().parents[2]
+LEVERS = {"weighting": "paper", "stop": 1.0, "cfg_stop": 1.0}
+SIMPLE = {"sites": "all", "stop": 1.0}
+"""Static reuse of every module: two seeds, then search trials."""
+HARD = "psnr>=95"
+"""Met by next to nothing, so the search does not run out of candidates."""
+
+
+def study(pipe: Any, out: Path, trials: int = 12, budget: str = "psnr>=55", **changes: Any) -> Study:
+    arguments: dict[str, Any] = {"held_out": HELD_OUT, "call": CALL, "out": out}
+    arguments |= {"policy": "static_interval", "fixed": SIMPLE}
+    return tune(pipe, SEARCH, budget=budget, trials=trials, **{**arguments, **changes})
+
+
+def told(record: Record) -> tuple[Any, ...]:
+    return record.source, record.outcome, record.policy, record.ratio, record.violation
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """One study, searched once for the tests that only read it."""
+    with seeded():
+        pipe = pipeline()
+    out = tmp_path_factory.mktemp("study")
+    loose = paper_quality(pipe, out) - 4.0
+    return study(pipe, out, budget=f"psnr>={loose:.4f}", policy="fastercache", fixed=LEVERS)
+
+
+def paper_quality(pipe: Any, out: Path) -> float:
+    with Evaluator(pipe, CALL, store=out / "references") as evaluator:
+        values = evaluator.evaluate(fc.FasterCache(), evaluator.cases(SEARCH)).values["psnr"]
+    return sum(values) / len(values) - 1e-3
+
+
+def test_best_is_the_cheapest_that_meets_the_budget(finished: Study) -> None:
+    best = finished.best()
+    paper = next(r for r in finished.records if r.source == "default")
+    assert best.outcome is Outcome.MEASURED and best.violation is not None and best.violation <= 0
+    assert best.ratio is not None and paper.ratio is not None and best.ratio <= paper.ratio
+    assert all(r.ratio >= best.ratio for r in finished.records if r.feasible and r.ratio is not None)
+    with finished.evaluator as evaluator:
+        values = evaluator.evaluate(best.policy, finished.search).values
+    assert finished.budget.violation(values) == pytest.approx(best.violation, abs=1e-5)
+
+
+def test_it_starts_with_no_reuse_the_paper_and_the_presets(finished: Study) -> None:
+    sources = [r.source for r in finished.records]
+    assert sources[:2] == ["no_cache", "default"]
+    assert {f"preset:{name}" for name in fc.PRESETS} <= set(sources)
+
+
+def test_states_are_honest(finished: Study) -> None:
+    """Optuna's states say the same as ours, no value is claimed for what was not measured, and nothing ran in vain."""
+    incumbent = 1.0
+    for record in finished.records:
+        trial = finished.optuna.trials[record.number]
+        if record.outcome in (Outcome.MEASURED, Outcome.EXACT):
+            assert trial.state is TrialState.COMPLETE and trial.value == pytest.approx(record.ratio)
+            assert (max(trial.constraints.values()) <= 0) == record.feasible
+        else:
+            assert trial.state is TrialState.PRUNED and not record.feasible
+        if record.outcome is Outcome.STOPPED:
+            assert 0 < len(record.values["psnr"]) < len(SEARCH) and max(trial.constraints.values()) > 0
+        if record.outcome is Outcome.DOMINATED:
+            assert not record.values and record.ratio is not None and record.ratio >= incumbent
+        elif record.outcome is not Outcome.EXACT:
+            assert record.ratio is not None and record.ratio < incumbent
+        if record.feasible and record.ratio is not None:
+            incumbent = min(incumbent, record.ratio)
+
+
+def test_front_holds_what_nothing_beats(finished: Study) -> None:
+    front = finished.front()
+    for a in front:
+        for b in finished.records:
+            if b.outcome is Outcome.MEASURED and b.ratio is not None and a.ratio is not None:
+                assert not (b.ratio < a.ratio and (b.margin or 0) > (a.margin or 0))
+
+
+def test_exported_config_says_what_was_measured_on_which_prompts(finished: Study, tmp_path: Path) -> None:
+    held_out = finished.verify()
+    tuned = fc.load(export(finished, held_out=held_out).save(tmp_path / "tuned.json"))
+    assert tuned.measured.held_out == held_out and held_out.prompts == len(HELD_OUT)
+    assert tuned.measured.search is not None and tuned.measured.search.prompts == len(SEARCH)
+    # Prompts of other lengths have other FLOPs of cross-attention.
+    assert tuned.measured.search.speedup_flops == pytest.approx(held_out.speedup_flops, rel=0.01)
+    assert (tuned.steps, tuned.guidance, tuned.guidance_scale) == (CALL["num_inference_steps"], "batched", 4.0)
+    assert tuned.budget == str(finished.budget)
+    with fc.attach(finished.evaluator.pipe, tuned) as session:
+        finished.evaluator.pipe("x", output_type="latent", **CALL)
+    assert session.last.speedup_flops == pytest.approx(held_out.speedup_flops, rel=0.01)
+
+
+def test_selection_takes_the_cheapest_that_also_holds_on_other_prompts(finished: Study) -> None:
+    chosen = finished.select(["a fresh prompt", "another one"])
+    assert chosen.feasible
+    with pytest.raises(fc.ConfigUnreadable, match="disjoint"):
+        finished.select([SEARCH[0]])
+
+
+def test_certificate_counts_prompts_used_for_nothing_else(finished: Study) -> None:
+    made = finished.certify(["one more", "and another"])
+    assert made.prompts == 2 and 0 < made.rate <= 1
+    with pytest.raises(fc.ConfigUnreadable, match="disjoint"):
+        finished.certify(HELD_OUT)
+
+
+def test_a_budget_no_trial_meets_names_the_closest_miss(tiny_latte: Any, tmp_path: Path) -> None:
+    tried = study(tiny_latte, tmp_path, budget="psnr>=99.9", trials=3)
+    with pytest.raises(fc.BudgetNotMet, match=r"none of 3 trials .* met psnr>=99.9; the closest reached psnr") as error:
+        tried.best()
+    assert "\n" not in str(error.value)
+
+
+def test_search_and_held_out_prompts_must_differ(tiny_latte: Any, tmp_path: Path) -> None:
+    with pytest.raises(fc.ConfigUnreadable, match="disjoint"):
+        study(tiny_latte, tmp_path, held_out=["A  red SEVEN"])
+    with pytest.raises(fc.ConfigUnreadable, match="at least one search prompt"):
+        tune(tiny_latte, [], budget="psnr>=30", out=tmp_path)
+
+
+def test_calling_again_continues_to_the_total(tiny_latte: Any, tmp_path: Path) -> None:
+    seen: list[int] = []
+    first = list(study(tiny_latte, tmp_path, trials=3, budget=HARD).records)
+    again = study(tiny_latte, tmp_path, trials=5, budget=HARD, on_trial=lambda _, r: seen.append(r.number))
+    spent = [r for r in again.records if r.outcome in SPENT]
+    assert len(spent) == 5 and list(map(told, again.records))[: len(first)] == list(map(told, first))
+    assert min(seen) == len(first)
+    whole = study(tiny_latte, tmp_path / "at once", trials=5, budget=HARD)
+    assert list(map(told, whole.records)) == list(map(told, again.records))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"budget": "psnr>=31"}, "budget psnr>=55, this call has psnr>=31"),
+        ({"call": {**CALL, "num_inference_steps": 5}}, "call"),
+        ({"fixed": {"sites": "all"}}, "search space"),
+        ({"seed": 5}, "prompts"),
+    ],
+)
+def test_another_question_is_not_mixed_into_a_study(
+    tiny_latte: Any, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    study(tiny_latte, tmp_path, trials=0)
+    with pytest.raises(fc.ConfigMismatch, match=says) as error:
+        study(tiny_latte, tmp_path, trials=0, **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_another_models_study_is_refused(tiny_latte: Any, tmp_path: Path) -> None:
+    study(tiny_latte, tmp_path, trials=0)
+    with seeded():
+        deeper = pipeline(layers=3)
+    with pytest.raises(fc.ConfigMismatch, match="model LatteTransformer3DModel"):
+        study(deeper, tmp_path, trials=0)
+
+
+def test_foreign_study_files_are_refused(tiny_latte: Any, tmp_path: Path) -> None:
+    (tmp_path / "study.journal").write_text("this is no journal\nat all\n")
+    with pytest.raises(fc.ConfigUnreadable, match="no study file"):
+        study(tiny_latte, tmp_path)
+
+
+def test_ctrl_c_loses_nothing(tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, runs = Evaluator.run, []
+
+    def interrupted(self: Evaluator, policy: fc.Policy, case: Any) -> Any:
+        runs.append(policy)
+        if len(runs) == 5:
+            raise KeyboardInterrupt  # in the middle of the first search trial
+        return original(self, policy, case)
+
+    monkeypatch.setattr(Evaluator, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study(tiny_latte, tmp_path, trials=5)
+    assert "forward" not in vars(tiny_latte.transformer)  # detached
+    monkeypatch.undo()
+    check_continues_like_uninterrupted(tiny_latte, tmp_path)
+
+
+SCRIPT = """
+import os, signal, sys
+from fastercache.zoo.latte import pipeline
+from fastercache.zoo.specimen import seeded
+from tests.tuner.test_study import study
+from tuner import Evaluator
+import torch
+torch.set_num_threads(1)
+original, runs = Evaluator.run, []
+def killed(self, policy, case):
+    runs.append(policy)
+    if len(runs) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, policy, case)
+Evaluator.run = killed
+with seeded():
+    pipe = pipeline()
+study(pipe, __import__("pathlib").Path(sys.argv[1]), trials=5)
+"""
+
+
+def test_kill_9_loses_nothing(tiny_latte: Any, tmp_path: Path) -> None:
+    """The process kills itself in the middle of a trial, leaving it running and perhaps a half-written line."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert done.returncode == -signal.SIGKILL
+    with (tmp_path / "study.journal").open("a") as journal:
+        journal.write('{"op_code": 5, "worker')
+    check_continues_like_uninterrupted(tiny_latte, tmp_path)
+
+
+def check_continues_like_uninterrupted(pipe: Any, out: Path) -> None:
+    """The interrupted trial is told as failed and repeated; the rest is as if nothing had happened."""
+    resumed = study(pipe, out, trials=5)
+    assert [t for t in resumed.optuna.trials if t.state is TrialState.RUNNING] == []
+    interrupted = [r for r in resumed.records if r.outcome is Outcome.INTERRUPTED]
+    assert len(interrupted) == 1
+    whole = study(pipe, out / "whole", trials=5)
+    kept = [r for r in resumed.records if r.outcome is not Outcome.INTERRUPTED]
+    assert list(map(told, kept)) == list(map(told, whole.records))
+
+
+def test_a_trial_with_nan_fails_with_a_reason_and_the_search_goes_on(
+    tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Evaluator.quality
+
+    def broken(self: Evaluator, video: Any, case: Any) -> dict[str, float]:
+        if self._session is not None and self._session.policy == fc.StaticInterval(**SIMPLE):
+            raise fc.NotFinite("psnr is nan")
+        return original(self, video, case)
+
+    monkeypatch.setattr(Evaluator, "quality", broken)
+    tried = study(tiny_latte, tmp_path, trials=3)
+    (failed,) = [r for r in tried.records if r.outcome is Outcome.FAILED]
+    assert failed.source == "default" and failed.reason == "psnr is nan"
+    assert tried.optuna.trials[failed.number].state is TrialState.FAIL
+    assert any(r.outcome is Outcome.MEASURED for r in tried.records)
+
+
+MILD = fc.StaticInterval(interval=3, start=0.5, **SIMPLE)
+
+
+def test_a_database_takes_the_place_of_the_file(tiny_latte: Any, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study(tiny_latte, tmp_path, trials=1, storage=url)
+    again = study(tiny_latte, tmp_path, trials=2, storage=url)
+    assert sum(r.outcome in SPENT for r in again.records) == 2
+    assert not (tmp_path / "study.journal").exists()
+    with pytest.raises(fc.ConfigUnreadable, match="cannot open the study database"):
+        study(tiny_latte, tmp_path, storage="sqlite:////nowhere/at/all.db")
+
+
+def test_the_general_sampler_and_own_seeds(tiny_latte: Any, tmp_path: Path) -> None:
+    tried = study(tiny_latte, tmp_path, budget=HARD, trials=4, sampler="tpe", seeds={"mild": MILD})
+    assert [r.source for r in tried.records][:3] == ["no_cache", "default", "mild"]
+    assert tried.records[2].policy == MILD
+    assert sum(r.outcome in SPENT for r in tried.records) == 4
+
+
+def test_other_policies_are_tuned_through_their_bounds(tiny_latte: Any, tmp_path: Path) -> None:
+    tried = study(tiny_latte, tmp_path, budget="psnr>=20", trials=4)
+    assert isinstance(tried.best().policy, fc.StaticInterval) and tried.best().policy.sites == "all"
+
+
+def test_a_time_limit_ends_the_search(tiny_latte: Any, tmp_path: Path) -> None:
+    tried = study(tiny_latte, tmp_path, trials=50, timeout=0.0)
+    assert "seconds passed" in tried.ended and len(tried.records) <= 1
+
+
+def test_quiet(tiny_latte: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study(tiny_latte, tmp_path, trials=1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_trials_reach_tensorboard(tiny_latte: Any, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tried = study(tiny_latte, tmp_path, trials=2, logdir=tmp_path / "board")
+    spent = [r for r in tried.records if r.outcome in SPENT]
+    folders = sorted(p for p in (tmp_path / "board").iterdir() if p.is_dir())
+    assert [p.name for p in folders] == [f"trial-{r.number:04d}" for r in spent]
+    events = EventAccumulator(str(folders[0]))
+    events.Reload()
+    assert events.Scalars("psnr")[0].value == pytest.approx(sum(spent[0].values["psnr"]) / 2, rel=1e-4)
+    assert events.Scalars("speedup_flops")[0].value == pytest.approx(spent[0].speedup_flops, rel=1e-4)
