@@ -31,6 +31,7 @@ class Family:
         contexts: the pipeline's cache-context name -> branch, where it is not the branch's own name.
         tokens: the denoiser's output is packed tokens (B, N, C); the keyword arguments or pipeline that unpack them.
         text_first: blocks return (text, image); needed only where both streams can have one shape.
+        null_class: label of the unconditional class: a call without it has no guidance.
         true_cfg: guidance-distilled, but a pipeline call with a negative prompt adds a separate second call.
     """
 
@@ -41,12 +42,14 @@ class Family:
     layouts: dict[str, Layout] = field(default_factory=dict)
     contexts: dict[str, Branch] = field(default_factory=dict)
     tokens: Literal["", "num_frames", "img_shapes", "img_ids"] = ""
+    null_class: int | None = None
     text_first: bool = False
     true_cfg: bool = False
 
 
 _BATCHED = Family("batched")
 _SEPARATE = Family("separate", order=(COND, UNCOND))
+_SINGLE_IS_JOINT = {"single_transformer_blocks.*.attn": Role.JOINT}
 
 FAMILIES: dict[str, Family] = {
     "LatteTransformer3DModel": Family(
@@ -55,35 +58,42 @@ FAMILIES: dict[str, Family] = {
         roles={"temporal_transformer_blocks.*.attn1": Role.TEMPORAL, "transformer_blocks.*.attn1": Role.SPATIAL},
         layouts={"transformer_blocks": "frames", "temporal_transformer_blocks": "tokens"},
     ),
-    "CogVideoXTransformer3DModel": _BATCHED,
+    "CogVideoXTransformer3DModel": Family("batched", roles={"transformer_blocks.*.attn1": Role.JOINT}),
     "MochiTransformer3DModel": _BATCHED,
     "LTXVideoTransformer3DModel": Family("batched", tokens="num_frames"),
     "AllegroTransformer3DModel": _BATCHED,
     "PixArtTransformer2DModel": _BATCHED,
     "SD3Transformer2DModel": Family("batched", text_first=True),
     "UNet2DConditionModel": _BATCHED,
-    "DiTTransformer2DModel": Family("batched", order=(COND, UNCOND)),
+    "DiTTransformer2DModel": Family("batched", order=(COND, UNCOND), null_class=1000),
     "SanaTransformer2DModel": _BATCHED,
     "SanaVideoTransformer3DModel": _BATCHED,
     "HunyuanDiT2DModel": _BATCHED,
     "WanTransformer3DModel": _SEPARATE,
     "SkyReelsV2Transformer3DModel": _SEPARATE,
-    "CogView4Transformer2DModel": _SEPARATE,
+    "CogView4Transformer2DModel": Family(
+        "separate", order=(COND, UNCOND), roles={"transformer_blocks.*.attn1": Role.JOINT}
+    ),
     "CosmosTransformer3DModel": _SEPARATE,
     "QwenImageTransformer2DModel": Family("separate", order=(COND, UNCOND), tokens="img_shapes", text_first=True),
     "HunyuanVideo15Transformer3DModel": Family(
         "separate", order=(COND, UNCOND), contexts={"pred_cond": COND, "pred_uncond": UNCOND}
     ),
-    "VchitectXLTransformerModel": Family("separate", order=(UNCOND, COND), text_first=True),
-    "FluxTransformer2DModel": Family("none", order=(COND,), tokens="img_ids", text_first=True, true_cfg=True),
+    "VchitectXLTransformerModel": Family(
+        "separate", order=(UNCOND, COND), text_first=True, roles={"transformer_blocks.*.attn": Role.JOINT}
+    ),
+    "FluxTransformer2DModel": Family(
+        "none", order=(COND,), tokens="img_ids", text_first=True, true_cfg=True, roles=_SINGLE_IS_JOINT
+    ),
     "ChromaTransformer2DModel": Family(
         "separate",
         order=(COND, UNCOND),
         tokens="img_ids",
         text_first=True,
         layouts={"single_transformer_blocks": "joined"},
+        roles=_SINGLE_IS_JOINT,
     ),
-    "HunyuanVideoTransformer3DModel": Family("none", order=(COND,), true_cfg=True),
+    "HunyuanVideoTransformer3DModel": Family("none", order=(COND,), true_cfg=True, roles=_SINGLE_IS_JOINT),
 }
 
 COMPONENTS = ("transformer", "transformer_2", "unet")

@@ -11,7 +11,7 @@ from fastercache.families import Family, family_of
 from policies.errors import AttachError
 from policies.vocabulary import Kind, Role, Site
 
-_FF_NAMES = ("ff", "ffn", "feed_forward", "mlp", "ff_context", "ff_net")
+_FF_NAMES = ("ff", "ffn", "feed_forward", "mlp", "ff_context", "ff_net", "img_mlp", "txt_mlp")
 _TEMPORAL_MARKS = ("temporal", "temp_", "_temp", "motion")
 
 

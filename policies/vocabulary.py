@@ -190,6 +190,11 @@ def _term(term: str, sites: Sequence[Site]) -> list[Site]:
     found = [s for s in sites if _named(head, s)]
     if sliced:
         found = [s for s in found if start <= s.depth < stop]
+    if not found and head == Kind.BRANCH and sites:
+        raise NoSiteMatched(
+            "there is no second guidance branch here (guidance is off, or distilled into the model), so nothing of it "
+            "can be reused: leave out CFG-Cache, or switch guidance on"
+        )
     if not found:
         known = {s.name for s in sites} | {str(s.kind) for s in sites} | {str(s.role) for s in sites if s.role}
         hint = suggest(head, known)
