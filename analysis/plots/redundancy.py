@@ -97,8 +97,9 @@ def draw_redundancy(info: RedundancyInfo) -> Figure:
     label = FORMULAS[info.measure].replace("ₖ", "₁₂₃₄₅₆₇₈₉"[info.lag - 1] if info.lag < 10 else "ₖ")
     rows = [row for group in info.groups for row in group.values]
     with styled():
-        figure = new_figure(8.4, 4.7 + 0.14 * max(len(rows), 8))
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.4 + 0.14 * max(len(rows), 8)])
+        below = min(0.14 * max(len(rows), 8), 6.0)
+        figure = new_figure(8.4, 4.7 + below)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.4 + below])
         for g, group in enumerate(info.groups):
             colour = colour_of(group.name, g)
             steps = np.arange(len(group.mean))

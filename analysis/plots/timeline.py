@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -65,8 +66,7 @@ def timeline_info(trace: Trace) -> TimelineInfo:
 def draw_timeline(info: TimelineInfo) -> Figure:
     """One panel per branch, a row per site, a column per step; on top the share of FLOPs that each step computed."""
     branches, rows, steps = info.codes.shape
-    colours = ListedColormap([COLOURS[code] for code in Code])
-    height = 0.55 + 0.17 * max(rows, 5)
+    height = 0.55 + min(0.17 * max(rows, 5), 4.5)
     with styled():
         figure = new_figure(max(6.5, min(2.4 + 0.15 * steps, 14.0)), 2.6 + height * max(branches, 1))
         panels = figure.subplots(1 + branches, 1, sharex=True, squeeze=False, height_ratios=[1.1] + [height] * branches)
@@ -76,31 +76,7 @@ def draw_timeline(info: TimelineInfo) -> Figure:
         top.set_ylabel("computed\nFLOPs share")
         top.grid(axis="x", visible=False)
         for b, axes in enumerate(rest):
-            axes.imshow(
-                info.codes[b],
-                cmap=colours,
-                norm=BoundaryNorm(np.arange(-0.5, len(Code) + 0.5), len(Code)),
-                aspect="auto",
-                interpolation="nearest",
-            )
-            axes.set_title(f"guidance branch: {info.branches[b]}")
-            axes.grid(False)
-            axes.tick_params(length=0)
-            axes.vlines(np.arange(0.5, steps - 1), -0.5, rows - 0.5, color="white", lw=0.7)
-            axes.hlines(np.arange(0.5, rows - 1), -0.5, steps - 0.5, color="white", lw=0.7)
-            places, names, start = [], [], 0
-            for name, count in info.groups:
-                places.append(start + (count - 1) / 2)
-                names.append(f"{name} ×{count}" if count > 1 else name)
-                start += count
-                if start < rows:
-                    axes.axhline(start - 0.5, color="white", linewidth=3)
-                if name == Kind.BRANCH and info.branches[b] == COND:
-                    axes.text(
-                        (steps - 1) / 2, places[-1], "the conditional branch has no difference to itself",
-                        ha="center", va="center", fontsize=7.5, color="#888888",
-                    )  # fmt: skip
-            axes.set_yticks(places, names)
+            _panel(axes, info, b)
         step_axis(rest[-1] if rest else top)
         present = [code for code in Code if (info.codes == code).any()]
         figure.legend(
@@ -115,3 +91,37 @@ def draw_timeline(info: TimelineInfo) -> Figure:
             f"{rows} sites · {share:.0%} of decisions reused · speedup in computed FLOPs {info.speedup:.2f}×",
         )
     return figure
+
+
+def _panel(axes: Axes, info: TimelineInfo, branch: int) -> None:
+    """The rows of one branch. A site that is alone in its group gets a taller row, so that it is seen among many."""
+    rows, steps = info.codes.shape[1:]
+    tall = -(-rows // 16)
+    heights = np.concatenate(
+        [np.full(count, tall if count == 1 else 1) for _, count in info.groups] or [np.zeros(0, int)]
+    )
+    edges = np.concatenate(([0], np.cumsum(heights))) - 0.5
+    axes.imshow(
+        np.repeat(info.codes[branch], heights, axis=0),
+        cmap=ListedColormap([COLOURS[code] for code in Code]),
+        norm=BoundaryNorm(np.arange(-0.5, len(Code) + 0.5), len(Code)),
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axes.set_title(f"guidance branch: {info.branches[branch]}")
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.vlines(np.arange(0.5, steps - 1), edges[0], edges[-1], color="white", lw=0.7)
+    if rows <= 30:
+        axes.hlines(edges[1:-1], -0.5, steps - 0.5, color="white", lw=0.7)
+    places, names, start = [], [], 0
+    for name, count in info.groups:
+        places.append((edges[start] + edges[start + count]) / 2)
+        names.append(f"{name} ×{count}" if count > 1 else name)
+        start += count
+        if start < rows:
+            axes.axhline(edges[start], color="white", linewidth=3)
+        if name == Kind.BRANCH and info.branches[branch] == COND:
+            note = "the conditional branch has no difference to itself"
+            axes.text((steps - 1) / 2, places[-1], note, ha="center", va="center", fontsize=7.5, color="#888888")
+    axes.set_yticks(places, names)
