@@ -82,7 +82,7 @@ class AdaCache(BlockWatching):
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "codebook"})
     codebook: tuple[tuple[float, int], ...] = Field(default=FAST, min_length=1)
-    scale: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    scale: Annotated[float, Field(ge=0.1, le=10.0)] = 1.0
 
     def change(self, new: Tensor, old: Tensor, gap: int) -> float:
         return relative_l1(new, old) / gap

@@ -31,7 +31,7 @@ class DeltaDiT(Interval):
         "https://arxiv.org/abs/2406.01125",
         "the residual of the rear blocks before a gate step, of the front blocks after it",
     )
-    share: Annotated[float, Field(gt=0.0, le=0.5)] = 0.5
+    share: Annotated[float, Field(ge=0.05, le=0.5)] = 0.5
     gate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     stand_in: AnyPredictor = Field(default_factory=Hold)
 

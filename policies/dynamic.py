@@ -6,6 +6,7 @@ what stands in for it (`stand_in`). TeaCache's rule with a Taylor forecast is `T
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -18,12 +19,17 @@ from policies.vocabulary import Branch, Run, Scope, Signal, Site, Step
 
 
 def relative_l1(new: Tensor, old: Tensor) -> float:
-    """mean|new - old| / mean|old|: the denominator is the older value. Infinite where both the shapes and it differ."""
+    """mean|new - old| / mean|old|: the denominator is the older value. Infinite for values of different shape.
+
+    One number crosses over from the device, so a decision costs one synchronisation.
+    """
     if new.shape != old.shape:
-        return float("inf")
-    scale = old.float().abs().mean()
+        return math.inf
     change = (new.float() - old.float()).abs().mean()
-    return float(change / scale) if scale > 0 else float("inf") if change > 0 else 0.0
+    ratio = float(change / old.float().abs().mean())
+    if math.isnan(ratio):  # 0 / 0, or NaN in the values, which must not count as no change
+        return 0.0 if float(change) == 0.0 else math.inf
+    return ratio
 
 
 @dataclass(slots=True)
@@ -104,4 +110,5 @@ class Dynamic(Policy):
         """Called with each computed value, before the memo's counts are set back."""
 
 
-Threshold = Annotated[float, Field(ge=0.0, le=2.0)]
+Threshold = Annotated[float, Field(ge=0.0, le=1.0)]
+"""Of a relative change, or a sum of some: published settings lie between 0.02 and 0.6."""

@@ -57,8 +57,8 @@ class DualBlockCache(Dynamic):
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "sites"})
     sites: str = ""
     threshold: Threshold = 0.08
-    front: Annotated[int, Field(ge=1, le=12)] = 1
-    back: Annotated[int, Field(ge=0, le=12)] = 0
+    front: Annotated[int, Field(ge=1, le=8)] = 1
+    back: Annotated[int, Field(ge=0, le=8)] = 0
     warm_up: Annotated[int, Field(ge=0, le=20)] = 4
     max_consecutive: Annotated[int, Field(ge=1, le=20)] = 4
 

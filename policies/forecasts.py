@@ -33,7 +33,7 @@ class Hermite(Predictor):
 
     name: ClassVar[str] = "hermite"
     order: Annotated[int, Field(ge=0, le=4)] = 2
-    scale: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    scale: Annotated[float, Field(ge=0.1, le=1.0)] = 0.5
 
     @property
     def history(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from policies.base import Citation, Policy
@@ -42,18 +42,12 @@ class PyramidAttentionBroadcast(Policy):
     low: Timestep = 100.0
     high: Timestep = 800.0
 
-    @model_validator(mode="after")
-    def _some_role(self) -> PyramidAttentionBroadcast:
-        if max(self._ranges().values()) == 1:
-            raise ValueError("at least one range must be above 1, or nothing is ever reused")
-        return self
-
     def _ranges(self) -> dict[Role, int]:
         return {role: int(getattr(self, role)) for role in Role}
 
     @property
     def query(self) -> str:
-        return "|".join(role for role, interval in self._ranges().items() if interval > 1)
+        return "|".join(role for role, interval in self._ranges().items() if interval > 1) or "attention"
 
     def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
         return matches(self.query, sites) or select(self.query, sites)

@@ -57,7 +57,7 @@ class HiCache(SiteInterval):
     interval: Annotated[int, Field(ge=1, le=12)] = 4
     start: Annotated[float, Field(ge=0.0, le=1.0)] = WARM_UP
     order: Annotated[int, Field(ge=0, le=4)] = 2
-    scale: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    scale: Annotated[float, Field(ge=0.1, le=1.0)] = 0.5
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return Hermite(order=self.order, scale=self.scale)

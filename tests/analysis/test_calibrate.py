@@ -100,7 +100,7 @@ def test_inputs_are_what_teacache_sees(calibration: Calibration, specimen: Speci
             totals.append(memo.total)
             return False
 
-    with fc.attach(specimen.pipe, Tea(threshold=2.0)):
+    with fc.attach(specimen.pipe, Tea(threshold=1.0)):
         specimen.generate(steps=STEPS, seed=0)
     expected = list(calibration.inputs[0])
     assert totals[1 : STEPS - 1] == pytest.approx(expected[: STEPS - 2], rel=1e-4)

@@ -92,6 +92,7 @@ def test_relative_change_is_relative_to_the_older_value() -> None:
     assert relative_l1(a, torch.zeros_like(a)) == float("inf")
     assert relative_l1(torch.zeros(2), torch.zeros(2)) == 0.0
     assert relative_l1(torch.zeros(2), torch.zeros(3)) == float("inf")
+    assert relative_l1(torch.full((2,), float("nan")), torch.ones(2)) == float("inf")
 
 
 @pytest.mark.parametrize("coefficients", [(1.0, 0.0), (0.5, 2.0, 0.01)])
@@ -129,7 +130,7 @@ def test_first_block_cache_compares_with_the_last_computed_step() -> None:
 
 def test_dual_block_cache_adds_warm_up_and_a_limit() -> None:
     r = walk(0.02)
-    got = drive(DualBlockCache(threshold=2.0, warm_up=4, max_consecutive=3), r)
+    got = drive(DualBlockCache(threshold=1.0, warm_up=4, max_consecutive=3), r)
     assert got == "CCCC" + ("RRRC" * 6)[: COUNT - 4]
     sites = [Site("stack", Kind.STACK, None, 0, (0, 8))]
     sites += [Site(f"b.{d}", Kind.BLOCK, None, d, (d, d + 1)) for d in range(8)]
@@ -278,7 +279,7 @@ def test_adaptive_guidance_follows_the_drift() -> None:
 
 def test_a_vetoed_reuse_counts_as_computed() -> None:
     r = walk(0.02)
-    inner = FirstBlockCache(threshold=2.0)
+    inner = FirstBlockCache(threshold=1.0)
     assert drive(WarmUp(inner=inner, steps=5), r) == "C" * 5 + "R" * (COUNT - 5)
     assert drive(MaxConsecutive(inner=inner, limit=2), r) == ("CRR" * 8)
     m = walk(0.05)

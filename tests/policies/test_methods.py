@@ -38,9 +38,9 @@ from policies import (
     compile_policy,
     known_policies,
 )
+from policies.base import Hold
 from policies.calibrated import lagged, nearest
 from policies.forecasts import Aligned, AverageVelocity, FoCaForecast, Hermite, Relative, Zero, hermite
-from policies.predictors import Hold
 
 RNG = np.random.default_rng(3)
 BLOCKS = 8
@@ -81,8 +81,8 @@ def test_pab_passes_over_roles_the_model_lacks_but_not_over_all() -> None:
     assert {s.role for s in PyramidAttentionBroadcast().claims(spatial)} == {Role.SPATIAL, Role.CROSS}
     with pytest.raises(NoSiteMatched):
         PyramidAttentionBroadcast().claims([s for s in sites() if s.role in (None, Role.FF)])
-    with pytest.raises(InvalidPolicy, match="above 1"):
-        PyramidAttentionBroadcast(spatial=1, temporal=1, cross=1, joint=1)
+    idle = PyramidAttentionBroadcast(spatial=1, temporal=1, cross=1, joint=1)
+    assert compile_policy(idle, Run.of(9, sites=sites())).share() == 0.0
     with pytest.raises(UnknownPolicy, match="'open-sora'"):
         PyramidAttentionBroadcast.preset("opensora")
 
