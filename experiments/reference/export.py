@@ -23,6 +23,14 @@ def store_in_half(folder: Path) -> None:
         file.chmod(0o644)
 
 
+def forget_origin(folder: Path) -> None:
+    """Take the paths that parts were once loaded from out of a folder's configurations."""
+    for file in folder.glob("*/config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def export(trainer: Trainer, autoencoder: nn.Module, path: Path) -> None:
     """Write the averaged weights as an ordinary pipeline folder (float16 safetensors), replacing ``path``.
 
@@ -40,6 +48,7 @@ def export(trainer: Trainer, autoencoder: nn.Module, path: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
     store_in_half(partial)
+    forget_origin(partial)
     machine = (
         torch.cuda.get_device_name()
         if trainer.device.type == "cuda"
