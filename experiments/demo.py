@@ -65,8 +65,8 @@ class Plan:
     selection: int = 10
     held_out: int = 20
     trials: int = 200
-    tune_seconds: float = 150.0
-    seconds: float = 480.0
+    tune_seconds: float = 180.0
+    seconds: float = 500.0
     shown: int = 3
 
 
