@@ -1,4 +1,4 @@
-"""The command line: `fastercache sites | generate | analyze | tune | export | demo | policies`.
+"""The command line: `fastercache sites | generate | analyze | tune | export | demo | policies | overhead`.
 
 Only argument parsing lives here, and nothing heavy is imported before a command runs. Errors that a user can cause
 are one line on standard error and exit code 2; an interruption says how to go on and exits with 130.
@@ -335,7 +335,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("demo-out"),
     pipe: Annotated[str, typer.Argument(metavar="[PIPE]", help="A reference model.")] = "latte-digits",
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.1, help="Time to search, instead of two and a half.")
+        float | None, typer.Option("--minutes", min=0.1, help="Time to search, instead of three.")
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -347,8 +347,30 @@ def demo(
     """
     from experiments import demo as story
 
-    plan = story.Plan() if minutes is None else story.Plan(tune_seconds=60 * minutes, seconds=480 + 60 * minutes)
+    plan = story.Plan() if minutes is None else story.Plan(tune_seconds=60 * minutes, seconds=500 + 60 * minutes)
     _finish(story.demo(_open(pipe, device, "auto", None), out, plan, show=not as_json), as_json)
+
+
+@app.command()
+@guarded
+def overhead(
+    pipe: Pipe,
+    runs: Annotated[int, typer.Option("--runs", min=3, help="Timed runs of each variant.")] = 20,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What to generate. [a caption of the model]")] = None,
+    steps: Steps = None,
+    call: Call = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time what the toolkit itself costs, interleaved with the bare pipeline, and how much of a saving is realised.
+
+    Example: `fastercache overhead latte-digits --runs 20`
+    """
+    from experiments import overhead as cost
+
+    subject = _open(pipe, device, dtype, call, steps)
+    _finish(cost.report(subject, prompt, runs, show=not as_json), as_json)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,16 @@ from tuner.evaluate import Case, Evaluator, hardware
 UNCACHED = "uncached"
 """Name of the bare pipeline's entry: no session is attached for it."""
 
-Entry = fc.Policy | fc.TunedConfig | None
+
+
+@dataclass(frozen=True)
+class FewerSteps:
+    """The baseline a cache has to beat: the same solver with fewer steps and nothing cached."""
+
+    steps: int
+
+
+Entry = fc.Policy | fc.TunedConfig | FewerSteps | None
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,21 @@ class Outcome:
 def once(evaluator: Evaluator, entry: Entry, case: Case, allow: frozenset[str] = frozenset()) -> Outcome:
     """Run one prompt under one policy; None is the bare pipeline, whose FLOPs are not counted.
 
+    With fewer steps, the uncached FLOPs are those of the full number of steps, each costing what these cost on average.
+
     `allow`: which differences to what a tuned config was made for are accepted.
     """
     if entry is None:
         return Outcome(*evaluator.run_bare(case), 0, 0, 0)
     evaluator.close()
+    if isinstance(entry, FewerSteps):
+        steps = int(evaluator.call["num_inference_steps"])
+        evaluator.call["num_inference_steps"] = entry.steps
+        try:
+            shorter = once(evaluator, fc.NoCache(), case)
+        finally:
+            evaluator.call["num_inference_steps"] = steps
+        return replace(shorter, flops_full=shorter.flops * steps // entry.steps)
     with fc.attach(evaluator.pipe, entry, allow=allow) as session:
         began = time.perf_counter()
         video = evaluator.generate(case)
@@ -211,6 +230,8 @@ class Contest:
 
 def described(entry: Entry) -> dict[str, Any]:
     """The policy of an entry as JSON values; the bare pipeline is described as `no_cache`."""
+    if isinstance(entry, FewerSteps):
+        return {"policy": fc.NoCache.name, "num_inference_steps": entry.steps}
     if entry is None:
         return {"policy": fc.NoCache.name}
     return fc.dump(entry if isinstance(entry, fc.Policy) else entry.policy)

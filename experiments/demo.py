@@ -33,16 +33,17 @@ from analysis.plots import (
 )
 from experiments import render
 from experiments.console import progress, results, words
-from experiments.contest import UNCACHED, Contest, Entry, write_json
+from experiments.contest import UNCACHED, Contest, Entry, FewerSteps, write_json
 from experiments.pipelines import Subject
 from experiments.poster import poster, schedule_rows
 from experiments.recording import recorded, save_figures
 from experiments.rows import Row, table
-from experiments.searching import Job, log_trials, study_of, watched
+from experiments.searching import Job, study_of, watched
 from policies.vocabulary import matches
 from tuner import Evaluator, Outcome, Record, Study, export
 
 PAPER, STATIC, GENTLE, TUNED = "FasterCache (paper)", "static interval", "static interval 2", "tuned"
+FEWER = "fewer steps, no cache"
 HELD_OUT_SEED = 100_000
 """Held-out prompts get noise of their own, too."""
 
@@ -95,7 +96,7 @@ class Demo:
         key = hashlib.sha256(what.encode()).hexdigest()
         path = self.out / "plan.json"
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("key") != key:
-            for name in ("profile", "study", "held-out"):
+            for name in ("profile", "study", "held-out", "tensorboard"):
                 shutil.rmtree(self.out / name, ignore_errors=True)
             for name in ("tuned.json", "budget.json"):
                 (self.out / name).unlink(missing_ok=True)
@@ -134,7 +135,7 @@ class Demo:
     def time_limit(self) -> float:
         """Seconds for the search: what the plan gives it, or less where videos take longer."""
         seconds: list[float] = json.loads((self.out / "budget.json").read_text(encoding="utf-8"))["seconds"]
-        ahead: float = (5 * self.plan.held_out + 4 * self.plan.selection) * statistics.median(seconds)
+        ahead: float = (6 * self.plan.held_out + 4 * self.plan.selection) * statistics.median(seconds)
         return min(self.plan.tune_seconds, max(45.0, self.plan.seconds - ahead))
 
     def tune(self) -> Path:
@@ -154,6 +155,7 @@ class Demo:
                 seconds=limit,
                 on_trial=tick,
                 references=self.out / "references",
+                logdir=self.out / "tensorboard" / "trials",
             )
         ran = sum(r.outcome in (Outcome.MEASURED, Outcome.STOPPED) for r in study.records)
         words.print(
@@ -161,7 +163,6 @@ class Demo:
         )
         record = self.select(study)
         words.print(f"    selected on {self.plan.selection} other prompts: {_gain(record)}", soft_wrap=True)
-        log_trials(study, self.out / "tensorboard" / "trials")
         with study.evaluator:
             return export(study, record).save(path)
 
@@ -197,13 +198,20 @@ class Demo:
         reached = [i for i, ratio in enumerate(ratios) if ratio <= aim]
         return choices[reached[0] if reached else int(np.argmin(ratios))]
 
+    def fewer_steps(self, policy: fc.Policy) -> FewerSteps:
+        """As few uncached steps as cost at most what `policy` costs: the baseline that every cache has to beat."""
+        cost = self.evaluator.cost_model(self.evaluator.cases(self.search_prompts)[0])
+        return FewerSteps(max(1, math.floor(cost.forecast(policy).ratio * cost.run.count + 1e-9)))
+
     def contest(self, tuned: Path) -> Contest:
         """Every policy on the held-out prompts; the tuned one comes from its file, in an attach of its own."""
+        config = fc.load(tuned)
         entries: dict[str, Entry] = {
+            FEWER: self.fewer_steps(config.policy),
             GENTLE: fc.StaticInterval(),
             STATIC: self.static(),
             PAPER: fc.FasterCache(),
-            TUNED: fc.load(tuned),
+            TUNED: config,
         }
         self.evaluator.close()
         contest = Contest(
@@ -320,7 +328,9 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
     write_json(out / "demo.json", payload)
     if show:
         results.print(table(rows, f"{subject.name}, {len(contest.cases)} held-out prompts, budget {job.budget}"))
+        few = next(row.policy["num_inference_steps"] for row in rows if row.name == FEWER)
         results.print(f"{GENTLE}: {_described(rows, GENTLE)}; {STATIC}: {_described(rows, STATIC)}", soft_wrap=True)
+        results.print(f"{FEWER}: {few} of {subject.call['num_inference_steps']}, what the tuned policy costs")
         for name, path in files.items():
             results.print(f"{name:>12}  {path}", soft_wrap=True)
     return payload

@@ -35,6 +35,7 @@ def test_the_table_has_every_policy_with_every_figure(result: tuple[Path, dict[s
     assert written["rows"] == payload["rows"]
     assert [row["name"] for row in written["rows"]] == [
         UNCACHED,
+        story.FEWER,
         story.GENTLE,
         story.STATIC,
         story.PAPER,
@@ -48,6 +49,8 @@ def test_the_table_has_every_policy_with_every_figure(result: tuple[Path, dict[s
     assert (rows[UNCACHED]["speedup_flops"], rows[UNCACHED]["speedup_wall"], rows[UNCACHED]["psnr"]) == (1, 1, 100)
     assert rows[story.STATIC]["speedup_flops"] >= rows[story.PAPER]["speedup_flops"] > 1
     assert rows[story.PAPER]["policy"] == fc.dump(fc.FasterCache())
+    assert rows[story.FEWER]["speedup_flops"] >= rows[story.TUNED]["speedup_flops"] * (1 - 1e-9)
+    assert rows[story.FEWER]["speedup_flops"] == pytest.approx(8 / rows[story.FEWER]["policy"]["num_inference_steps"])
 
 
 def test_search_selection_recording_and_held_out_prompts_are_disjoint(subject: Subject, tmp_path: Path) -> None:
