@@ -41,7 +41,8 @@ def find_sites(target: Any) -> tuple[Site, ...]:
     sites: list[Site] = []
     for prefix, module in denoisers_of(target):
         family = family_of(type(module).__name__)
-        sites.extend(find_denoiser_sites(module, prefix, branches=family is None or len(family.order) > 1))
+        branches = family is None or len(family.order) > 1 or family.true_cfg
+        sites.extend(find_denoiser_sites(module, prefix, branches=branches))
     return tuple(sites)
 
 

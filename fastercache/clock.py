@@ -50,6 +50,10 @@ class Clock:
             tap.remove()
         self._taps = []
 
+    def replaced(self, pipe: Any | None) -> bool:
+        """Whether the pipeline has another scheduler than the one followed, whose announcement was missed."""
+        return self.scheduler is not None and getattr(pipe, "scheduler", self.scheduler) is not self.scheduler
+
     def start(self, timesteps: Sequence[float] | torch.Tensor) -> None:
         """Announce a run of a loop of the user's own: its timesteps, in order."""
         values = timesteps.tolist() if isinstance(timesteps, torch.Tensor) else [float(t) for t in timesteps]

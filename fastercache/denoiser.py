@@ -209,7 +209,7 @@ class Denoiser:
     # -- one call ----------------------------------------------------------------------------------------------------
     def _call(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = leading_tensor(args, kwargs)
-        if self.clock.pending or self.state is None:
+        if self.clock.pending or self.state is None or self.clock.replaced(self.branches.pipe):
             self.on_run(self, args, kwargs)
         state = self.state
         assert state is not None  # on_run begins a run or raises

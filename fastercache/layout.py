@@ -13,27 +13,43 @@ from torch import Tensor, nn
 from fastercache.families import Layout
 from policies.errors import AttachError
 
-# Arguments whose leading axis is never the batch, even where the sizes happen to agree.
+# Arguments whose leading axis is not the batch, even where the sizes happen to agree; but see `_per_row`.
 UNSLICED = frozenset(
     {"image_rotary_emb", "rotary_emb", "freqs_cis", "freqs_cos", "freqs_sin", "img_ids", "txt_ids", "img_shapes",
      "rope_interpolation_scale", "attention_kwargs", "joint_attention_kwargs", "cross_attention_kwargs"}
 )  # fmt: skip
 
 
-def take_rows(value: Any, lead: int, parts: Sequence[int], of: int) -> Any:
-    """The same nesting with only the rows of some of `of` equal parts along every leading axis of size `lead`."""
+def take_rows(value: Any, lead: int | tuple[int, ...], parts: Sequence[int], of: int) -> Any:
+    """The same nesting with only the rows of some of `of` equal parts along every leading axis of a size in `lead`.
+
+    Inside a block there can be two: hidden states (B*F, ...) beside an embedding (B, ...).
+    """
+    leads = (lead,) if isinstance(lead, int) else lead
     if isinstance(value, Tensor):
-        if value.ndim == 0 or value.shape[0] != lead:
+        if value.ndim == 0 or value.shape[0] not in leads:
             return value
-        size = lead // of
+        size = value.shape[0] // of
         if list(parts) == list(range(parts[0], parts[-1] + 1)):
             return value.narrow(0, parts[0] * size, size * len(parts))
         return torch.cat([value.narrow(0, p * size, size) for p in parts])
     if isinstance(value, (tuple, list)):
-        return type(value)(take_rows(item, lead, parts, of) for item in value)
+        return type(value)(take_rows(item, leads, parts, of) for item in value)
     if isinstance(value, dict):
-        return {k: v if k in UNSLICED else take_rows(v, lead, parts, of) for k, v in value.items()}
+        hidden = value.get("hidden_states")
+        tokens = hidden.shape[1] if isinstance(hidden, Tensor) and hidden.ndim == 3 else None
+        return {
+            k: v if k in UNSLICED and not _per_row(v, leads, tokens) else take_rows(v, leads, parts, of)
+            for k, v in value.items()
+        }
     return value
+
+
+def _per_row(value: Any, leads: tuple[int, ...], tokens: int | None) -> bool:
+    """Whether position embeddings are given for each row: (B, N, D) as in LTX, not (N, D) or (N, heads, D)."""
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(_per_row(item, leads, tokens) for item in value)
+    return isinstance(value, Tensor) and value.ndim == 3 and value.shape[0] in leads and value.shape[1] == tokens
 
 
 def leading_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "hidden_states") -> Tensor:

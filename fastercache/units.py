@@ -264,11 +264,12 @@ class ModuleUnit(Unit):
         output: Any = None
         if computed:
             if reused:
-                lead = leading_tensor(args, kwargs).shape[0]
+                lead = (leading_tensor(args, kwargs).shape[0], call.batch)
                 parts = [call.branches.index(b) for b in computed]
                 args, kwargs = (take_rows(x, lead, parts, len(call.branches)) for x in (args, kwargs))
             output = inner(*args, **kwargs)
-            fresh = self._values(flatten_output(output), self.io.inputs(args, kwargs) if self.io else [])
+            inside = self.io.inputs(args, kwargs) if self.io else []
+            fresh = self._values(flatten_output(output), inside, joined_later=bool(reused))
             self.template = strip(output)
             self.keep(call, computed, fresh)
         if reused:
@@ -285,12 +286,12 @@ class ModuleUnit(Unit):
         """The residual of the hidden-states stream."""
         return values[self.streams.index(0)] if 0 in self.streams else None
 
-    def _values(self, outputs: Streams, inputs: Streams) -> Streams:
+    def _values(self, outputs: Streams, inputs: Streams, joined_later: bool) -> Streams:
         if self.io is None:
             return outputs
         if not self.streams:
             self.streams = self.io.match(outputs, inputs, self.text_first)
-        if self.idle_value():
+        if not joined_later and self.idle_value():
             return [None] * len(outputs)
         bases = [inputs[i] if i >= 0 else None for i in self.streams]
         return [None if o is None or base is None else o - base for o, base in zip(outputs, bases, strict=True)]

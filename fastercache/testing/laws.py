@@ -34,6 +34,7 @@ class Checker:
     def __init__(self, policy: Policy, specimen: Specimen) -> None:
         self.policy, self.specimen = policy, specimen
         self.bare = specimen.generate()
+        self.length = specimen.steps  # of a run; image-to-image takes fewer than asked for
         self.untouched = state_of(specimen)  # after a run, since pipelines set attributes of their own in one
 
     def attach(self, policy: Policy | Path | None = None) -> Session:
@@ -57,8 +58,9 @@ class Checker:
 
     def law_1(self) -> Verdict:
         """Without reuse nothing changes, whatever is hooked."""
-        sites = find_sites(self.specimen.pipe)
-        kinds = sorted({str(site.kind) for site in sites})
+        with self.attach(NoCache(sites="denoiser")) as session:
+            self.specimen.generate()
+            kinds = sorted({str(site.kind) for site in session.last.run.sites})
         for policy in (
             NoCache(sites="|".join(kinds)),
             WarmUp(inner=self.policy, steps=1000),
@@ -126,7 +128,7 @@ class Checker:
             policy = self._settled(captured)
             with attach(captured.denoiser, policy, guidance=style) as session:
                 try:
-                    results[style] = captured.run(session, style=style, steps=self.specimen.steps)
+                    results[style] = captured.run(session, style=style, steps=self.length)
                 except Incompatible as reason:
                     return Verdict(4, None, str(reason))
         for branch, outputs in results["batched"].items():
@@ -148,9 +150,9 @@ class Checker:
                 if watched != COND and self._guides(captured):
                     continue  # its prediction is made of the conditional output, by definition
                 moved = {b: 0.5 for b in (*others, COND) if b != watched}
-                before = captured.run(session, style=captured.style, steps=self.specimen.steps, drive=watched)
+                before = captured.run(session, style=captured.style, steps=self.length, drive=watched)
                 after = captured.run(
-                    session, style=captured.style, steps=self.specimen.steps, drive=watched, shift=moved
+                    session, style=captured.style, steps=self.length, drive=watched, shift=moved
                 )
             if not all(map(same, before[watched], after[watched])):
                 return Verdict(5, False, f"branch {watched} changes with the input of the other")
@@ -210,6 +212,7 @@ class Checker:
             with capturing(self.specimen) as calls:
                 self.specimen.generate()
             branches = session.last.run.branches
+            self.length = session.last.run.count
         first = [call for module, call in calls if module is session._denoisers[0].module]
         return Captured.of(session._denoisers[0].module, finder, first, branches)
 
@@ -223,7 +226,7 @@ class Checker:
         if self.policy.static:
             return self.policy
         with attach(captured.denoiser, self.policy, guidance=captured.style) as session:
-            captured.run(session, style=captured.style, steps=self.specimen.steps)
+            captured.run(session, style=captured.style, steps=self.length)
             return session.last.schedule()
 
 

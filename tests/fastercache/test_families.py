@@ -15,6 +15,7 @@ from fastercache.testing import LAWS, check_policy
 from fastercache.testing.laws import Checker
 from fastercache.zoo.specimen import Specimen
 from policies.base import Policy
+from policies.schedule import Row
 from policies.vocabulary import COND, UNCOND, Kind, Role
 
 HEAVY = {"hunyuan-video-1.5", "cogvideox-v2v", "hunyuan-video-true-cfg"}  # slow, or the same code as a lighter one
@@ -58,6 +59,22 @@ def test_every_law_holds(name: str, kind: str) -> None:
     assert skipped == expected
     assert report.reused > 0.1
     assert {v.law for v in report.verdicts} == set(LAWS)
+
+
+@pytest.mark.parametrize("name", [n for n in LIGHT if n not in DISTILLED | TEXT_LENGTHS])
+def test_a_call_may_compute_one_branch_and_reuse_the_other(name: str) -> None:
+    """Where branches reuse at different steps, a batched call is cut into rows inside its blocks: laws 4 and 5."""
+    s = specimen(name)
+    with fc.attach(s.pipe, fc.NoCache(sites="denoiser")) as session:
+        s.generate()
+        steps = session.last.run.count
+    cond, uncond = ("CRCCRR" * 2)[:steps], ("CCRRCR" * 2)[:steps]
+    rows = tuple(
+        Row(sites=sites, branch=branch, steps=letters)
+        for sites in ("attention[1:]", "block[:1]")
+        for branch, letters in ((COND, cond), (UNCOND, uncond))
+    )
+    check_policy(fc.Schedule(rows=rows), s, steps=steps, laws=(4, 5, 9)).raise_if_broken()
 
 
 def first_cond_output(s: Specimen, **overrides: Any) -> Tensor:

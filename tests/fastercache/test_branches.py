@@ -1,0 +1,182 @@
+"""Branches of loops of one's own: batched, separate, named, three of them; and refusals where a branch is not known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastercache as fc
+from fastercache import zoo
+from fastercache.testing.loop import Captured
+from fastercache.testing.subject import capturing
+from fastercache.zoo.specimen import Specimen
+from policies.schedule import Code
+from policies.vocabulary import COND, UNCOND
+
+TIMES = [900.0, 700.0, 500.0, 300.0, 100.0]
+POLICY = fc.StaticInterval(sites="attention", interval=2)
+
+
+class Loop:
+    """Calls a random Latte transformer: rows of branch b are its text times `text[b]`."""
+
+    text = {UNCOND: 0.0, COND: 1.0, "perturbed": -1.0}  # noqa: RUF012
+
+    def __init__(self, specimen: Specimen) -> None:
+        self.model = specimen.pipe.transformer
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(1, 4, 4, 8, 8, generator=generator)
+        self.prompt = torch.randn(1, 5, 12, generator=generator)
+
+    def call(self, x: Tensor, time: float, *branches: str) -> Tensor:
+        rows = len(branches)
+        with torch.no_grad():
+            return self.model(
+                hidden_states=torch.cat([x] * rows),
+                timestep=torch.full((rows,), time),
+                encoder_hidden_states=torch.cat([self.prompt * self.text[b] for b in branches]),
+                return_dict=False,
+            )[0].clone()
+
+
+@pytest.fixture
+def loop(latte: Specimen) -> Loop:
+    return Loop(latte)
+
+
+def test_a_bare_denoiser_needs_its_guidance_only_where_no_family_tells(loop: Loop) -> None:
+    class Unknown(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = torch.nn.ModuleList([torch.nn.TransformerEncoderLayer(8, 2)])
+
+    with pytest.raises(fc.BranchUnknown, match='guidance="batched"'):
+        fc.attach(Unknown(), fc.NoCache(sites="denoiser"))
+    fc.attach(loop.model, POLICY).detach()
+
+
+def test_a_loop_of_ones_own_announces_its_timesteps(loop: Loop) -> None:
+    with fc.attach(loop.model, POLICY) as session:
+        with pytest.raises(fc.FasterCacheError, match=r"session\.start"):
+            loop.call(loop.x, 900.0, UNCOND, COND)
+        session.start(TIMES)
+        for time in TIMES:
+            loop.call(loop.x, time, UNCOND, COND)
+        assert session.last.complete and session.last.run.count == 5
+        with pytest.raises(fc.FasterCacheError, match="after the last of 5 steps"):
+            loop.call(loop.x, 50.0, UNCOND, COND)
+
+
+def test_separate_calls_are_counted_round_and_round(loop: Loop) -> None:
+    with fc.attach(loop.model, POLICY, guidance="separate") as session:
+        session.start(TIMES)
+        for time in TIMES:
+            for branch in (COND, UNCOND):
+                loop.call(loop.x, time, branch)
+        assert session.last.complete
+        assert (session.last.codes != Code.UNREACHED).all()
+
+
+def test_guidance_off_part_way_is_told_by_the_timestep(loop: Loop) -> None:
+    """A loop that calls only the conditional branch in some steps: the next step's call is not taken for the other."""
+    bare = {(t, b): loop.call(loop.x, t, b) for t in TIMES for b in (COND, UNCOND)}
+    seen: list[tuple[str, int]] = []
+    with fc.attach(loop.model, fc.NoCache(sites="denoiser"), guidance="separate") as session:
+        session.watch("denoiser", lambda o: seen.append((o.branch, o.step.index)))
+        session.start(TIMES)
+        for i, time in enumerate(TIMES):
+            for branch in (COND, UNCOND) if i in (1, 4) else (COND,):
+                assert torch.equal(loop.call(loop.x, time, branch), bare[time, branch])
+    assert seen == [(COND, 0), (COND, 1), (UNCOND, 1), (COND, 2), (COND, 3), (COND, 4), (UNCOND, 4)]
+
+
+def run_three(loop: Loop, session: fc.Session, style: str) -> dict[str, list[Tensor]]:
+    order = (UNCOND, COND, "perturbed")
+    outputs: dict[str, list[Tensor]] = {b: [] for b in order}
+    x = loop.x
+    session.start(TIMES)
+    for time in TIMES:
+        if style == "batched":
+            now = dict(zip(order, loop.call(x, time, *order).chunk(3), strict=True))
+        else:
+            now = {b: loop.call(x, time, b) for b in order}
+        for branch, value in now.items():
+            outputs[branch].append(value)
+        x = x - 0.1 * (now[COND] + (now[COND] - now[UNCOND]) + (now[COND] - now["perturbed"]))[:, :4]
+    return outputs
+
+
+@pytest.mark.parametrize("policy", [POLICY, fc.StaticInterval(sites="denoiser", interval=3)], ids=["module", "denoiser"])
+def test_three_branches_each_have_their_state(policy: Any, loop: Loop) -> None:
+    branches = (UNCOND, COND, "perturbed")
+    results = {}
+    for style in ("batched", "separate"):
+        with fc.attach(loop.model, policy, guidance=style, branches=branches) as session:
+            results[style] = run_three(loop, session, style)
+            assert session.last.run.branches == (COND, UNCOND, "perturbed")
+            assert session.last.share() > 0.3
+    for branch in branches:
+        for a, b in zip(results["batched"][branch], results["separate"][branch], strict=True):
+            assert torch.allclose(a, b, atol=1e-4)
+    assert not torch.allclose(results["batched"][UNCOND][1], results["batched"]["perturbed"][1], atol=1e-3)
+
+
+def test_cfg_cache_predicts_every_branch_but_the_conditional_one(loop: Loop) -> None:
+    policy = fc.CFGCache(interval=2, start=0.0)
+    with fc.attach(loop.model, policy, guidance="batched", branches=(UNCOND, COND, "perturbed")) as session:
+        run_three(loop, session, "batched")
+        codes = dict(zip(session.last.run.branches, session.last.codes[0].tolist(), strict=True))
+    assert codes[UNCOND] == codes["perturbed"] == [0, 1, 0, 1, 0]
+
+
+def test_branches_can_be_named(loop: Loop) -> None:
+    """Calls in any order, each under its name, equal calls in the usual order."""
+    outputs = {}
+    for order in ((COND, UNCOND), (UNCOND, COND)):
+        with fc.attach(loop.model, POLICY, guidance="separate") as session:
+            session.start(TIMES)
+            for time in TIMES:
+                for branch in order:
+                    with session.branch(branch):
+                        outputs[order, branch, time] = loop.call(loop.x, time, branch)
+            with pytest.raises(fc.BranchUnknown, match="perturbed"):
+                session.start(TIMES)
+                with session.branch("perturbed"):
+                    loop.call(loop.x, 900.0, COND)
+    for time in TIMES:
+        for branch in (COND, UNCOND):
+            assert torch.equal(outputs[(COND, UNCOND), branch, time], outputs[(UNCOND, COND), branch, time])
+
+
+def test_rows_that_fit_no_branches_are_refused(loop: Loop) -> None:
+    with fc.attach(loop.model, POLICY, guidance="batched") as session:
+        session.start(TIMES)
+        with pytest.raises(fc.BranchUnknown, match="3 rows"):
+            loop.call(loop.x, 900.0, UNCOND, COND, COND)
+        session.start(TIMES)
+        loop.call(loop.x, 900.0, UNCOND, COND)
+        with pytest.raises(fc.BranchUnknown, match="switched on"):
+            loop.call(loop.x, 700.0, UNCOND, COND, UNCOND, COND)
+    with pytest.raises(fc.BranchUnknown, match="different names"):
+        fc.attach(loop.model, POLICY, guidance="batched", branches=(UNCOND, "perturbed"))
+
+
+def test_an_extra_pass_in_a_step_is_refused() -> None:
+    """Skip-layer guidance calls SD3's denoiser again with the conditional rows: it is not the conditional branch."""
+    s = zoo.build("sd3")
+    call = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    with fc.attach(s.pipe, POLICY), pytest.raises(fc.BranchUnknown, match="extra"):
+        s.generate(**call)
+
+
+def test_captured_calls_hold_one_row_per_branch(latte: Specimen) -> None:
+    with fc.attach(latte.pipe, fc.NoCache(sites="denoiser")) as session:
+        with capturing(latte) as calls:
+            latte.generate()
+        finder = session._denoisers[0].branches
+        captured = Captured.of(calls[0][0], finder, [call for _, call in calls], session.last.run.branches)
+    assert captured.order == (UNCOND, COND)
+    assert all(kwargs["encoder_hidden_states"].shape[0] == 1 for _, kwargs in captured.calls.values())
