@@ -1,7 +1,7 @@
 """What differs between model families, as data.
 
-Everything here was read off the pinned diffusers' pipelines, and every family is run small in the tests. A denoiser class
-that is not listed still works where detection by structure succeeds; its guidance style must then be passed to
+Everything here was read off the pinned diffusers' pipelines, and every family is run small in the tests. A denoiser
+class that is not listed still works where detection by structure succeeds; its guidance style must then be passed to
 `attach`.
 """
 
@@ -14,8 +14,8 @@ from policies.vocabulary import COND, UNCOND, Branch, Role
 
 Guidance = Literal["batched", "separate", "none"]
 Layout = Literal["rows", "frames", "tokens", "joined"]
-"""Axes of a block's hidden states: `rows` (B, N, D), `frames` (B*F, N, D), `tokens` (B*N, F, D); `joined` is `rows` with
-the text's tokens before the image's in one stream."""
+"""Axes of a block's hidden states: `rows` (B, N, D), `frames` (B*F, N, D), `tokens` (B*N, F, D); `joined` is `rows`
+with the text's tokens before the image's in one stream."""
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,16 @@ class FlopBook:
         self.seconds = 0.0
         """Time spent counting since the value was last set to zero."""
 
+    def largest(self, prefix: str) -> Cost | None:
+        """The cost of the largest call counted so far."""
+        counted = [cost for (owner, _), cost in self._costs.items() if owner == prefix]
+        return max(counted, key=lambda cost: cost.total) if counted else None
+
     def shares(self, prefix: str) -> dict[str, float]:
         """Share of a whole call's FLOPs spent inside each hooked module, by path; empty before the first call."""
-        counted = [cost for (owner, _), cost in self._costs.items() if owner == prefix]
-        if not counted:
+        whole = self.largest(prefix)
+        if whole is None:
             return {}
-        whole = max(counted, key=lambda cost: cost.total)
         return {path: flops / max(whole.total, 1) for path, flops in whole.inclusive.items()}
 
     def cost(

@@ -181,6 +181,28 @@ class Session:
         """Share of a whole denoiser call's FLOPs inside each module and block site, by name, as counted so far."""
         return {d.prefix + path: share for d in self._denoisers for path, share in self._book.shares(d.prefix).items()}
 
+    def site_flops(self) -> dict[str, int]:
+        """FLOPs that one denoiser call spends in each site, by name, as counted so far; empty before the first run.
+
+        A batched call holds every branch, and its branch site is one branch's share of it; with separate calls the
+        branch site is a whole call.
+        """
+        found: dict[str, int] = {}
+        for denoiser in self._denoisers:
+            cost = self._book.largest(denoiser.prefix)
+            if cost is None:
+                continue
+            parts = len(denoiser.branches.order) if denoiser.branches.guidance == "batched" else 1
+            blocks = [cost.inclusive[block.path] for block in denoiser.blocks]
+            for site in denoiser.sites:
+                if site.kind in (Kind.MODULE, Kind.BLOCK):
+                    found[site.name] = cost.inclusive[site.name.removeprefix(denoiser.prefix)]
+                elif site.kind is Kind.STACK:
+                    found[site.name] = sum(blocks[slice(*site.span)])
+                else:
+                    found[site.name] = cost.total // parts if site.kind is Kind.BRANCH else cost.total
+        return found
+
     def citations(self) -> list[Citation]:
         """The works behind the policy in force, each once."""
         found: dict[str, Citation] = {}

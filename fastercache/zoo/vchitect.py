@@ -1,7 +1,7 @@
 """A transformer and a loop of Vchitect-2.0's shape, which no diffusers pipeline has.
 
-Two calls a step with the unconditional one first; blocks called with keywords, in and out as (text, image); None for the
-text of the last block; an attention with three parallel paths; (B, F, C, H, W) in and (B*F, C, H, W) out.
+Two calls a step with the unconditional one first; blocks called with keywords, returning (text, image), with None for
+the text of the last; an attention with three parallel paths; (B, F, C, H, W) in and (B*F, C, H, W) out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class ThreePathAttention(nn.Module):
         temporal = attend(self.to_q_temp(by_token), self.to_k_temp(by_token), self.to_v_temp(by_token))
         temporal = temporal.transpose(1, 2).reshape(rows, tokens, dim)
         cross = attend(
-            self.to_q_cross(hidden_states), self.to_k_cross(encoder_hidden_states), self.to_v_cross(encoder_hidden_states)
+            self.to_q_cross(hidden_states),
+            self.to_k_cross(encoder_hidden_states),
+            self.to_v_cross(encoder_hidden_states),
         )
         return spatial + temporal + cross, self.to_add_out(encoder_hidden_states)
 

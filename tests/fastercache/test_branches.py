@@ -109,7 +109,9 @@ def run_three(loop: Loop, session: fc.Session, style: str) -> dict[str, list[Ten
     return outputs
 
 
-@pytest.mark.parametrize("policy", [POLICY, fc.StaticInterval(sites="denoiser", interval=3)], ids=["module", "denoiser"])
+@pytest.mark.parametrize(
+    "policy", [POLICY, fc.StaticInterval(sites="denoiser", interval=3)], ids=["module", "denoiser"]
+)
 def test_three_branches_each_have_their_state(policy: Any, loop: Loop) -> None:
     branches = (UNCOND, COND, "perturbed")
     results = {}

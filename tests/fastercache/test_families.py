@@ -13,8 +13,8 @@ import fastercache as fc
 from fastercache import zoo
 from fastercache.testing import LAWS, check_policy
 from fastercache.testing.laws import Checker
+from fastercache.testing.probes import coarse, fine
 from fastercache.zoo.specimen import Specimen
-from policies.base import Policy
 from policies.schedule import Row
 from policies.vocabulary import COND, UNCOND, Kind, Role
 
@@ -30,28 +30,11 @@ def specimen(name: str) -> Specimen:
     return zoo.build(name)
 
 
-def fine() -> Policy:
-    """Attention extrapolated and the unconditional branch predicted, from the first step on."""
-    return fc.FasterCache(start=0.0, cfg_start=0.0, cfg_interval=3)
-
-
-def coarse(s: Specimen) -> Policy:
-    """Blocks, a stack where there is one, and the whole denoiser, at intervals that leave each some reuses."""
-    sites = fc.find_sites(s.pipe)
-    parts: list[Policy] = [
-        fc.StaticInterval(sites="denoiser", interval=4, offset=2, start=0.6),
-        fc.StaticInterval(sites="block", interval=2),
-    ]
-    if any(site.kind is Kind.STACK for site in sites):
-        parts.append(fc.StaticInterval(sites="stack[1:]", interval=3, offset=0))
-    return fc.Compose(parts)
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("kind", ["fine", "coarse"])
 def test_every_law_holds(name: str, kind: str) -> None:
     s = specimen(name)
-    report = check_policy(fine() if kind == "fine" else coarse(s), s).raise_if_broken()
+    report = check_policy(fine() if kind == "fine" else coarse(s.pipe), s).raise_if_broken()
     skipped = [v.law for v in report.verdicts if v.passed is None]
     expected = [4, 5] if name in DISTILLED else [4] if name in TEXT_LENGTHS else []
     if name == "vchitect-2.0" and kind == "fine":
@@ -120,7 +103,7 @@ def test_vchitect_calls_the_unconditional_branch_first() -> None:
 
 
 def test_an_unconditional_call_that_comes_first_is_predicted_from_the_step_before() -> None:
-    """At a reused step: uncond(t) = cond(t-1) + weighted delta; with a weight of one, cond(t-1) + (u - c) of the anchor."""
+    """At a reused step uncond(t) = cond(t-1) + w (uncond - cond) of the last full step, here with w = 1."""
     s = specimen("vchitect-2.0")
     seen: dict[tuple[str, int], Tensor] = {}
     policy = fc.CFGCache(interval=2, start=0.0, alpha_low=0.0, alpha_high=0.0)

@@ -144,3 +144,14 @@ def test_law_9_counts_every_tensor_a_session_reaches(latte: Specimen) -> None:
         assert checker.law_9().passed is False
     finally:
         fc.Session._step_ended = original  # type: ignore[method-assign]
+
+
+def test_site_flops_add_up(latte: Specimen) -> None:
+    with fc.attach(latte.pipe, fc.NoCache()) as session:
+        assert session.site_flops() == {}
+        latte.generate()
+        flops = session.site_flops()
+        assert flops["denoiser"] == session.last.flops[0] == 2 * flops["branch"]
+    blocks = {s.name for s in session.sites if s.kind == "block"}
+    assert flops["stack"] == sum(flops[name] for name in blocks) < flops["denoiser"]
+    assert all(flops[s.name] < flops[s.name.rsplit(".", 1)[0]] for s in session.sites if s.role)

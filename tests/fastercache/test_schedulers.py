@@ -45,7 +45,9 @@ def test_laws_hold_for_every_scheduler(scheduler: Any, latte: Specimen) -> None:
 
 
 @pytest.mark.parametrize(
-    "scheduler", [FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchHeunDiscreteScheduler()], ids=lambda s: type(s).__name__
+    "scheduler",
+    [FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchHeunDiscreteScheduler()],
+    ids=lambda s: type(s).__name__,
 )
 def test_laws_hold_for_flow_matching(scheduler: Any) -> None:
     s = zoo.build("wan")
@@ -62,7 +64,7 @@ def test_heun_has_two_calls_a_step(latte: Specimen) -> None:
 
 @pytest.mark.parametrize("name", ["cogvideox-v2v", "sdxl-i2i"])
 def test_a_start_in_the_middle_is_the_first_step(name: str) -> None:
-    """The run has only the steps that are taken; the first is computed even where a policy would reuse from the start."""
+    """The run has only the steps that are taken, and its first is computed even where a policy would reuse it."""
     s = zoo.build(name)
     calls = 0
 
@@ -83,7 +85,7 @@ def test_a_start_in_the_middle_is_the_first_step(name: str) -> None:
 
 
 def test_guidance_that_ends_part_way(latte: Specimen) -> None:
-    """A callback switches guidance off (the documented way): from then on there is one branch, and no other is called."""
+    """A callback switches guidance off, the documented way: from then on there is one branch."""
     s = zoo.build("sdxl")
 
     def off(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,28 @@
+"""Policies that together reach every kind of site a model has; what the families table is made with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastercache.attach import find_sites
+from policies.base import Policy
+from policies.compose import Compose
+from policies.faster_cache import FasterCache
+from policies.static_interval import StaticInterval
+from policies.vocabulary import Kind
+
+
+def fine() -> Policy:
+    """Attention extrapolated and the unconditional branch predicted, from the first step on."""
+    return FasterCache(start=0.0, cfg_start=0.0, cfg_interval=3)
+
+
+def coarse(pipe: Any) -> Policy:
+    """Blocks, a stack where the model has one, and the whole denoiser, at intervals that leave each some reuses."""
+    parts: list[Policy] = [
+        StaticInterval(sites="denoiser", interval=4, offset=2, start=0.6),
+        StaticInterval(sites="block", interval=2),
+    ]
+    if any(site.kind is Kind.STACK for site in find_sites(pipe)):
+        parts.append(StaticInterval(sites="stack[1:]", interval=3, offset=0))
+    return Compose(parts)
