@@ -78,6 +78,8 @@ def write_card(folder: Path, name: str) -> None:
     training = json.loads((folder / "training.json").read_text())
     measured = [Measured(**entry) for entry in json.loads((folder / "metrics.json").read_text()).values()]
     megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
+    extra = f" and {spec.decoder_steps} of the decoder alone" if spec.decoder_steps else ""
+    autoencoder = f"{spec.autoencoder_steps} steps{extra}"
     remarks = training.get("remarks", "")
     seeds = ", ".join(sorted({str(entry.seed) for entry in measured}))
     guidance = ", ".join(sorted({f"{entry.guidance_scale:g}" for entry in measured}))
@@ -121,7 +123,7 @@ threads: {threads}. Again: `python -m experiments.reference.evaluate {name}`.
 ## Trained
 
 Data: `experiments/reference/data.py` (pen strokes of scikit-learn's digits, training samples only; 200 of the 240
-combinations). Autoencoder: {spec.autoencoder_steps} steps, {training["autoencoder_psnr"]:.1f} dB on videos of test
+combinations). Autoencoder: {autoencoder}, {training["autoencoder_psnr"]:.1f} dB on videos of test
 strokes. Transformer and text encoder together: {training["steps"]} steps of {spec.batch} videos from a pool of
 {spec.pool}, Muon and AdamW, {100 * spec.caption_drop:.0f} % caption drop, averaged weights,
 final loss {training["loss"]:.4f};

@@ -36,7 +36,7 @@ class Spec:
 
     ``heads`` of 32 channels make the width; ``layers`` counts pairs of spatial and temporal blocks for Latte. ``pool``
     is the number of videos encoded once and trained on. Rates: ``matrix_rate`` for the blocks' matrices (Muon),
-    ``rate`` for everything else (AdamW).
+    ``rate`` for everything else (AdamW). ``decoder_steps`` continue the autoencoder's decoder alone (Wan only).
     """
 
     name: str
@@ -46,6 +46,7 @@ class Spec:
     latent_channels: int = 4
     text_width: int = 64
     autoencoder_steps: int = 2000
+    decoder_steps: int = 0
     text_steps: int = 300
     pool: int = 16384
     steps: int = 5000
@@ -72,6 +73,7 @@ SPECS = {
         layers=6,
         latent_channels=8,
         autoencoder_steps=900,
+        decoder_steps=900,
         pool=12288,
         steps=3500,
     ),

@@ -57,7 +57,8 @@ def _autoencoder(spec: Spec, folder: Path, device: torch.device) -> torch.nn.Mod
     if not path.exists():
         torch.manual_seed(spec.seed)
         autoencoder = family.build_autoencoder(spec)
-        for _ in _tracked(family.train_autoencoder(autoencoder, spec, device), spec.autoencoder_steps, "autoencoder"):
+        steps = spec.autoencoder_steps + spec.decoder_steps
+        for _ in _tracked(family.train_autoencoder(autoencoder, spec, device), steps, "autoencoder"):
             pass
         partial = folder / "autoencoder.partial"
         autoencoder.cpu().save_pretrained(partial)

@@ -40,19 +40,57 @@ def build(latent_channels: int = 8) -> Autoencoder:
 
 
 def train(
-    autoencoder: Autoencoder, *, steps: int, batch: int, seed: int, device: torch.device, frames: int
+    autoencoder: Autoencoder,
+    *,
+    steps: int,
+    decoder_steps: int,
+    batch: int,
+    seed: int,
+    device: torch.device,
+    frames: int,
 ) -> Iterator[tuple[int, float]]:
-    """Fit in place by L1 + 5 MSE, a tiny KL term and a little noise on the latent; yields (step, loss)."""
+    """Fit in place, first all of it (``steps``), then the decoder alone (``decoder_steps``); yields (step, loss).
+
+    The loss is L1 + 5 MSE, with a tiny KL term and a little noise on the latent. The latent space, and with it every
+    transformer trained on it, depends on the first part only.
+    """
     sampler = Sampler(split="all", strokes="train", seed=seed, frames=frames)
     pool = torch.cat([sampler.batch(100).video.mul(127.5).add(127.5).byte() for _ in range(20)])
     generator = torch.Generator().manual_seed(seed + 1)
     autoencoder.to(device).train()
-    optimiser = torch.optim.AdamW(autoencoder.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=1e-4)
+    yield from _fit(autoencoder, pool, generator, steps=steps, batch=batch, device=device, decoder_only=False)
+    autoencoder.eval()
+    chunks = pool[:400].split(50)
+    with torch.no_grad():
+        parts = [autoencoder.encode(chunk.to(device).float() / 127.5 - 1).latent_dist.mean.cpu() for chunk in chunks]
+    latents = torch.cat(parts).transpose(0, 1).flatten(1)
+    autoencoder.register_to_config(latents_mean=latents.mean(1).tolist(), latents_std=latents.std(1).tolist())
+    for step, loss in _fit(
+        autoencoder, pool, generator, steps=decoder_steps, batch=batch, device=device, decoder_only=True
+    ):
+        yield steps + step, loss
+
+
+def _fit(
+    autoencoder: Autoencoder,
+    pool: Tensor,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    batch: int,
+    device: torch.device,
+    decoder_only: bool,
+) -> Iterator[tuple[int, float]]:
+    frozen = ("encoder.", "quant_conv.") if decoder_only else ()
+    peak = 1e-3 if decoder_only else 2e-3
+    parameters = [value for name, value in autoencoder.named_parameters() if not name.startswith(frozen)]
+    optimiser = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=1e-4)
     for step in range(steps):
-        rate = 2e-3 * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-6
+        rate = peak * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-6
         optimiser.param_groups[0]["lr"] = rate
         video = pool[torch.randint(len(pool), (batch,), generator=generator)].to(device).float().div(127.5).sub(1)
-        posterior = autoencoder.encode(video).latent_dist
+        with torch.set_grad_enabled(not decoder_only):
+            posterior = autoencoder.encode(video).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         scale = posterior.std + LATENT_NOISE * posterior.mean.detach().std()
         error = autoencoder.decode(posterior.mean + scale * noise).sample - video
@@ -60,15 +98,10 @@ def train(
         loss = distance + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         yield step, float(loss.detach())
     autoencoder.eval()
-    chunks = pool[:400].split(50)
-    with torch.no_grad():
-        parts = [autoencoder.encode(chunk.to(device).float() / 127.5 - 1).latent_dist.mean.cpu() for chunk in chunks]
-    latents = torch.cat(parts).transpose(0, 1).flatten(1)
-    autoencoder.register_to_config(latents_mean=latents.mean(1).tolist(), latents_std=latents.std(1).tolist())
 
 
 def _moments(autoencoder: Autoencoder, like: Tensor) -> tuple[Tensor, Tensor]:

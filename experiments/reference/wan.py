@@ -33,6 +33,7 @@ def train_autoencoder(autoencoder: Autoencoder, spec: Spec, device: torch.device
     return clips.train(
         autoencoder,
         steps=spec.autoencoder_steps,
+        decoder_steps=spec.decoder_steps,
         batch=8,
         seed=spec.seed,
         device=device,
