@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import fastercache as fc
-from analysis import Board
 from experiments.arguments import assignments, read_prompts
 from experiments.console import progress, results, words
 from experiments.contest import Contest, write_json
@@ -95,8 +92,9 @@ def study_of(
     seconds: float | None,
     on_trial: Callable[[Study, Record], None] | None = None,
     references: Path | None = None,
+    logdir: Path | None = None,
 ) -> Study:
-    """The job's study, continued by up to `trials` trials in all; 0 only opens it."""
+    """The job's study, continued by up to `trials` trials in all; 0 only opens it. `logdir`: for TensorBoard."""
     return tune(
         subject.pipe,
         job.prompts,
@@ -111,20 +109,8 @@ def study_of(
         fixed=job.fields,
         on_trial=on_trial,
         references=references,
+        logdir=logdir,
     )
-
-
-def log_trials(study: Study, folder: Path) -> Path:
-    """Every trial that was run, in TensorBoard's HPARAMS tab: its parameters, what it saved and what it kept."""
-    shutil.rmtree(folder, ignore_errors=True)
-    with Board(folder) as board:
-        for record in study.records:
-            if record.outcome not in (Outcome.MEASURED, Outcome.STOPPED) or record.speedup_flops is None:
-                continue
-            means = {name: statistics.fmean(values) for name, values in record.values.items()}
-            metrics = {"speedup_flops": record.speedup_flops, **means, "within_budget": float(record.feasible)}
-            board.add_trial(f"trial-{record.number:03d}", record.params, metrics, step=record.number)
-    return folder
 
 
 @contextmanager
@@ -148,7 +134,8 @@ def search(job: Job, folder: Path, out: Path, *, trials: int, seconds: float | N
     job.save(folder)
     subject = job.open()
     with watched(trials, seconds) as tick:
-        study = study_of(subject, job, folder, trials=trials, seconds=seconds, on_trial=tick)
+        logdir = folder / "tensorboard"
+        study = study_of(subject, job, folder, trials=trials, seconds=seconds, on_trial=tick, logdir=logdir)
     best = study.best()
     words.print(f"search ended: {study.ended}", soft_wrap=True)
     return ship(subject, job, study, best, folder, out, show=show)
@@ -182,7 +169,6 @@ def ship(
             contest.run(lambda: bar.advance(task))
         held_out = contest.measured("tuned")
         rows.insert(0, contest.row("tuned"))
-    log_trials(study, folder / "tensorboard")
     with study.evaluator:  # describing the run may take one; nothing stays attached
         path = export(study, record, held_out=held_out).save(out)
     names = ["held-out prompts", "search prompts"][-len(rows) :]
