@@ -31,7 +31,6 @@ UNCACHED = "uncached"
 """Name of the bare pipeline's entry: no session is attached for it."""
 
 
-
 @dataclass(frozen=True)
 class FewerSteps:
     """The baseline a cache has to beat: the same solver with fewer steps and nothing cached."""
