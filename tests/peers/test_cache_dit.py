@@ -31,8 +31,7 @@ def theirs(lab: Any, order: int | None = None, steps: int = 12, **fields: Any) -
     return lab.run(steps, pipe, watched)
 
 
-@pytest.mark.parametrize("threshold", [0.05, 0.2, 0.5])
-@pytest.mark.parametrize(("front", "back"), [(1, 0), (1, 1), (2, 1)])
+@pytest.mark.parametrize(("front", "back", "threshold"), [(1, 0, 0.05), (1, 0, 0.5), (1, 1, 0.2), (2, 1, 0.5)])
 def test_dual_block_cache(cogvideox: Any, agree: Agree, threshold: float, front: int, back: int) -> None:
     """Batched guidance: cache-dit decides once for both halves, on the mean over the whole batch."""
     peer = theirs(

@@ -46,7 +46,7 @@ def test_pyramid_attention_broadcast(cogvideox: Any, agree: Agree) -> None:
 def test_first_block_cache_batched(cogvideox: Any, agree: Agree) -> None:
     """One decision for both halves of a batched call, as diffusers takes it."""
     reused = set()
-    for threshold in (0.01, 0.05, 0.2):
+    for threshold in (0.05, 0.2):
         theirs = cogvideox.theirs(FirstBlockCacheConfig(threshold=threshold))
         ours = cogvideox.ours(fc.FirstBlockCache(threshold=threshold))
         agree(ours, theirs)
@@ -57,15 +57,14 @@ def test_first_block_cache_batched(cogvideox: Any, agree: Agree) -> None:
 
 def test_first_block_cache_separate(wan: Any, agree: Agree) -> None:
     """Each branch's calls decide for themselves where guidance is separate."""
-    for threshold in (0.02, 0.1, 0.3):
+    for threshold in (0.1, 0.3):
         agree(wan.ours(fc.FirstBlockCache(threshold=threshold)), wan.theirs(FirstBlockCacheConfig(threshold=threshold)))
 
 
 RATIOS = [1.0, 1.2, 1.1, 1.05, 0.98, 1.02, 1.01, 0.99, 0.97, 0.95, 0.93, 0.9]
 
 
-@pytest.mark.parametrize("steps", [12, 9])
-@pytest.mark.parametrize(("threshold", "limit"), [(0.06, 3), (0.3, 2)])
+@pytest.mark.parametrize(("steps", "threshold", "limit"), [(12, 0.06, 3), (9, 0.3, 2)])
 def test_magcache(cogvideox: Any, agree: Agree, steps: int, threshold: float, limit: int) -> None:
     """Also at a step count for which the ratios must be resampled. diffusers passes the text stream through unchanged,
     which the final per-token norm makes invisible here."""
@@ -85,7 +84,7 @@ def test_magcache_keeps_branches_apart(wan: Any, agree: Agree) -> None:
     agree(wan.ours(fc.MagCache(ratios={"*": tuple(RATIOS)}, threshold=0.1)), wan.theirs(config))
 
 
-@pytest.mark.parametrize(("interval", "order"), [(2, 1), (3, 1), (3, 2), (4, 0)])
+@pytest.mark.parametrize(("interval", "order"), [(2, 1), (3, 2), (4, 0)])
 def test_taylorseer(cogvideox: Any, agree: Agree, interval: int, order: int) -> None:
     """diffusers' default patterns match no module of CogVideoX, so its attentions are named; factors in float32.
 
