@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["GENERATION", "Generation", "load", "names", "path"]
 
-GENERATION: dict[str, Generation] = {name: spec.generation for name, spec in SPECS.items()}
 FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
     """Short names of the models that are shipped."""
     return sorted(name for name in SPECS if (FOLDER / name / "model_index.json").exists())
+
+
+# how each shipped model is called by default
+GENERATION: dict[str, Generation] = {name: SPECS[name].generation for name in names()}
 
 
 def path(name: str = "latte-digits") -> Path:

@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from experiments.reference import GENERATION, path
+from experiments.reference import path
 from experiments.reference.card import Measured, record, write_card
 from experiments.reference.data import TEMPLATES, Split, captions, combinations
 from experiments.reference.judges import Judge
+from experiments.reference.spec import SPECS
 
 app = typer.Typer(add_completion=False)
 
@@ -96,7 +97,7 @@ def evaluate(
     pipeline: Any = DiffusionPipeline.from_pretrained(where)
     pipeline.set_progress_bar_config(disable=True)
     judge = Judge.load()
-    call = GENERATION[name].kwargs() | ({} if guidance is None else {"guidance_scale": guidance})
+    call = SPECS[name].generation.kwargs() | ({} if guidance is None else {"guidance_scale": guidance})
     next(generate(pipeline, prompts_of("held_out", 1), call, seed=0))
     for key in chosen:
         measurement = MEASUREMENTS[key]

@@ -67,6 +67,7 @@ class Spec:
 
 SPECS = {
     "latte-digits": Spec("latte-digits", Generation("latte")),
+    # trainable, smoke-tested, not shipped yet: no weights of it have been trained to the end
     "wan-digits": Spec(
         "wan-digits",
         Generation("wan", frames=9),

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from experiments.reference import GENERATION, load, names, path
 from experiments.reference.data import Sampler, captions
+from experiments.reference.export import export
 from experiments.reference.judges import Judge, check
 from experiments.reference.spec import SPECS
 from experiments.reference.trainer import Pool, Trainer
@@ -81,3 +83,20 @@ def test_shipped_model_is_small_float32_and_obeys_a_held_out_caption(name: str) 
     assert videos.shape == (4, GENERATION[name].frames, 3, 32, 32)
     scores = Judge.load().score(videos, prompts)
     assert scores.all.sum() >= 3
+
+
+def test_default_calls_are_offered_for_shipped_models_only() -> None:
+    assert set(GENERATION) == set(names())
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_export_of_a_run_is_an_ordinary_folder_without_traces_of_the_machine(name: str, tmp_path: Path) -> None:
+    trainer = _tiny(name)
+    autoencoder = trainer.family.build_autoencoder(trainer.spec).eval()
+    autoencoder.save_pretrained(tmp_path / "autoencoder")
+    export(trainer, trainer.family.load_autoencoder(tmp_path / "autoencoder"), tmp_path / "model")
+    assert not [file for file in (tmp_path / "model").rglob("*.json") if str(tmp_path) in file.read_text()]
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "model")
+    call = trainer.spec.generation.kwargs() | {"num_inference_steps": 2}
+    video = pipeline("a red seven moving left", output_type="pt", **call).frames
+    assert video.shape == (1, trainer.spec.generation.frames, 3, 32, 32) and video.isfinite().all()
