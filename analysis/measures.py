@@ -67,36 +67,41 @@ def relative_l2(a: Tensor, b: Tensor) -> Tensor:
     return _compare(*_flat(a, b))[2]
 
 
-def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """All three measures at once: (3,) in the order of `ORDER`. Raises MeasurementError for other shapes."""
-    return _compare(*_flat(a, b))
+def similarity(a: Tensor, b: Tensor, batched: bool = False) -> Tensor:
+    """All three measures at once: (3,) in the order of `ORDER`; with `batched` (N, 3), for each of the N first entries.
+
+    Raises MeasurementError for other shapes.
+    """
+    return _compare(*_flat(a, b, batched))
 
 
-def band_similarity(a: Tensor, b: Tensor, radius: int | None = None) -> Tensor:
+def band_similarity(a: Tensor, b: Tensor, radius: int | None = None, batched: bool = False) -> Tensor:
     """The three measures whole and in the low and high band: (bands 3, measures 3), in the orders of BANDS and ORDER.
 
     Args:
         a, b: (..., H, W); the bands are taken over the last two axes.
         radius: of the low band's disc in the shifted spectrum; by default the paper's min(H, W) // 5.
+        batched: compare each of the N first entries by itself: (N, 3, 3).
 
     Each band's denominator is that band of `b`. Raises MeasurementError for other shapes or fewer than two axes.
     """
-    if a.shape != b.shape or a.ndim < 2:
+    if a.shape != b.shape or a.ndim < 2 + batched:
         raise MeasurementError(
             f"bands need two tensors of one shape (..., H, W), found {tuple(a.shape)} and {tuple(b.shape)}"
         )
     both = torch.stack((a, b)).float()
     low, high = split_bands(both, band_radius(*a.shape[-2:]) if radius is None else radius)
-    stacked = torch.stack((both, low, high)).flatten(2)  # (bands, 2, n)
-    return _compare(stacked[:, 0], stacked[:, 1])
+    stacked = torch.stack((both, low, high))  # (bands, 2, [N], ..., H, W)
+    stacked = stacked.flatten(3).movedim(2, 0) if batched else stacked.flatten(2)
+    return _compare(*stacked.unbind(-2))
 
 
-def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _flat(a: Tensor, b: Tensor, batched: bool = False) -> tuple[Tensor, Tensor]:
     if a.shape != b.shape:
         raise MeasurementError(
             f"only tensors of one shape can be compared, found {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    return a.flatten().float(), b.flatten().float()
+    return a.flatten(int(batched)).float(), b.flatten(int(batched)).float()
 
 
 def _compare(a: Tensor, b: Tensor) -> Tensor:

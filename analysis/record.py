@@ -14,7 +14,7 @@ import fastercache as fc
 from analysis.aggregate import RunSums
 from analysis.profile import Component, Profile, ProfileInfo, SiteRow
 from analysis.sketch import projection_error
-from analysis.tape import GuidanceTape, Tape, Workspace
+from analysis.tape import Deck, GuidanceTape
 from fastercache.tuned import model_identity, package_versions, scheduler_identity
 from policies.errors import FasterCacheError, RecordingError
 from policies.registry import dump
@@ -103,9 +103,9 @@ class Recorder:
         self.sites: tuple[Site, ...] = chosen
         self.query = sites if sites is not None else DEFAULT_SITES
         self._raw = _Raw(Path(raw)) if raw is not None else None
-        self._workspaces: dict[tuple[int, torch.device], Workspace] = {}
-        self._tapes: dict[tuple[str, Branch], Tape] = {}
-        self._active: dict[tuple[str, Branch], Tape] = {}
+        self._decks: list[Deck] = []
+        self._places: dict[tuple[str, Branch], tuple[Deck, int]] = {}
+        self._fresh: dict[tuple[str, Branch], Tensor] = {}  # values of this step that have no place yet
         self._guidance: GuidanceTape | None = None
         self._run: Run | None = None
         self._first: Run | None = None
@@ -143,13 +143,16 @@ class Recorder:
         if seen.run is not self._run:
             self._begin(seen.run)
         key, step = (seen.site.name, seen.branch), seen.step.index
+        if step != self._last_step and self._last_step >= 0:
+            self._settle()
         self._last_step = step
         self._run_values += 1
         self._run_predicted += seen.code is not Code.COMPUTED
-        tape = self._active.get(key)
-        if tape is None:
-            tape = self._active[key] = self._tape(key, seen.value)
-        tape.add(step, seen.value)
+        place = self._places.get(key)
+        if place is not None and place[0].fits(seen.value):
+            place[0].put(place[1], step, seen.value)
+        else:
+            self._fresh[key] = seen.value.detach().clone()
         if seen.site.kind is Kind.DENOISER and self._first is not None and len(self._first.branches) > 1:
             if self._guidance is None:
                 self._guidance = GuidanceTape(self._first.count, self._first.branches, seen.value.device)
@@ -166,20 +169,28 @@ class Recorder:
                 f"a run of {run.count} steps with {', '.join(run.branches)} needs a recording of its own"
             )
         self._first, self._run, self._last_step = first, run, -1
+        self._decks = list(dict.fromkeys(deck for deck, _ in self._places.values()))  # those of other sizes are dropped
+        for deck in self._decks:
+            deck.begin()
         if self._raw is not None:
             self._raw.begin()
 
-    def _tape(self, key: tuple[str, Branch], value: Tensor) -> Tape:
+    def _settle(self) -> None:
+        """The values of the last step are all there: give new ones their decks, and reduce them."""
         assert self._first is not None  # set by _begin
-        known = self._tapes.get(key)
-        if known is not None and known.fits(value):
-            known.reset()
-            return known
-        where = (value.numel(), value.device)
-        if where not in self._workspaces:
-            self._workspaces[where] = Workspace(*where, self._lags, self._sketch, self._sample, self._seed)
-        self._tapes[key] = Tape(self._first.count, value, self._workspaces[where])
-        return self._tapes[key]
+        sizes: dict[tuple[int, torch.dtype, torch.device], list[tuple[str, Branch]]] = {}
+        for key, value in self._fresh.items():
+            sizes.setdefault((value.numel(), value.dtype, value.device), []).append(key)
+        for keys in sizes.values():
+            widths = {"lags": self._lags, "sketch": self._sketch, "sample": self._sample, "seed": self._seed}
+            deck = Deck(len(keys), self._first.count, self._fresh[keys[0]], **widths)
+            self._decks.append(deck)
+            for row, key in enumerate(keys):
+                self._places[key] = (deck, row)
+                deck.put(row, self._last_step, self._fresh[key])
+        self._fresh = {}
+        for deck in self._decks:
+            deck.settle(self._last_step)
 
     # -- when it ended -----------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -191,7 +202,8 @@ class Recorder:
         if self._last_step == run.count - 1:
             if self._sums is None:
                 self._sums = RunSums(self.sites, run)
-            statistics = {key: tape.close() for key, tape in self._active.items()}
+            self._settle()
+            statistics = {key: deck.close(row) for key, (deck, row) in self._places.items() if deck.recorded(row)}
             guidance = None if self._guidance is None else self._guidance.close()
             self._sums.add(statistics, guidance)
             self._values += self._run_values
@@ -201,7 +213,7 @@ class Recorder:
             self._bands = self._guidance is None or self._guidance.bands
         else:
             self._discarded += 1
-        self._active, self._guidance = {}, None
+        self._fresh, self._guidance = {}, None
         self._run_values = self._run_predicted = 0
         if self._raw is not None:
             self._raw.flush()

@@ -55,10 +55,11 @@ class Projection:
         self._signs = signs.to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(n,) float32 -> (k,) float32."""
+        """(..., n) float32 -> (..., k) float32."""
         if self.exact:
             return x
-        return x.index_select(0, self._index).mul_(self._signs).view(-1, self.width).sum(0)
+        signed = x.index_select(-1, self._index).mul_(self._signs)
+        return signed.view(*x.shape[:-1], -1, self.width).sum(-2)
 
 
 class Coordinates:
@@ -81,5 +82,5 @@ class Coordinates:
         self._index = (places * (numel / size)).long().clamp_(max=numel - 1).to(device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(n,) float32 -> (size,) float32."""
-        return x if self.exact else x.index_select(0, self._index)
+        """(..., n) float32 -> (..., size) float32."""
+        return x if self.exact else x.index_select(-1, self._index)

@@ -61,6 +61,16 @@ def test_bands_separate_what_changed() -> None:
         assert found[other, 2] < 1e-5
 
 
+def test_batched_measures_are_those_of_each_entry() -> None:
+    a, b = pair(4, 3, 6, 8)
+    torch.testing.assert_close(
+        measures.similarity(a, b, batched=True),
+        torch.stack([measures.similarity(x, y) for x, y in zip(a, b, strict=True)]),
+    )
+    each = torch.stack([measures.band_similarity(x, y) for x, y in zip(a, b, strict=True)])
+    torch.testing.assert_close(measures.band_similarity(a, b, batched=True), each)
+
+
 def test_a_radius_that_covers_everything_leaves_no_high_band() -> None:
     a, b = pair(2, 6, 6)
     found = measures.band_similarity(a, b, radius=100)
