@@ -40,10 +40,10 @@ from experiments.recording import recorded, save_figures
 from experiments.rows import Row, table
 from experiments.searching import Job, study_of, watched
 from policies.vocabulary import matches
-from tuner import Evaluator, Outcome, Record, Study, export
+from tuner import Budget, Evaluator, Outcome, Record, Study, export
 
 PAPER, STATIC, GENTLE, TUNED = "FasterCache (paper)", "static interval", "static interval 2", "tuned"
-FEWER = "fewer steps, no cache"
+FEWER = "fewer steps"
 HELD_OUT_SEED = 100_000
 """Held-out prompts get noise of their own, too."""
 
@@ -126,7 +126,7 @@ class Demo:
                 measured.append(found.values["psnr"][0])
                 seconds += found.seconds
         # Rounded down, so that the policy the budget was read from meets it.
-        budget = f"psnr>={math.floor(statistics.fmean(measured) * 1e4) / 1e4:.4f}"
+        budget = str(Budget.parse(f"psnr>={math.floor(statistics.fmean(measured) * 1e4) / 1e4:.4f}"))
         record = {"budget": budget, "psnr": measured, "seconds": seconds, "prompts": self.search_prompts}
         write_json(path, record)
         return budget
@@ -330,7 +330,8 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
         results.print(table(rows, f"{subject.name}, {len(contest.cases)} held-out prompts, budget {job.budget}"))
         few = next(row.policy["num_inference_steps"] for row in rows if row.name == FEWER)
         results.print(f"{GENTLE}: {_described(rows, GENTLE)}; {STATIC}: {_described(rows, STATIC)}", soft_wrap=True)
-        results.print(f"{FEWER}: {few} of {subject.call['num_inference_steps']}, what the tuned policy costs")
+        steps = subject.call["num_inference_steps"]
+        results.print(f"{FEWER}: {few} of {steps} and no cache, at what the tuned policy costs", soft_wrap=True)
         for name, path in files.items():
             results.print(f"{name:>12}  {path}", soft_wrap=True)
     return payload
