@@ -137,7 +137,7 @@ def table(lines: Sequence[Line], title: str) -> Table:
     """The lines for a person."""
     result = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     result.add_column("variant", no_wrap=True)
-    for heading in ("median s", "time / bare", "quartiles", "FLOPs ↑", "realised ↑"):
+    for heading in ("seconds", "/ bare", "quartiles", "FLOPs ↑", "share ↑"):
         result.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         result.add_row(

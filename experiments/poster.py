@@ -72,6 +72,8 @@ def poster(
     axes = np.atleast_1d(lower.subplots(len(strips), 1))
     for axis, (label, picture) in zip(axes, strips, strict=True):
         axis.imshow(picture)
-        axis.set_axis_off()
-        axis.text(-0.01, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=9)
+        axis.set_frame_on(False)
+        axis.set_xticks([])
+        axis.set_yticks([picture.shape[0] / 2], [label], fontsize=9)
+        axis.tick_params(length=0)
     return figure
