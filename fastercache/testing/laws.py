@@ -151,9 +151,7 @@ class Checker:
                     continue  # its prediction is made of the conditional output, by definition
                 moved = {b: 0.5 for b in (*others, COND) if b != watched}
                 before = captured.run(session, style=captured.style, steps=self.length, drive=watched)
-                after = captured.run(
-                    session, style=captured.style, steps=self.length, drive=watched, shift=moved
-                )
+                after = captured.run(session, style=captured.style, steps=self.length, drive=watched, shift=moved)
             if not all(map(same, before[watched], after[watched])):
                 return Verdict(5, False, f"branch {watched} changes with the input of the other")
         return Verdict(5, True)
