@@ -1,0 +1,63 @@
+"""The Python in the documentation runs as it stands, with fewer steps."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import fastercache as fc
+from experiments import reference
+from policies import registry
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def blocks(name: str) -> list[str]:
+    """The Python blocks of a page, in order."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = reference.GENERATION["latte-digits"]
+    monkeypatch.setitem(reference.GENERATION, "latte-digits", replace(usual, num_inference_steps=6))
+
+
+def test_the_first_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("README.md")
+    assert len(code.strip().splitlines()) <= 10
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("fastercache: 6 steps")
+
+
+def test_the_quickstart() -> None:
+    space: dict[str, Any] = {}
+    ran = [block for block in blocks("docs/quickstart.md") if "tuned.json" not in block]
+    for block in ran:
+        exec(compile(block.replace("(50, 50)", "(6, 6)"), "quickstart.md", "exec"), space)
+    assert len(ran) >= 2 and space["profile"].matrix("spatial", "rel_l1").shape == (6, 6)
+
+
+def test_the_policy_of_the_walk_through(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for table in ("_POLICIES", "_PREDICTORS"):  # what is registered here is forgotten again
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+    policy, use, predictor = blocks("docs/writing-a-policy.md")
+    assert len(policy.strip().splitlines()) < 40
+    module = ModuleType("my_policies")
+    monkeypatch.setitem(sys.modules, "my_policies", module)
+    exec(compile(policy, "writing-a-policy.md", "exec"), module.__dict__)
+    exec(compile(use, "writing-a-policy.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("ends: 6 steps")
+    with pytest.raises(fc.InvalidPolicy, match="did you mean 'interval'"):
+        module.Ends(intervall=3)
+
+    space: dict[str, Any] = {"fc": fc, "ClassVar": module.ClassVar}
+    exec(compile(predictor, "writing-a-policy.md", "exec"), space)
+    policy_with_it = fc.StaticInterval(interval=3, stand_in=space["Damped"]())
+    assert fc.load_policy(fc.dump(policy_with_it)) == policy_with_it
