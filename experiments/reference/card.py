@@ -13,7 +13,7 @@ from experiments.reference.spec import SPECS, Spec
 class Measured:
     """Accuracies (shares of videos) of one kind of call on held-out combinations.
 
-    ``what`` says which captions and how many prompts per call, ``seconds`` is one video's wall time on ``threads``.
+    ``what`` says which captions and how many prompts per call, ``seconds`` is one video's wall time on ``threads``, or none.
     """
 
     what: str
@@ -21,13 +21,14 @@ class Measured:
     seed: int
     guidance_scale: float
     accuracy: dict[str, float]
-    seconds: float
+    seconds: float | None
     threads: int
 
     def row(self) -> str:
         """As a line of the card's table."""
         cells = " | ".join(f"{100 * self.accuracy[key]:.1f} %" for key in ("digit", "colour", "direction", "all"))
-        return f"| {self.what} | {self.videos} | {cells} | {self.seconds:.2f} s |"
+        timed = "not timed" if self.seconds is None else f"{self.seconds:.2f} s"
+        return f"| {self.what} | {self.videos} | {cells} | {timed} |"
 
 
 def record(folder: Path, key: str, measured: Measured) -> None:

@@ -85,6 +85,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the first video; the next ones count up.")] = 10_000,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale instead of the default.")] = None,
     measure: Annotated[list[str] | None, typer.Option(help=f"Only these of: {', '.join(MEASUREMENTS)}.")] = None,
+    timed: Annotated[bool, typer.Option(help="Record the wall time; not on a busy machine.")] = True,
     card: Annotated[bool, typer.Option(help="Write README.md, metrics.json and contact-sheet.png.")] = True,
 ) -> None:
     """Judge a model on held-out captions and write its model card."""
@@ -111,7 +112,7 @@ def evaluate(
             seed=seed,
             guidance_scale=call["guidance_scale"],
             accuracy=judge.score(made, prompts).accuracy(),
-            seconds=(time.monotonic() - started) / videos,
+            seconds=(time.monotonic() - started) / videos if timed else None,
             threads=torch.get_num_threads(),
         )
         console.print(measured)
