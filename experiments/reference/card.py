@@ -13,7 +13,7 @@ from experiments.reference.spec import SPECS, Spec
 class Measured:
     """Accuracies (shares of videos) of one kind of call on held-out combinations.
 
-    ``what`` says which captions and how many prompts per call, ``seconds`` is one video's wall time on ``threads``, or none.
+    ``what`` says which captions and how many prompts per call, ``seconds`` is one video's wall time, or none.
     """
 
     what: str
