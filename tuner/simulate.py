@@ -6,6 +6,8 @@ tuner's objective is known exactly for free; only quality has to be measured.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from fastercache.session import Session
 from policies.base import Policy
+from policies.registry import dump
 from policies.schedule import Code, Table, compile_policy
 from policies.vocabulary import Kind, Run, Site
 
@@ -30,10 +33,12 @@ class Forecast:
         ratio: computed FLOPs over those of the uncached run.
         features: per kind and role of site the mean log2(1 + age) of the values in use, in `BINS` stretches of the
             run, then the ratio; shape (groups * BINS + 1,).
+        behaviour: digest of the decisions and predictors; policies with the same one give the same video.
     """
 
     ratio: float
     features: NDArray[np.float64]
+    behaviour: str
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,11 @@ class CostModel:
         """What a static policy will do and cost. Raises InvalidPolicy for a dynamic one."""
         table = compile_policy(policy, self.run)
         ratio = self.ratio(table)
-        return Forecast(ratio, np.array([*self._ages(table), ratio]))
+        used = [
+            dump(p) if (c == Code.REUSED).any() else None for p, c in zip(table.predictors, table.codes, strict=True)
+        ]
+        behaviour = hashlib.sha256(table.codes.tobytes() + json.dumps(used, sort_keys=True).encode()).hexdigest()
+        return Forecast(ratio, np.array([*self._ages(table), ratio]), behaviour)
 
     def ratio(self, table: Table) -> float:
         """Computed FLOPs of a table over those of the uncached run."""

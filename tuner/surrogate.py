@@ -18,7 +18,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 Array = NDArray[np.float64]
 SCALES = (0.5, 1.0, 2.0, 4.0)
 LINEAR = (0.0, 0.3, 0.7)
-NOISE = (0.01, 0.05, 0.2)
+NOISE = (0.001, 0.01, 0.05)
 
 
 @dataclass(frozen=True)
