@@ -69,11 +69,11 @@ def poster(
     right.set(title=schedule_title, xlabel="step")
     handles = [Patch(color=colour, label=meaning) for colour, meaning in zip(COLOURS, MEANING, strict=True)]
     right.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8, frameon=False)
-    axes = np.atleast_1d(lower.subplots(len(strips), 1))
-    for axis, (label, picture) in zip(axes, strips, strict=True):
+    grid = lower.subplots(len(strips), 2, squeeze=False, width_ratios=(1.0, 5.0))
+    for (beside, axis), (label, picture) in zip(grid, strips, strict=True):
         axis.imshow(picture)
-        axis.set_frame_on(False)
-        axis.set_xticks([])
-        axis.set_yticks([picture.shape[0] / 2], [label], fontsize=9)
-        axis.tick_params(length=0)
+        axis.set_axis_off()
+        axis.set_anchor("W")
+        beside.text(1.0, 0.5, label, ha="right", va="center", fontsize=9)
+        beside.set_axis_off()
     return figure
