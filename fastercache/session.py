@@ -244,6 +244,7 @@ class Session:
         for d in self._denoisers:
             d.begin(RunState(run), trace)
         trace.rows = [self._owner(site).units[site.name].rows for site in trace.sites]
+        self._book.seconds = 0.0
         self._memory = self._plan_memory(denoiser.measure(args, kwargs), trace, denoiser)
         if self._dry:
             raise _DryRun
@@ -253,9 +254,8 @@ class Session:
             self._run_announced()
             raise
         self.traces.append(trace)
-        self._book.seconds = 0.0
         _synchronise()
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - self._book.seconds  # all counting is taken off again when the run ends
 
     def _plan(self, run: Run) -> Trace:
         """Give every claimed site's unit its decisions or its policy's state, and every watched one its watchers."""

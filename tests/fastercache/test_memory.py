@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -60,3 +62,26 @@ def test_planning_needs_a_run_or_arguments(latte: Specimen) -> None:
     with pytest.raises(fc.FasterCacheError, match="no run has been made"):
         session.plan()
     session.detach()
+
+
+def test_all_counting_of_a_session_s_first_run_is_known_and_left_out_of_its_seconds(
+    latte: Specimen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a fresh session's timed run would be charged for counting FLOPs, most of which happens before step one."""
+    import time
+
+    from fastercache import flops
+
+    count = flops._count
+
+    def slow(*args: Any) -> flops.Cost:
+        time.sleep(0.5)
+        return count(*args)
+
+    monkeypatch.setattr(flops, "_count", slow)
+    with fc.attach(latte.pipe, fc.NoCache()) as session:
+        latte.generate(steps=2)
+        first = session.last
+        latte.generate(steps=2)
+        assert first.counting_seconds >= 0.5 > first.seconds > 0
+        assert session.last.counting_seconds == 0
