@@ -7,6 +7,7 @@ cross-attention starts with, the values that it reads already tell digits, colou
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -40,22 +41,27 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def settings(width: int) -> dict[str, Any]:
+    """Of a T5 or UMT5 encoder: two layers, heads of 32, no dropout."""
+    return {
+        "vocab_size": len(vocabulary()),
+        "d_model": width,
+        "d_kv": 32,
+        "num_heads": width // 32,
+        "d_ff": 2 * width,
+        "num_layers": 2,
+        "dropout_rate": 0.0,
+        "feed_forward_proj": "gated-gelu",
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "is_encoder_decoder": False,
+        "use_cache": False,
+    }
+
+
 def config(width: int = 64) -> T5Config:
-    """Two layers, heads of 32, no dropout."""
-    return T5Config(
-        vocab_size=len(vocabulary()),
-        d_model=width,
-        d_kv=32,
-        num_heads=width // 32,
-        d_ff=2 * width,
-        num_layers=2,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=0,
-        eos_token_id=1,
-        is_encoder_decoder=False,
-        use_cache=False,
-    )
+    """The settings as a T5 configuration."""
+    return T5Config(**settings(width))
 
 
 def build_encoder(width: int = 64) -> T5EncoderModel:

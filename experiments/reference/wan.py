@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from experiments.reference import video_autoencoder as clips
 from experiments.reference.spec import Spec
-from experiments.reference.text import CaptionTable, vocabulary
+from experiments.reference.text import CaptionTable, settings
 
 SHIFT = 2.0
 # a ``AutoencoderKLWan`` and a ``WanTransformer3DModel``; Any because diffusers' model base classes are untyped
@@ -53,23 +53,7 @@ def reconstruction_psnr(autoencoder: Autoencoder, spec: Spec) -> float:
 
 def build_text_encoder(spec: Spec) -> UMT5EncoderModel:
     """An untrained UMT5 encoder of two layers, no dropout."""
-    width = spec.text_width
-    return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(vocabulary()),
-            d_model=width,
-            d_kv=32,
-            num_heads=width // 32,
-            d_ff=2 * width,
-            num_layers=2,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
-            pad_token_id=0,
-            eos_token_id=1,
-            is_encoder_decoder=False,
-            use_cache=False,
-        )
-    )
+    return UMT5EncoderModel(UMT5Config(**settings(spec.text_width)))
 
 
 def build_transformer(spec: Spec) -> Transformer:
