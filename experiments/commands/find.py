@@ -1,0 +1,138 @@
+"""Find a schedule: record, search, export. Arguments and help only; the work is imported when a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.options import (
+    POLICY,
+    Call,
+    Count,
+    Device,
+    Dtype,
+    Guidance,
+    Json,
+    Pipe,
+    PolicyName,
+    PromptFile,
+    Prompts,
+    Seed,
+    Steps,
+    finish,
+    opened,
+)
+
+
+def analyze(
+    pipe: Pipe,
+    prompts: Prompts = None,
+    prompt_file: PromptFile = None,
+    count: Count = None,
+    query: Annotated[
+        str | None,
+        typer.Option("--sites", metavar="QUERY", help="What to record. [attention, denoiser output, guidance]"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where profile and figures go.")] = Path("analysis"),
+    steps: Steps = None,
+    guidance: Guidance = None,
+    call: Call = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Record a pipeline and draw where its features repeat: heatmaps and curves, as PNG and in TensorBoard.
+
+    Example: `fastercache analyze latte-digits --count 4 --out analysis`, then `tensorboard --logdir analysis`
+    """
+    from experiments import generation, recording
+
+    subject = opened(pipe, device, dtype, call, steps, guidance)
+    texts = generation.prompts_for(subject, prompts or (), prompt_file, "train", count)
+    finish(recording.analyze(subject, texts, query, out, seed=seed, show=not as_json), as_json)
+
+
+def tune(
+    pipe: Pipe,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget", help="Quality to keep: `psnr>=30`, `ssim>=0.95`, `q0.1(psnr)>=28`; several joined by commas."
+        ),
+    ] = "psnr>=30",
+    policy: PolicyName = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", rich_help_panel=POLICY, help="A field that is not searched."),
+    ] = None,
+    prompt_file: PromptFile = None,
+    held_out_file: Annotated[
+        Path | None, typer.Option("--held-out", metavar="FILE", help="Prompts to measure the outcome on.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Use the first N of each file.")] = 8,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="How many policies to try in all.")] = 40,
+    time_limit: Annotated[
+        float | None, typer.Option("--time-limit", min=1.0, metavar="SECONDS", help="Stop searching after this time.")
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option("--study", metavar="DIR", help="Where the study is kept. [tuning/PIPE-POLICY]")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config.")] = Path("tuned.json"),
+    steps: Steps = None,
+    guidance: Guidance = None,
+    call: Call = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Search the cheapest schedule within a quality budget, and export it. The same command again resumes.
+
+    Quality is measured against the uncached output. The search sees only the search prompts; the outcome is measured on
+    held-out ones. The reference models bring both.
+
+    Examples:
+
+    `fastercache tune latte-digits --budget 'psnr>=30' --time-limit 120`
+
+    `fastercache tune ./my-latte --prompts search.txt --held-out others.txt --budget 'ssim>=0.95' --set interval=2`
+    """
+    from experiments import searching
+
+    folder = study or Path("tuning") / f"{Path(pipe).name}-{policy or 'fastercache'}"
+    job = searching.job_of(
+        pipe,
+        prompt_file=prompt_file,
+        held_out_file=held_out_file,
+        count=count,
+        budget=budget,
+        policy=policy,
+        fields=fields or (),
+        call=call or (),
+        steps=steps,
+        guidance=guidance,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
+    finish(searching.search(job, folder, out, trials=trials, seconds=time_limit, show=not as_json), as_json)
+
+
+def export(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The folder of a study.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config.")] = Path("tuned.json"),
+    trial: Annotated[
+        int | None, typer.Option("--trial", metavar="N", help="Export this trial. [the best within the budget]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the tuned config of a study that `tune` made, finished or interrupted, without searching on.
+
+    Example: `fastercache export tuning/latte-digits-fastercache --out tuned.json`
+    """
+    from experiments import searching
+
+    finish(searching.export_study(study, out, trial=trial, show=not as_json), as_json)

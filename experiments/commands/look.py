@@ -1,0 +1,40 @@
+"""What there is: policies and sites. Arguments and help only; the work is imported when a command runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from experiments.options import Device, Dtype, Json, Pipe, finish, opened
+
+
+def policies(
+    name: Annotated[str | None, typer.Argument(help="Show this policy's fields.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """List the cache policies, or one policy's fields with their bounds.
+
+    Example: `fastercache policies fastercache`
+    """
+    from experiments import catalog
+
+    finish(catalog.policies(name, show=not as_json), as_json)
+
+
+def sites(
+    pipe: Pipe,
+    query: Annotated[
+        str | None, typer.Option("--sites", metavar="QUERY", help="Show what a query such as `spatial[2:6]` selects.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show what can be reused in a pipeline: its sites by kind, role and depth.
+
+    Example: `fastercache sites latte-digits --sites 'temporal|cross'`
+    """
+    from experiments import catalog
+
+    finish(catalog.sites(opened(pipe, device, dtype, None), query, show=not as_json), as_json)
