@@ -11,7 +11,7 @@ from torch import nn
 
 from fastercache.families import COMPONENTS, Guidance, family_of
 from fastercache.finder import find_denoiser_sites
-from fastercache.hooks import SiteForward
+from fastercache.hooks import is_hooked
 from fastercache.session import Session
 from fastercache.tuned import TunedConfig
 from policies.base import Policy
@@ -91,9 +91,7 @@ def attach(
         policy = config.policy
     denoisers = denoisers_of(target)
     for _, module in denoisers:
-        if any(
-            isinstance(m.__dict__.get(a), SiteForward) for m in module.modules() for a in ("forward", "_old_forward")
-        ):
+        if any(is_hooked(m) for m in module.modules()):
             raise AttachError(
                 f"{type(module).__name__} has a session attached already: detach that first, or swap its policy "
                 "with session.use(policy)"

@@ -4,10 +4,14 @@ The instance attribute `forward` is the only thing set on a module (a module ins
 and value). It is not a diffusers hook, because removing one of those silences others and accelerate's re-hooking drops
 them; and it is an object, so that a deep copy of a hooked module gets its own unhooked forward instead of running the
 original's weights.
+
+Where diffusers' hooks (group offloading, context parallelism) are on a module too, a site's hook stands inside them and
+the denoiser's around them, whichever came first: they bring weights and shards for what a site skips or computes.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 from collections.abc import Callable
@@ -15,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from policies.errors import AttachError
 
 Inner = Callable[..., Any]
 Handler = Callable[[Inner, tuple[Any, ...], dict[str, Any]], Any]
@@ -46,6 +52,30 @@ def _traced_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     return output
 
 
+Place = tuple[dict[str, Any], str]
+
+
+def wrapped_by_diffusers(module: nn.Module) -> list[Place]:
+    """Where diffusers' hooks on a module keep the forward each of them wraps, the innermost first."""
+    registry = module.__dict__.get("_diffusers_hook")
+    found = []
+    for reference in registry._fn_refs if registry is not None else ():
+        key = "forward" if reference.original_forward is None else "original_forward"
+        found.append((vars(reference), key))
+    return found
+
+
+def places(module: nn.Module) -> list[Place]:
+    """Wherever a forward of the module may be kept: its own, accelerate's original, those that diffusers wrapped."""
+    own = [(module.__dict__, name) for name in ("forward", "_old_forward", "_compiled_call_impl")]
+    return [*own, *wrapped_by_diffusers(module)]
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a session's hook is on the module."""
+    return any(isinstance(holder.get(key), SiteForward) for holder, key in places(module))
+
+
 class SiteForward:
     """Stands in for `module.forward`. With no `handler` it passes the call straight on.
 
@@ -53,8 +83,9 @@ class SiteForward:
     which costs one graph per mode and no break; everything else happens before and after the denoiser's call.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, outermost: bool = False) -> None:
         self.module = module
+        self.outermost = outermost  # around diffusers' hooks, not inside them
         self.attribute = "forward"
         self.had_own = "forward" in module.__dict__
         self.inner: Inner = module.forward
@@ -74,9 +105,14 @@ class SiteForward:
     def traced(self) -> bool:
         return self._traced is not None
 
+    @property
+    def traceable(self) -> bool:
+        """Whether no other library's wrapper is around or inside this hook, which the traced form would bypass."""
+        return "_hf_hook" not in self.module.__dict__ and not wrapped_by_diffusers(self.module)
+
     def trace(self, on: bool) -> None:
         """Enter or leave the traced form."""
-        if on == self.traced or (on and self.had_own):
+        if on == self.traced:
             return
         if on:
             self._traced = types.MethodType(_traced_forward, self.module)
@@ -104,50 +140,81 @@ class SiteForward:
         return mode, value, fresh
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copied module starts unhooked: its forward is its own class's, bound to the copy."""
-        copied = memo.get(id(self.module))
-        if copied is None:
+        """A copied module starts unhooked: it gets a copy of the forward that this hook stands in for.
+
+        Raises:
+            AttachError: if diffusers' hooks are on the module, because their copies run the original.
+        """
+        if id(self.module) not in memo:
             return self
-        return functools.partial(type(copied).forward, copied)
+        if wrapped_by_diffusers(self.module):
+            raise AttachError(
+                f"{type(self.module).__name__} has diffusers' hooks (group offloading or parallelism), and a copy of "
+                "those runs the original's weights: copy the pipeline before they are enabled"
+            )
+        return copy.deepcopy(self.inner, memo)
 
     @property
     def installed(self) -> bool:
-        """Whether the module's calls reach this hook, directly, traced, or through accelerate's wrapper."""
+        """Whether the module's calls reach this hook where it belongs, directly, traced, or through accelerate's."""
         if self.traced:
             return self.module.__dict__.get("forward") is self._traced
-        return self._holder() is not None
+        place = self._place()
+        return place is not None and (not self.outermost or place[0] is self.module.__dict__)
 
-    def _holder(self) -> str | None:
-        for name in (self.attribute, "_old_forward"):
-            if self.module.__dict__.get(name) is self:
-                return name
-        return None
+    def _place(self) -> Place | None:
+        return next(((holder, key) for holder, key in places(self.module) if holder.get(key) is self), None)
 
     def install(self) -> None:
-        self.module.__dict__[self.attribute] = self
+        """Stand in for the forward that is there now."""
+        inside = [] if self.outermost or self.attribute != "forward" else wrapped_by_diffusers(self.module)
+        holder, key = inside[0] if inside else (self.module.__dict__, self.attribute)
+        self.had_own = key in holder
+        self.inner = holder[key] if self.had_own else getattr(self.module, key)
+        holder[key] = self
 
     def reinstall(self) -> None:
-        """Install again around whatever is there now, after another library's re-hooking dropped this hook."""
-        self.had_own = self.attribute in self.module.__dict__
-        self.inner = getattr(self.module, self.attribute)
+        """Install again where it belongs, after another library's re-hooking dropped or moved this hook."""
+        self._take_out()
         self.install()
+
+    def _take_out(self) -> None:
+        place = self._place()
+        if place is None:
+            return
+        holder, key = place
+        if key == "forward" and holder is self.module.__dict__ and not self.had_own:
+            del holder[key]
+        else:
+            holder[key] = self.inner
 
     def surround_compiled(self) -> None:
         """Move from `forward`, which a compiled module traces, to around the compiled call itself."""
         if self.attribute == "forward":
             self.remove()
             self.attribute = "_compiled_call_impl"
-            self.reinstall()
+            self.install()
 
     def remove(self) -> None:
         """Restore what was there before; if a later wrapper holds this hook, it is taken out from under it."""
         self.trace(False)
-        holder = self._holder()
-        if holder == "forward" and not self.had_own:
-            del self.module.__dict__["forward"]
-        elif holder is not None:
-            self.module.__dict__[holder] = self.inner
+        self._take_out()
         self.handler = None
+
+
+def chain(handlers: list[Handler]) -> Handler | None:
+    """Several sites of one module as one handler, the outermost first."""
+    if not handlers:
+        return None
+    if len(handlers) == 1:
+        return handlers[0]
+    outer, rest = handlers[0], chain(handlers[1:])
+
+    def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert rest is not None
+        return outer(lambda *a, **k: rest(inner, a, k), args, kwargs)
+
+    return handle
 
 
 class MethodTap:
