@@ -7,15 +7,17 @@ so their memory is held at once.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastercache.calls import Call, Streams
 from fastercache.finder import Block
 from fastercache.hooks import MERGE, PASS, REUSE, STORE, SiteForward
 from fastercache.layout import flatten_output, rebuild_output, strip
-from fastercache.units import Call, ModuleUnit, Streams
+from fastercache.module_unit import ModuleUnit
 from policies.errors import AttachError
 from policies.vocabulary import Branch
 
@@ -25,24 +27,38 @@ def is_compiled(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None
 
 
-def place_hooks(denoiser: nn.Module, blocks: list[Block], hooks: dict[str, SiteForward], inner_sites: bool) -> None:
+def place_hooks(
+    denoiser: nn.Module, blocks: list[Block], hooks: dict[str, SiteForward], governed: Collection[str]
+) -> None:
     """Put block hooks around compiled blocks, and make the hooks inside them traced.
 
+    Args:
+        governed: paths of the modules at which the policy decides or somebody watches.
+
     Raises:
-        AttachError: if the whole denoiser is compiled and the policy has sites inside it.
+        AttachError: if the whole denoiser is compiled and the policy has sites inside it, or if a compiled block with
+            sites is wrapped by another library too.
     """
-    if is_compiled(denoiser) and inner_sites:
+    if is_compiled(denoiser) and governed:
         raise AttachError(
             f"{type(denoiser).__name__} is compiled as a whole, so sites inside it cannot be skipped: compile its "
             "repeated blocks instead (compile_repeated_blocks()), or use only the sites 'denoiser' and 'branch'"
         )
     for block in blocks:
         compiled = is_compiled(block.module)
-        if compiled and block.path in hooks:
-            hooks[block.path].surround_compiled()
-        for path, hook in hooks.items():
-            if path.startswith(f"{block.path}."):
-                hook.trace(compiled)
+        inside = {path: hook for path, hook in hooks.items() if path.startswith(f"{block.path}.")}
+        around = {block.path: hooks[block.path]} if block.path in hooks else {}
+        wrapped = [path for path, hook in (around | inside).items() if not hook.traceable and path in governed]
+        if compiled and wrapped:
+            raise AttachError(
+                f"{wrapped[0]} is compiled and also wrapped for offloading or parallelism, so it cannot be skipped: "
+                "leave one of the two away, or choose sites on other modules"
+            )
+        if compiled:
+            for hook in around.values():
+                hook.surround_compiled()
+        for hook in inside.values():
+            hook.trace(compiled and hook.traceable)
 
 
 def enough_graphs() -> Any:

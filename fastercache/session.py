@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastercache.calls import RunState, SitePlan, Watcher
 from fastercache.clock import Clock
 from fastercache.denoiser import Denoiser
 from fastercache.families import Guidance
@@ -20,14 +21,12 @@ from fastercache.memory import MemoryPlan, ValueShapes, bound_dynamic, plan_stat
 from fastercache.signals import Jury
 from fastercache.store import History
 from fastercache.trace import Trace
-from fastercache.units import RunState, SitePlan, Watcher
 from policies.base import Citation, Policy
-from policies.compose import Parts
 from policies.errors import AttachError, FasterCacheError
 from policies.registry import dump
 from policies.schedule import Table, claimed, compile_policy
 from policies.vocabulary import Branch, Kind, Run, Site, select
-from policies.wrappers import Wrapper
+from policies.wrappers import citations_of
 
 
 class _DryRun(Exception):
@@ -187,35 +186,11 @@ class Session:
         A batched call holds every branch, and its branch site is one branch's share of it; with separate calls the
         branch site is a whole call.
         """
-        found: dict[str, int] = {}
-        for denoiser in self._denoisers:
-            cost = self._book.largest(denoiser.prefix)
-            if cost is None:
-                continue
-            parts = len(denoiser.branches.order) if denoiser.branches.guidance == "batched" else 1
-            blocks = [cost.inclusive[block.path] for block in denoiser.blocks]
-            for site in denoiser.sites:
-                if site.kind in (Kind.MODULE, Kind.BLOCK):
-                    found[site.name] = cost.inclusive[site.name.removeprefix(denoiser.prefix)]
-                elif site.kind is Kind.STACK:
-                    found[site.name] = sum(blocks[slice(*site.span)])
-                else:
-                    found[site.name] = cost.total // parts if site.kind is Kind.BRANCH else cost.total
-        return found
+        return {name: flops for d in self._denoisers for name, flops in d.site_flops().items()}
 
     def citations(self) -> list[Citation]:
         """The works behind the policy in force, each once."""
-        found: dict[str, Citation] = {}
-        pending: list[Policy] = [self.policy]
-        while pending:
-            policy = pending.pop(0)
-            if policy.citation is not None:
-                found.setdefault(policy.citation.url, policy.citation)
-            if isinstance(policy, Parts):
-                pending.extend(policy.parts())
-            if isinstance(policy, Wrapper):
-                pending.append(policy.inner)
-        return list(found.values())
+        return citations_of(self.policy)
 
     # -- a run -------------------------------------------------------------------------------------------------------
     def _run_announced(self) -> None:

@@ -1,92 +1,30 @@
 """The runtime of one site: decides, computes or stands in, keeps what later steps read, tells its watchers.
 
 A unit handles calls of the modules its site is made of. The branches of a call are given by `Call.branches`, in row
-order; a unit may compute some of them and predict others within one call.
+order; a unit may compute some of them and predict others within one call. What a site's value is, and how a call yields
+it, is said by the kinds of units: `module_unit`, `stack_unit`, and `assembly` for the denoiser and branch sites.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastercache.families import Layout
-from fastercache.hooks import Handler, Inner
-from fastercache.layout import (
-    BlockIO,
-    canonical,
-    flatten_output,
-    from_canonical,
-    joined,
-    leading_tensor,
-    rebuild_output,
-    strip,
-    take_rows,
-)
-from fastercache.signals import Jury, Sighted, Source, signal_value
+from fastercache.calls import Call, RunState, SitePlan, Streams, Watcher
+from fastercache.layout import take_rows
+from fastercache.signals import Jury, Source, signal_value
 from fastercache.store import History, rows_of
 from fastercache.trace import Observation
 from policies.base import Policy
-from policies.schedule import Code, Table
-from policies.vocabulary import Branch, Run, Site, Step
-
-Watcher = Callable[[Observation], None]
-Streams = list[Tensor | None]
-
-
-@dataclass(slots=True)
-class Call:
-    """One denoiser call: its step, the branches it computes in row order, and what was skipped inside it."""
-
-    step: Step
-    branches: tuple[Branch, ...]
-    batch: int  # leading size of the denoiser's input rows that are computed
-    input: Tensor | None = None
-    sighted: Sighted = field(default_factory=Sighted)  # what the first block's hook saw
-    skipped: list[tuple[str, float]] = field(default_factory=list)  # module path, share of its rows that was skipped
-
-
-@dataclass
-class RunState:
-    """What a unit needs of the current run."""
-
-    run: Run
-    call: Call | None = None
-
-    @property
-    def now(self) -> Call:
-        assert self.call is not None  # units are only reached from inside a denoiser call
-        return self.call
-
-
-@dataclass(frozen=True)
-class SitePlan:
-    """What a static policy does at one site, as plain lists by branch and step, made once for all runs of a shape.
-
-    `last_read` maps a computed step to the last step that reads its value; `busy` is false where the site computes and
-    nothing is kept, so that its modules run without any handler.
-    """
-
-    computed: list[list[bool]]
-    reused: list[list[bool]]
-    last_read: list[dict[int, int]]
-    busy: list[list[bool]]
-
-    @classmethod
-    def all_of(cls, table: Table) -> list[SitePlan]:
-        """One plan per site of a compiled table."""
-        computed, reused = ((table.codes == code).tolist() for code in (Code.COMPUTED, Code.REUSED))
-        return [
-            cls(c, r, k, [[hit or i in kept for i, hit in enumerate(row)] for row, kept in zip(r, k, strict=True)])
-            for c, r, k in zip(computed, reused, table.reads(), strict=True)
-        ]
+from policies.schedule import Code
+from policies.vocabulary import Branch, Site, Step
 
 
 class Unit:
-    """Decisions and history of one site. Subclasses say what the site's value is and how a call yields it."""
+    """Decisions and history of one site."""
 
     def __init__(self, site: Site, prefix_path: str) -> None:
         self.site = site
@@ -242,178 +180,3 @@ def join(
         ]
         result.append(torch.cat(parts))
     return result
-
-
-class ModuleUnit(Unit):
-    """A module's output: the kinds `module` and `block`; for blocks the value is the residual they add."""
-
-    def __init__(self, site: Site, path: str, io: BlockIO | None, text_first: bool = False) -> None:
-        super().__init__(site, path)
-        self.io = io  # None for a plain module, whose value is its output
-        self.text_first = text_first
-        self.streams: list[int] = []
-
-    def handle(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        assert self.state is not None
-        call = self.state.now
-        reused = self.decide(call, self.source(call))
-        computed = tuple(b for b in call.branches if b not in reused) if reused else call.branches
-        inputs = self.io.inputs(args, kwargs) if self.io else []
-        predicted: Streams = self.predict(call, reused) if reused else []
-        fresh: Streams = []
-        output: Any = None
-        if computed:
-            if reused:
-                lead = (leading_tensor(args, kwargs).shape[0], call.batch)
-                parts = [call.branches.index(b) for b in computed]
-                args, kwargs = (take_rows(x, lead, parts, len(call.branches)) for x in (args, kwargs))
-            output = inner(*args, **kwargs)
-            inside = self.io.inputs(args, kwargs) if self.io else []
-            fresh = self._values(flatten_output(output), inside, joined_later=bool(reused))
-            self.template = strip(output)
-            self.keep(call, computed, fresh)
-        if reused:
-            call.skipped.append((self.path, len(reused) / len(call.branches)))
-            values = join(call, reused, predicted, computed, fresh)
-            output = rebuild_output(self.template, self._outputs(values, inputs))
-        elif self.watchers:
-            values = fresh
-        if self.watchers:
-            self.tell(call, next((v for v in values if v is not None), None) if not self.io else self._main(values))
-        return output
-
-    def _main(self, values: Streams) -> Tensor | None:
-        """The residual of the hidden-states stream."""
-        return values[self.streams.index(0)] if 0 in self.streams else None
-
-    def _values(self, outputs: Streams, inputs: Streams, joined_later: bool) -> Streams:
-        if self.io is None:
-            return outputs
-        if not self.streams:
-            self.streams = self.io.match(outputs, inputs, self.text_first)
-        if not joined_later and self.idle_value():
-            return [None] * len(outputs)
-        bases = [inputs[i] if i >= 0 else None for i in self.streams]
-        return [None if o is None or base is None else o - base for o, base in zip(outputs, bases, strict=True)]
-
-    def idle_value(self) -> bool:
-        """Whether nobody reads this call's residual, so that it need not be computed."""
-        if self.watchers or self.state is None or self.plan is None:
-            return False
-        call = self.state.now
-        return not any(call.step.index in self.plan.last_read[self._index[b]] for b in call.branches)
-
-    def _outputs(self, values: Streams, inputs: Streams) -> Streams:
-        if self.io is None:
-            return values
-        result: Streams = []
-        for value, i in zip(values, self.streams, strict=True):
-            base = inputs[i] if i >= 0 else None
-            result.append(None if value is None or base is None else base + value)
-        return result
-
-
-class StackUnit(Unit):
-    """The residual a run of blocks adds. The first block decides, the last one adds the residual, all between pass on.
-
-    Where the run starts and ends in different layouts (Latte's spatial and temporal blocks), the residual is taken
-    between the canonical forms, so what the denoiser does to the hidden states in between (position embeddings) is
-    part of it.
-    """
-
-    def __init__(
-        self, site: Site, paths: list[str], ios: list[BlockIO], layouts: list[Layout], text_first: bool = False
-    ) -> None:
-        super().__init__(site, paths[0])
-        self.paths, self.ios, self.layouts, self.text_first = paths, ios, layouts, text_first
-        self.templates: list[Any] = [None] * len(paths)
-        self.streams: list[list[int]] = [[] for _ in paths]
-        self._entry: Streams = []
-        self._reused: tuple[Branch, ...] = ()
-
-    def handler(self, position: int) -> Handler:
-        """The handler of the block at `position` within the span."""
-
-        def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self._handle(position, inner, args, kwargs)
-
-        return handle
-
-    def _handle(self, position: int, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        assert self.state is not None
-        call = self.state.now
-        io, last = self.ios[position], position == len(self.paths) - 1
-        inputs = io.inputs(args, kwargs)
-        if position == 0:
-            self._entry = [
-                None if x is None else canonical(x, self.layouts[0] if s == 0 else "rows", call.batch)
-                for s, x in enumerate(inputs)
-            ]
-            self._reused = self.decide(call, self.source(call, self._entry[0]))
-            if self.layouts[-1] == "joined" and self.layouts[0] != "joined":
-                self._entry = joined(self._entry)
-        whole = self._reused == call.branches  # some of the branches: all rows are computed, then replaced at the end
-        if not whole:
-            output = inner(*args, **kwargs)
-            outputs = flatten_output(output)
-            if not self.streams[position]:
-                self.streams[position] = io.match(outputs, inputs, self.text_first)
-            self.templates[position] = strip(output)
-            return self._finish(call, output, outputs) if last else output
-        call.skipped.append((self.paths[position], 1.0))
-        if not last:
-            return rebuild_output(self.templates[position], [inputs[i] for i in self.streams[position]])
-        residuals = self.predict(call, call.branches)
-        self.tell(call, residuals[0])
-        return self._exit(call, residuals)
-
-    def _finish(self, call: Call, output: Any, outputs: Streams) -> Any:
-        position = len(self.paths) - 1
-        residuals: Streams = [None] * len(self._entry)
-        for out, s in zip(outputs, self.streams[position], strict=True):
-            entry = self._entry[s] if s >= 0 else None
-            if out is not None and entry is not None:
-                residuals[s] = canonical(out, self.layouts[position] if s == 0 else "rows", call.batch) - entry
-        computed = tuple(b for b in call.branches if b not in self._reused)
-        if not self._reused:
-            self.keep(call, computed, residuals)
-            self.tell(call, residuals[0])
-            self._entry = []
-            return output
-        parts = [call.branches.index(b) for b in computed]
-        fresh: Streams = [None if r is None else take_rows(r, r.shape[0], parts, len(call.branches)) for r in residuals]
-        predicted = self.predict(call, self._reused)
-        self.keep(call, computed, fresh)
-        whole = join(call, self._reused, predicted, computed, fresh)
-        self.tell(call, whole[0])
-        return self._exit(call, whole)
-
-    def _exit(self, call: Call, residuals: Streams) -> Any:
-        """The last block's output: the run's input plus its residual, in that block's layout and container."""
-        position = len(self.paths) - 1
-        outputs: Streams = []
-        for s in self.streams[position]:
-            entry, residual = (self._entry[s], residuals[s]) if s >= 0 else (None, None)
-            if entry is None or residual is None:
-                outputs.append(None)
-            else:
-                outputs.append(
-                    from_canonical(entry + residual, self.layouts[position] if s == 0 else "rows", call.batch)
-                )
-        self._entry = []
-        return rebuild_output(self.templates[position], outputs)
-
-
-def chain(handlers: list[Handler]) -> Handler | None:
-    """Several sites of one module as one handler, the outermost first."""
-    if not handlers:
-        return None
-    if len(handlers) == 1:
-        return handlers[0]
-    outer, rest = handlers[0], chain(handlers[1:])
-
-    def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        assert rest is not None
-        return outer(lambda *a, **k: rest(inner, a, k), args, kwargs)
-
-    return handle

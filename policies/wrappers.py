@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from policies.base import Policy, Predictor
+from policies.base import Citation, Policy, Predictor
+from policies.compose import Parts
 from policies.registry import AnyPolicy, register
 from policies.vocabulary import Branch, Run, Signal, Site, Step
 
@@ -121,3 +122,18 @@ def within(step: Step, start: float, stop: float) -> bool:
     """
     u = step.progress
     return u >= start - 1e-9 and (u < stop - 1e-9 or stop >= 1.0)
+
+
+def citations_of(policy: Policy) -> list[Citation]:
+    """The works behind a policy, its parts and what it wraps, each once."""
+    found: dict[str, Citation] = {}
+    pending: list[Policy] = [policy]
+    while pending:
+        one = pending.pop(0)
+        if one.citation is not None:
+            found.setdefault(one.citation.url, one.citation)
+        if isinstance(one, Parts):
+            pending.extend(one.parts())
+        if isinstance(one, Wrapper):
+            pending.append(one.inner)
+    return list(found.values())
