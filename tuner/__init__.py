@@ -9,9 +9,11 @@ from tuner.certify import certificate, clopper_pearson, fixed_sequence, hoeffdin
 from tuner.entry import default_seeds, tune
 from tuner.evaluate import Case, Evaluation, Evaluator
 from tuner.export import export
+from tuner.fields import Parameter
+from tuner.joint import JointSpace
 from tuner.record import Outcome, Record
 from tuner.simulate import CostModel, Forecast
-from tuner.space import Encoded, Parameter, SearchSpace
+from tuner.space import Encoded, SearchSpace, Space
 from tuner.study import Study
 
 __all__ = [
@@ -23,11 +25,13 @@ __all__ = [
     "Evaluator",
     "Forecast",
     "InvalidBudget",
+    "JointSpace",
     "Metric",
     "Outcome",
     "Parameter",
     "Record",
     "SearchSpace",
+    "Space",
     "Study",
     "Term",
     "certificate",

@@ -13,9 +13,12 @@ from policies.errors import ConfigUnreadable
 from policies.faster_cache import PRESETS, FasterCache
 from tuner.budget import Budget
 from tuner.evaluate import Evaluator
+from tuner.fields import Bounds
+from tuner.library import Library, Searched
 from tuner.logbook import logged
-from tuner.space import Bounds, SearchSpace
-from tuner.study import OnTrial, SamplerName, Study, disjoint
+from tuner.propose import SamplerName
+from tuner.space import SearchSpace, Space
+from tuner.study import OnTrial, Study, disjoint
 
 
 def tune(
@@ -23,7 +26,7 @@ def tune(
     prompts: Sequence[str],
     *,
     budget: str | Budget,
-    policy: str | Policy | type[Policy] = "fastercache",
+    policy: Searched | Sequence[Searched] = "fastercache",
     held_out: Sequence[str] = (),
     call: Mapping[str, Any] | None = None,
     trials: int = 30,
@@ -48,16 +51,20 @@ def tune(
         pipe: a diffusers pipeline.
         prompts: the search prompts; a handful, since each trial runs them all unless it is stopped early.
         budget: for example `psnr>=30`, against the uncached output; see `Budget`.
-        policy: what to search: a name, a class, or an instance whose unsearched fields are kept.
+        policy: what to search: a name, a class, or an instance whose unsearched fields are kept; several of these; or
+            `any` for every registered policy that the pipeline allows. Constants that belong to a model (TeaCache's
+            polynomial, MagCache's ratios, ...) are measured on the first search prompts unless they are given.
         held_out: prompts the search never sees, for `study.verify()`. Overlap with `prompts` is an error.
         call: keyword arguments of each pipeline call (steps, guidance scale, size, ...).
         trials: how many trials make videos in all, those of earlier calls included. timeout: seconds for this call.
         out: folder of the study file and the uncached references.
         storage: another path for the study file, or `postgresql://...` shared by many machines.
         metrics: what to measure; the budget's metrics are added.
-        fixed, bounds: fields that are not searched, and tighter bounds, by field name.
+        fixed, bounds: fields that are not searched, and tighter bounds, by field name; with several policies
+            `policy.field`.
         seeds: further policies to try first, by name.
-        sampler: `known-cost` (the default; TPE takes its place for policies that decide at run time) or `tpe`.
+        sampler: `known-cost` (the default) or `tpe`. Of a policy that decides at run time the cost is not known
+            before: alone it is searched by TPE, among others they take turns.
         on_trial: called with the study and each finished trial's record.
         references: folder of the uncached references, where it is shared.
         logdir: folder for TensorBoard: each trial's settings and figures under HPARAMS.
@@ -80,7 +87,8 @@ def tune(
         seed=seed,
         video=video,
     )
-    space = SearchSpace.of(policy, fixed=fixed, bounds=_within_grid(pipe, policy, bounds, fixed))
+    library = Library(evaluator, evaluator.cases(prompts), out / "calibration.json", fixed, bounds)
+    space = library.space(policy)
     study = Study(
         evaluator,
         space,
@@ -97,35 +105,23 @@ def tune(
         return study.optimise(trials, timeout, told)
 
 
-def default_seeds(space: SearchSpace, given: Mapping[str, Policy] | None = None) -> dict[str, Policy]:
-    """What every search tries first: no reuse, the policy's defaults (for FasterCache the paper's), what is given, and
-    the presets."""
+def default_seeds(space: Space, given: Mapping[str, Policy] | None = None) -> dict[str, Policy]:
+    """What every search tries first: no reuse, each policy's defaults (for FasterCache the paper's), what is given,
+    and, where FasterCache alone is searched, the presets."""
     seeds: dict[str, Policy] = {}
-    encoded = space.encode(space.base).params
-    # Interval 1 reuses nothing, in every policy that has intervals; where there is none the reference stands for it.
-    off = {p.name: 1 for p in space.parameters if p.name.rsplit(".", 1)[-1].endswith("interval")}
-    if off:
-        seeds["no_cache"] = space.build({**encoded, **off})
-    seeds["default"] = space.base
+    for base in space.bases.values():
+        encoded = space.encode(base).params
+        # Interval 1 reuses nothing where all reuse goes by intervals; where none does the reference stands for it.
+        off = {name: 1 for name in encoded if name.rsplit(".", 1)[-1] in ("interval", "cfg_interval")}
+        if off and base.static:
+            seeds["no_cache"] = space.build({**encoded, **off})
+            break
+    alone = len(space.bases) == 1
+    seeds |= {"default" if alone else f"default:{name}": base for name, base in space.bases.items()}
     seeds |= dict(given or {})
-    if type(space.base) is FasterCache and space.base.sites == FasterCache().sites:
+    if isinstance(space, SearchSpace) and type(space.base) is FasterCache and space.base.sites == FasterCache().sites:
         held = [name for name, reason in space.fixed.items() if reason == "given"]
         for preset, policy in PRESETS.items():
             kept = {name: getattr(space.base, name) for name in held}
             seeds[f"preset:{preset}"] = FasterCache(**{**policy.model_dump(), **kept})
     return seeds
-
-
-def _within_grid(
-    pipe: Any, policy: str | Policy | type[Policy], bounds: Mapping[str, Bounds] | None, fixed: Mapping[str, Any] | None
-) -> dict[str, Bounds]:
-    """The given bounds, and for a frequency radius half the latent's smaller side: beyond it nothing changes."""
-    result = dict(bounds or {})
-    space = SearchSpace.of(policy, fixed=fixed, bounds=bounds)
-    size = getattr(getattr(pipe, "transformer", getattr(pipe, "unet", None)), "config", {}).get("sample_size")
-    side = min(size) if isinstance(size, (list, tuple)) else size
-    for parameter in space.parameters:
-        name = parameter.name
-        if name.rsplit(".", 1)[-1] == "radius" and name not in result and isinstance(side, int) and side >= 2:
-            result[name] = (0, side // 2)
-    return result

@@ -12,9 +12,10 @@ which for CAUTION = 1 is constrained expected improvement with a known objective
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -26,15 +27,17 @@ from scipy.stats import norm
 from policies.base import Policy
 from policies.errors import FasterCacheError
 from policies.registry import dump
+from tuner.fields import Parameter, from_unit, to_unit
 from tuner.record import is_interrupted
 from tuner.simulate import Forecast
-from tuner.space import Parameter, SearchSpace, from_unit, to_unit
+from tuner.space import METHOD, Space
 from tuner.surrogate import Surrogate
 
 Array = NDArray[np.float64]
 CAUTION = 2.0
 """Power of the chance to meet the budget. At 1 the expected saving is maximal, but the surrogate is overconfident far
 from what was seen; at 2 fewer videos are lost on policies that miss the budget by far."""
+SamplerName = Literal["known-cost", "tpe"]
 LEAST_GAIN = 0.002
 """A candidate must save at least this share of the uncached FLOPs more than the incumbent."""
 
@@ -58,13 +61,8 @@ class Candidate:
     policy: Policy
     forecast: Forecast
 
-    def vector(self, space: SearchSpace) -> Array:
-        return np.concatenate([self.forecast.features, position(space, self.params)])
-
-
-def position(space: SearchSpace, params: Mapping[str, Any]) -> Array:
-    """Parameters as a point of the unit cube; parameters that do not exist lie in the middle."""
-    return np.array([to_unit(p, params[p.name]) if p.name in params else 0.5 for p in space.parameters])
+    def vector(self, space: Space) -> Array:
+        return np.concatenate([self.forecast.features, space.position(self.params)])
 
 
 class Proposer:
@@ -76,7 +74,7 @@ class Proposer:
         pool: how many candidates are weighed against each other.
     """
 
-    def __init__(self, space: SearchSpace, forecast: Callable[[Policy], Forecast], *, pool: int = 96) -> None:
+    def __init__(self, space: Space, forecast: Callable[[Policy], Forecast], *, pool: int = 96) -> None:
         self.space = space
         self.pool = pool
         self._forecast = forecast
@@ -155,10 +153,9 @@ class Proposer:
         return self.space.draw(value)
 
     def _mutate(self, params: Mapping[str, Any], rng: np.random.Generator, width: float) -> dict[str, Any]:
-        """A neighbour: about three parameters moved by a normal step, choices drawn anew."""
-        moved = rng.random(len(self.space.parameters)) < min(3.0 / len(self.space.parameters), 1.0)
-        chosen = {p.name for p, move in zip(self.space.parameters, moved, strict=True) if move}
-        chosen = chosen or {self.space.parameters[rng.integers(len(self.space.parameters))].name}
+        """A neighbour: about three parameters moved by a normal step, choices drawn anew; the method stays."""
+        own = [p.name for p in self.space.parameters if p.name in params and p.name != METHOD]
+        chosen = {name for name in own if rng.random() < 3.0 / len(own)} or {own[rng.integers(len(own))]}
 
         def value(parameter: Parameter) -> Any:
             if parameter.name not in params:
@@ -174,18 +171,18 @@ class Proposer:
 
     def _model(self, seen: Sequence[Seen]) -> tuple[Surrogate | None, NDArray[np.bool_] | None]:
         """The surrogate, once there are points to fit, and which columns of a candidate's vector it uses."""
-        rows, margins = [], []
+        rows, margins, schedule = [], [], 0
         for s in seen:
             forecast = self.forecast(s.policy)
             if forecast is not None:  # a policy that reuses nothing tells where the margin ends up
-                rows.append(np.concatenate([forecast.features, position(self.space, s.params)]))
+                rows.append(np.concatenate([forecast.features, self.space.position(s.params)]))
+                schedule = len(forecast.features)
                 margins.append(s.margin)
         if len(rows) < 2:
             return None, None
         # Far misses must not set the scale on which near ones are told apart.
         y = np.clip(margins, min(max(margins), 0.0) - 15.0, 10.0)
         x = np.stack(rows)
-        schedule = x.shape[1] - len(self.space.parameters)
         _, first = np.unique(x.round(9), axis=1, return_index=True)  # sites of several roles may age alike
         used = np.zeros(x.shape[1], dtype=bool)
         used[first] = True
@@ -208,38 +205,73 @@ class Proposer:
 class KnownCostSampler(optuna.samplers.BaseSampler):
     """`Proposer` as an Optuna sampler; what was seen comes from the study, so that workers share and resume it.
 
+    The proposer weighs policies of known cost only. Where others are searched with them, `general` makes every second
+    proposal, over the whole space.
+
     Args:
         proposer: the search.
         seen: reads evaluated policies off a study's finished trials.
         seed: the n-th trial draws from (seed, n), interrupted ones not counted, so that a resumed study goes on as an
             uninterrupted one would.
+        general: a sampler for policies whose cost is not known.
     """
 
     def __init__(
-        self, proposer: Proposer, seen: Callable[[optuna.Study], Sequence[Seen]], seed: int | None = None
+        self,
+        proposer: Proposer,
+        seen: Callable[[optuna.Study], Sequence[Seen]],
+        seed: int | None = None,
+        general: optuna.samplers.BaseSampler | None = None,
     ) -> None:
         self._proposer = proposer
         self._seen = seen
         self._seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+        self._general = general
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._proposer.space.distributions
+        other = self._turn(study, trial)
+        return other.infer_relative_search_space(study, trial) if other else self._proposer.space.distributions
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         if trial.system_attrs.get("fixed_params"):
             return {}  # an enqueued trial brings its own
+        if other := self._turn(study, trial):
+            return other.sample_relative(study, trial, search_space)
         return self._proposer.propose(self._seen(study), self._rng(study, trial))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Only for parameters an enqueued trial left open: drawn at random."""
+        """For `general`, and for parameters an enqueued trial left open: those are drawn at random."""
+        if (other := self._turn(study, trial)) and not trial.system_attrs.get("fixed_params"):
+            return other.sample_independent(study, trial, param_name, param_distribution)
         parameter = next(p for p in self._proposer.space.parameters if p.name == param_name)
         return from_unit(parameter, self._rng(study, trial).random())
 
+    def _turn(self, study: optuna.Study, trial: FrozenTrial) -> optuna.samplers.BaseSampler | None:
+        """The general sampler, if there is one and it is its turn."""
+        return self._general if self._place(study, trial) % 2 else None
+
     def _rng(self, study: optuna.Study, trial: FrozenTrial) -> np.random.Generator:
+        return np.random.default_rng([abs(self._seed), self._place(study, trial)])
+
+    def _place(self, study: optuna.Study, trial: FrozenTrial) -> int:
+        """The trial's number as if no trial had been interrupted."""
         failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        repeated = sum(t.number < trial.number and is_interrupted(t) for t in failed)
-        return np.random.default_rng([abs(self._seed), trial.number - repeated])
+        return trial.number - sum(t.number < trial.number and is_interrupted(t) for t in failed)
+
+
+def make_sampler(
+    name: SamplerName, proposer: Proposer, seen: Callable[[optuna.Study], Sequence[Seen]], seed: int, drawn: int
+) -> optuna.samplers.BaseSampler:
+    """The sampler of a study that has `drawn` trials: TPE alone where no cost is known, or if it is asked for."""
+    static = [base.static for base in proposer.space.bases.values()]
+    if name == "known-cost" and all(static):
+        return KnownCostSampler(proposer, seen, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # A resumed study must not draw the same numbers again.
+        general = optuna.samplers.TPESampler(seed=seed + drawn, multivariate=True, group=True)
+    return KnownCostSampler(proposer, seen, seed, general) if name == "known-cost" and any(static) else general

@@ -23,6 +23,7 @@ class Outcome(StrEnum):
     EXACT = "exact"  # reuses nothing: equal to the reference by law, not run
     STOPPED = "stopped"  # ended after some prompts; its margin is a projection
     DOMINATED = "dominated"  # cannot be cheaper than the incumbent: not run
+    INVALID = "invalid"  # cannot be applied to this pipeline: no video was made
     FAILED = "failed"  # raised, or produced NaN
     INTERRUPTED = "interrupted"  # abandoned by its worker; its parameters are queued again
 
@@ -33,7 +34,8 @@ SPENT = (Outcome.MEASURED, Outcome.STOPPED, Outcome.FAILED)
 
 def is_interrupted(trial: FrozenTrial) -> bool:
     """Whether a failed trial was only abandoned by its worker; what it was to try is then tried again."""
-    return trial.state is TrialState.FAIL and trial.user_attrs.get("outcome") != Outcome.FAILED
+    ended = (Outcome.FAILED, Outcome.INVALID)
+    return trial.state is TrialState.FAIL and trial.user_attrs.get("outcome") not in ended
 
 
 SAME = 1e-9

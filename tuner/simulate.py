@@ -31,8 +31,8 @@ class Forecast:
 
     Attributes:
         ratio: computed FLOPs over those of the uncached run.
-        features: per kind and role of site the mean log2(1 + age) of the values in use, in `BINS` stretches of the
-            run, then the ratio; shape (groups * BINS + 1,).
+        features: per kind and role of the run's sites the mean log2(1 + age) of the values in use, in `BINS` stretches
+            of the run, then the ratio; shape (groups * BINS + 1,). Sites that the policy does not claim have age 0.
         behaviour: digest of the decisions and predictors; policies with the same one give the same video.
     """
 
@@ -94,12 +94,13 @@ class CostModel:
     def _ages(self, table: Table) -> list[float]:
         ages = staleness(table)
         edges = np.linspace(0, self.run.count, BINS + 1).round().astype(int)
-        groups: dict[str, list[NDArray[np.float64]]] = {}
+        groups: dict[str, list[NDArray[np.float64]]] = {f"{site.kind}:{site.role}": [] for site in self.run.sites}
         for site, age in zip(table.sites, ages, strict=True):
-            groups.setdefault(f"{site.kind}:{site.role}", []).append(age)
+            groups[f"{site.kind}:{site.role}"].append(age)
         columns: list[float] = []
         for name in sorted(groups):
-            log = np.log2(1.0 + np.stack(groups[name]).mean(axis=(0, 1)))  # (steps,)
+            own = groups[name] or [np.zeros(ages.shape[1:])]
+            log = np.log2(1.0 + np.stack(own).mean(axis=(0, 1)))  # (steps,)
             columns += [float(log[a:b].mean()) if b > a else 0.0 for a, b in pairwise(edges)]
         return columns
 

@@ -12,10 +12,9 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import Trial, TrialState
 
 from fastercache.families import Guidance, family_of
@@ -27,18 +26,15 @@ from tuner.budget import METRICS, Budget
 from tuner.certify import certificate
 from tuner.early import Projection
 from tuner.evaluate import Case, Evaluation, Evaluator
-from tuner.propose import KnownCostSampler, Proposer, Seen
-from tuner.record import SAME, SPENT, Outcome, Record, cheapest, front, records
+from tuner.propose import Proposer, SamplerName, Seen, make_sampler
+from tuner.record import SAME, SPENT, Outcome, Record, cheapest, front, is_interrupted, records
 from tuner.simulate import CostModel
-from tuner.space import SearchSpace
+from tuner.space import Space
 from tuner.storage import WORKER, heartbeat, open_storage, recover, requeue, this_worker
 
 FINGERPRINT = "fastercache"
-FRUITLESS = {"known-cost": 3, "tpe": 100}
-"""Proposals in a row that cannot beat the incumbent, after which the search ends. TPE does not know costs."""
 
 OnTrial = Callable[["Study", Record], None]
-SamplerName = Literal["known-cost", "tpe"]
 
 
 class Study:
@@ -53,7 +49,7 @@ class Study:
     def __init__(
         self,
         evaluator: Evaluator,
-        space: SearchSpace,
+        space: Space,
         budget: Budget,
         search: Sequence[str],
         held_out: Sequence[str] = (),
@@ -70,8 +66,8 @@ class Study:
         self.ended = ""
         self._storage = open_storage(storage)
         self._place = f"{storage}"
-        self._seed = seed
-        self._sampler: SamplerName = sampler if space.base.static else "tpe"
+        # TPE does not know costs: it may take many proposals to find one that can beat the incumbent.
+        self._patience = 3 if sampler == "known-cost" and space.static else 100
         self._proposer = Proposer(space, lambda policy: self.cost_model.forecast(policy))
         self._cost_model: CostModel | None = None
         self._records: dict[int, Record] = {}
@@ -87,7 +83,8 @@ class Study:
         finally:
             optuna.logging.set_verbosity(optuna_verbosity)
         self._check_fingerprint()
-        self.optuna.sampler = self._make_sampler()
+        drawn = len(self.optuna.get_trials(deepcopy=False))
+        self.optuna.sampler = make_sampler(sampler, self._proposer, lambda _: self.seen(), seed, drawn)
 
     # -- identity ----------------------------------------------------------------------------------------------------
     def fingerprint(self) -> dict[str, Any]:
@@ -97,8 +94,8 @@ class Study:
             **self.evaluator.identity,
             "budget": str(self.budget),
             "prompts": _digest([[c.prompt, c.seed] for c in self.search]),
-            "policy": self.space.base.name,
-            "search space": _digest([dump(self.space.base), shape]),
+            "policy": ", ".join(self.space.bases),
+            "search space": _digest([*map(dump, self.space.bases.values()), shape]),
         }
 
     def _check_fingerprint(self) -> None:
@@ -115,15 +112,6 @@ class Study:
                     f"the study in {self._place} was made with {key} {then.get(key)}, this call has {now.get(key)}: "
                     "repeat the old call to continue it, or give another place for a new study"
                 )
-
-    def _make_sampler(self) -> BaseSampler:
-        if self._sampler == "known-cost":
-            return KnownCostSampler(self._proposer, lambda _: self.seen(), self._seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # A resumed study must not draw the same numbers again.
-            drawn = len(self.optuna.get_trials(deepcopy=False))
-            return TPESampler(seed=self._seed + drawn, multivariate=True, group=True)
 
     @property
     def cost_model(self) -> CostModel:
@@ -155,9 +143,9 @@ class Study:
                 record = self._step()
                 if record is not None and on_trial is not None:
                     on_trial(self, record)
-                skipped = record is not None and record.source == "search" and record.outcome not in SPENT
+                skipped = record is None or (record.source == "search" and record.outcome not in SPENT)
                 fruitless = fruitless + 1 if skipped else 0
-                if fruitless >= FRUITLESS[self._sampler]:
+                if fruitless >= self._patience:
                     self.ended = f"{fruitless} proposals in a row could not be cheaper than the best"
                     break
         finally:
@@ -165,11 +153,7 @@ class Study:
         return self
 
     def _enqueue_seeds(self) -> None:
-        present = {
-            t.user_attrs.get("source")
-            for t in self.optuna.get_trials(deepcopy=False)
-            if t.state is not TrialState.FAIL or t.user_attrs.get("outcome") == Outcome.FAILED
-        }
+        present = {t.user_attrs.get("source") for t in self.optuna.get_trials(deepcopy=False) if not is_interrupted(t)}
         for source, policy in self._seeds.items():
             if source not in present:
                 encoded = self.space.encode(policy)
@@ -203,7 +187,7 @@ class Study:
             try:
                 policy = self.space.build(params)
             except FasterCacheError as error:
-                return self._finish(trial, Outcome.FAILED, str(error))
+                return self._finish(trial, Outcome.INVALID, str(error))
             trial.set_user_attr("policy", dump(policy))
             trial.set_user_attr("source", "search")
         forecast = self._proposer.forecast(policy) if policy.static else None
@@ -221,6 +205,12 @@ class Study:
             result = self.evaluator.evaluate(policy, self.search, projection.verdict)
         except NotFinite as error:
             return self._finish(trial, Outcome.FAILED, str(error))
+        except FasterCacheError as error:
+            # Bounds know nothing of the model: a draw may span more blocks than there are. Where not even the only
+            # policy's defaults can be applied, there is nothing to search.
+            if len(self.space.bases) == 1 and trial.user_attrs["source"] != "search":
+                raise
+            return self._finish(trial, Outcome.INVALID, str(error))
         self._tell(trial, result, projection)
 
     def _tell_exact(self, trial: Trial) -> None:

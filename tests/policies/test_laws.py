@@ -15,7 +15,7 @@ from policies import (
     FORA,
     AdaCache,
     AdaptiveGuidance,
-    AverageVelocity,
+    BranchReuse,
     BWCache,
     CFGCache,
     Compose,
@@ -31,12 +31,12 @@ from policies import (
     GuidanceReuse,
     HiCache,
     MagCache,
+    MeanCache,
     NoSiteMatched,
     Policy,
     PyramidAttentionBroadcast,
     SeaCache,
     SmoothCache,
-    StaticInterval,
     Taylor,
     TaylorSeer,
     TeaCache,
@@ -44,7 +44,7 @@ from policies import (
     dump,
     load_policy,
 )
-from tuner.space import Parameter, SearchSpace
+from tuner import Parameter, SearchSpace
 
 FLAT = tuple(tuple([0.0] * lag + [0.05] * (6 - lag)) for lag in (1, 2, 3))
 POLICIES: dict[str, Policy] = {
@@ -59,7 +59,6 @@ POLICIES: dict[str, Policy] = {
     "smoothcache": SmoothCache(curves={"attention": FLAT}),
     "magcache": MagCache(ratios={"*": (1.0,) * 6}),
     "ertacache": ERTACache(errors=FLAT, gains=FLAT),
-    "average_velocity": StaticInterval(sites="denoiser", interval=3, stand_in=AverageVelocity()),
     "teacache": TeaCache(threshold=1.0),
     "teacache_taylor_cfg": Compose([TeaCache(threshold=1.0, stand_in=Taylor()), CFGCache(interval=2, start=0.0)]),
     "first_block_cache": FirstBlockCache(threshold=0.5),
@@ -69,6 +68,8 @@ POLICIES: dict[str, Policy] = {
     "bwcache": BWCache(threshold=1.0),
     "dicache": DiCache(threshold=1.0),
     "seacache": SeaCache(threshold=1.0),
+    "meancache": MeanCache(interval=2, start=0.0),
+    "branch_reuse": BranchReuse(start=0.0, interval=2, other_interval=3),
     "guidance_reuse": GuidanceReuse(start=0.0, interval=3),
     "adaptive_guidance": AdaptiveGuidance(start=0.0, threshold=1.0),
     "guidance_interval": GuidanceInterval(start=0.2, stop=0.7),
@@ -87,6 +88,12 @@ def specimens() -> dict[str, Specimen]:
 def test_flops_replay_and_bytes(specimens: dict[str, Specimen], name: str, family: str) -> None:
     """Laws 6, 7 and 9, on which watching has most to break."""
     report = check_policy(POLICIES[name], specimens[family], laws=(6, 7, 9)).raise_if_broken()
+    assert report.reused > 0
+
+
+@pytest.mark.slow
+def test_all_laws_of_deepcache_on_a_unet() -> None:
+    report = check_policy(DeepCache(interval=2), build("sdxl")).raise_if_broken()
     assert report.reused > 0
 
 

@@ -13,7 +13,7 @@ import fastercache as fc
 from policies.base import Policy
 from policies.errors import InvalidPolicy
 from tuner import SearchSpace, default_seeds
-from tuner.space import from_unit, to_unit
+from tuner.fields import from_unit, to_unit
 
 
 class Custom(Policy):

@@ -1,0 +1,161 @@
+"""Every registered policy can be tuned, alone and beside the others, with its constants measured where needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastercache as fc
+from analysis.calibrate import Calibration
+from policies.errors import FasterCacheError, InvalidPolicy
+from tests.tuner.conftest import CALL, SEARCH
+from tuner import Evaluator, JointSpace, Outcome, SearchSpace, Study, default_seeds, tune
+from tuner.fields import from_unit
+from tuner.library import ANY, CONSTANTS, Library
+from tuner.record import SPENT
+from tuner.space import METHOD
+
+WRAPPERS = {"warm_up", "window", "max_consecutive"}
+NOTHING = {"no_cache", "schedule", "compose"} | WRAPPERS
+"""What holds no field of its own to search: they repeat or contain something else."""
+LOOSE = "psnr>=5"
+
+
+def study(pipe: Any, out: Path, policy: Any, trials: int = 2, **changes: Any) -> Study:
+    return tune(
+        pipe, SEARCH, **{"budget": LOOSE, "call": CALL, "out": out, "policy": policy, "trials": trials} | changes
+    )
+
+
+def library(evaluator: Evaluator, **given: Any) -> Library:
+    return Library(evaluator, evaluator.cases(SEARCH), evaluator.store.parent / "calibration.json", **given)
+
+
+@pytest.mark.parametrize("name", sorted(set(fc.known_policies()) - NOTHING))
+def test_every_policy_is_tuned_through_its_bounds(name: str, tiny_latte: Any, tmp_path: Path) -> None:
+    fixed = {"relative": False} if name == "easycache" else {}  # this model's output has more channels than its input
+    tried = study(tiny_latte, tmp_path, name, fixed=fixed)
+    ran = [r for r in tried.records if r.outcome in SPENT]
+    assert ran and {r.policy.name for r in tried.records} == {name}
+    assert any(r.outcome is Outcome.MEASURED for r in ran)
+    if name in CONSTANTS:
+        assert getattr(ran[0].policy, CONSTANTS[name]) != getattr(fc.TeaCache(), CONSTANTS[name], None)
+        assert Calibration.load(tmp_path / "calibration.json").runs == len(SEARCH)
+
+
+@pytest.mark.parametrize("name", sorted(NOTHING))
+def test_what_cannot_be_tuned_says_why(name: str, evaluator: Evaluator) -> None:
+    with pytest.raises(InvalidPolicy, match=r"needs|no field to search") as error:
+        library(evaluator).space(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(WRAPPERS))
+def test_a_wrapper_is_tuned_with_what_it_wraps(name: str, evaluator: Evaluator) -> None:
+    space = library(evaluator, fixed={"inner": {"policy": "static_interval", "sites": "all"}}).space(name)
+    assert "inner.interval" in space.distributions
+    assert space.bases[name].inner.sites == "all"  # type: ignore[attr-defined]
+
+
+def test_given_constants_are_not_measured(evaluator: Evaluator) -> None:
+    made = library(evaluator, fixed={"ratios": {"*": [1.0, 0.9]}})
+    assert made.space("magcache").bases["magcache"].ratios == {"*": (1.0, 0.9)}  # type: ignore[attr-defined]
+    assert not made.path.exists()
+
+
+def test_constants_are_measured_once_and_kept(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = library(evaluator).space("teacache").bases
+    monkeypatch.setattr(evaluator, "generate", lambda _: pytest.fail("measured again"))
+    assert library(evaluator).space("teacache").bases == first
+
+
+def test_any_searches_all_that_the_pipeline_allows_and_says_what_it_leaves_out(evaluator: Evaluator) -> None:
+    space = library(evaluator).space(ANY)
+    assert isinstance(space, JointSpace)
+    assert set(space.left_out) | set(space.bases) == set(fc.known_policies())
+    assert set(space.left_out) >= NOTHING and all(space.left_out.values())
+    assert {"fastercache", "foca", "magcache", "teacache", "easycache", "tgate"} <= set(space.bases)
+
+
+def joint() -> JointSpace:
+    names = ("static_interval", "fastercache", "teacache")
+    return JointSpace.of({name: SearchSpace.of(name) for name in names})
+
+
+def test_a_draw_has_the_chosen_methods_fields_and_no_others() -> None:
+    rng, space = np.random.default_rng(0), joint()
+    drawn = [space.draw(lambda p: from_unit(p, rng.random())) for _ in range(60)]
+    assert {params[METHOD] for params in drawn} == set(space.bases)
+    for params in drawn:
+        assert {name.split(".")[0] for name in params} - {METHOD} == {params[METHOD]}
+        assert ("fastercache.weight" in params) == (params.get("fastercache.weight:kind") == "value")
+        policy = space.build(params)
+        assert policy.name == params[METHOD] and space.encode(policy).params == pytest.approx(params)
+
+
+def test_each_method_has_an_axis_of_its_own() -> None:
+    """No method lies between two others, whatever order they are listed in."""
+    space = joint()
+    places = [space.position(space.encode(base).params) for base in space.bases.values()]
+    assert [list(place[:3]) for place in places] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert len({len(place) for place in places}) == 1
+
+
+def test_a_joint_search_tries_each_methods_default_first() -> None:
+    assert list(default_seeds(joint())) == ["no_cache", *(f"default:{name}" for name in joint().bases)]
+    off = default_seeds(joint())["no_cache"]
+    assert off == fc.StaticInterval(interval=1)
+
+
+def test_several_methods_are_searched_and_the_search_resumes(tiny_latte: Any, tmp_path: Path) -> None:
+    """Both kinds of method are proposed beyond their defaults, and a resumed study repeats nothing."""
+    names = ["foca", "static_interval", "easycache"]
+    fixed = {"static_interval.sites": "all", "easycache.start": 0.0, "easycache.relative": False}
+    first = study(tiny_latte, tmp_path, names, trials=4, budget="psnr>=95", fixed=fixed)
+    told = [(r.source, r.policy, r.outcome) for r in first.records]
+    again = study(tiny_latte, tmp_path, names, trials=10, budget="psnr>=95", fixed=fixed)
+    assert [(r.source, r.policy, r.outcome) for r in again.records][: len(told)] == told
+    searched = [r.policy for r in again.records if r.source == "search"]
+    assert any(p.static for p in searched) and any(not p.static for p in searched)
+    assert len({str(fc.dump(p)) for p in searched}) == len(searched)
+    assert all(p.sites == "all" for p in searched if isinstance(p, fc.StaticInterval))
+
+
+def test_a_method_that_cannot_run_is_one_candidate_less(
+    tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Evaluator.run
+
+    def broken(self: Evaluator, policy: fc.Policy, case: Any) -> Any:
+        if isinstance(policy, fc.FoCa):
+            raise fc.AttachError("no such value here")
+        return original(self, policy, case)
+
+    monkeypatch.setattr(Evaluator, "run", broken)
+    tried = study(tiny_latte, tmp_path, ["foca", "static_interval"], trials=3)
+    assert any(r.outcome is Outcome.INVALID and r.reason == "no such value here" for r in tried.records)
+    assert isinstance(tried.best().policy, fc.StaticInterval)
+    with pytest.raises(fc.AttachError):
+        study(tiny_latte, tmp_path / "alone", "foca")
+
+
+@pytest.mark.parametrize(
+    ("names", "fixed", "says"),
+    [
+        (["foca", "foca"], {}, "once"),
+        (["foca", "fora"], {"sites": "all"}, "written policy.field, found 'sites'"),
+        (["foca", "fora"], {"focca.sites": "all"}, "did you mean 'foca'"),
+        (["foca", "pabb"], {}, "did you mean 'pab'"),
+        (["foca", "no_cache"], {}, "no field to search"),
+        (["foca", "tgate"], {"tgate.self_intervall": 3}, "did you mean 'self_interval'"),
+    ],
+)
+def test_what_cannot_be_searched_together_is_named(
+    evaluator: Evaluator, names: list[str], fixed: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(FasterCacheError, match=says) as error:
+        library(evaluator, fixed=fixed).space(names)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,131 @@
+"""Which policies a pipeline can be tuned over, with the constants that some of them need measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from analysis.calibrate import Calibration, calibrate
+from fastercache.attach import find_sites
+from policies.base import Policy
+from policies.errors import FasterCacheError, InvalidPolicy, suggest
+from policies.registry import policies, policy_class
+from tuner.evaluate import Case, Evaluator
+from tuner.fields import Bounds
+from tuner.joint import JointSpace
+from tuner.space import SearchSpace, Space
+
+ANY: Final = "any"
+"""Stands for every registered policy that can be searched on the pipeline."""
+CONSTANTS = {"teacache": "coefficients", "magcache": "ratios", "smoothcache": "curves", "ertacache": "errors"}
+"""Policies whose constants belong to one model, and the field that `analysis.calibrate` measures."""
+CALIBRATED_ON = 3
+"""How many of the search prompts a calibration runs, uncached."""
+
+Searched = str | Policy | type[Policy]
+
+
+class Library:
+    """Makes the search space of one or several policies on a pipeline.
+
+    Args:
+        evaluator: runs the pipeline, where constants have to be measured.
+        cases: the search cases; the first `CALIBRATED_ON` serve for that.
+        calibration: file that keeps what was measured, so that a resumed study has the same constants.
+        fixed, bounds: fields that are not searched, and tighter bounds; with several policies by `policy.field`.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        cases: Sequence[Case],
+        calibration: Path,
+        fixed: Mapping[str, Any] | None = None,
+        bounds: Mapping[str, Bounds] | None = None,
+    ) -> None:
+        self.evaluator, self.cases, self.path = evaluator, cases, calibration
+        self.fixed, self.bounds = dict(fixed or {}), dict(bounds or {})
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The pipeline's constants, measured once. Raises ConfigMismatch if the file is of another model."""
+        if self.path.is_file():
+            kept = Calibration.load(self.path)
+            kept.check(self.evaluator.pipe)
+            return kept
+        self.evaluator.close()
+        with calibrate(self.evaluator.pipe) as calibrator:
+            for case in self.cases[:CALIBRATED_ON]:
+                self.evaluator.generate(case)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        found = calibrator.result()
+        found.save(self.path)
+        return found
+
+    def space(self, searched: Searched | Sequence[Searched]) -> Space:
+        """The space of a policy, of several, or (`any`) of all that can be searched here.
+
+        Raises:
+            InvalidPolicy, UnknownPolicy: for what does not exist or cannot be searched.
+        """
+        if isinstance(searched, (str, Policy, type)):
+            if searched != ANY:
+                return self._one(searched, self.fixed, self.bounds)
+            names: Sequence[Searched] = list(policies())
+        else:
+            names = searched
+        by_name = {_name(policy): policy for policy in names}
+        if len(by_name) < len(names):
+            raise InvalidPolicy(f"each policy can be searched once, found {', '.join(map(_name, names))}")
+        fixed, bounds = (_by_policy(given, by_name) for given in (self.fixed, self.bounds))
+        spaces: dict[str, SearchSpace] = {}
+        left_out: dict[str, str] = {}
+        for name, policy in by_name.items():
+            try:
+                spaces[name] = self._one(policy, fixed[name], bounds[name])
+                spaces[name].base.claims(find_sites(self.evaluator.pipe))
+            except FasterCacheError as reason:
+                if searched != ANY:
+                    raise
+                spaces.pop(name, None)
+                left_out[name] = str(reason)
+        return JointSpace.of(spaces, left_out)
+
+    def _one(self, policy: Searched, fixed: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> SearchSpace:
+        name = _name(policy)
+        if not isinstance(policy, Policy) and CONSTANTS.get(name, "") not in ("", *fixed):
+            known = {key: value for key, value in fixed.items() if "." not in key}
+            policy = getattr(self.calibration, name)(**known)
+        space = SearchSpace.of(policy, fixed=fixed, bounds=bounds)
+        grid = {p.name: (0, side) for p in space.parameters if _leaf(p.name) == "radius" and (side := self._half())}
+        # Beyond half the latent's smaller side a frequency radius changes nothing.
+        return SearchSpace.of(policy, fixed=fixed, bounds={**grid, **bounds}) if grid else space
+
+    def _half(self) -> int:
+        pipe = self.evaluator.pipe
+        size = getattr(getattr(pipe, "transformer", getattr(pipe, "unet", None)), "config", {}).get("sample_size")
+        side = min(size) if isinstance(size, (list, tuple)) else size
+        return side // 2 if isinstance(side, int) else 0
+
+
+def _name(policy: Searched) -> str:
+    return policy_class(policy).name if isinstance(policy, str) else policy.name
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _by_policy(given: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`{"fora.interval": 3}` as `{"fora": {"interval": 3}, ...}`."""
+    result: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in given.items():
+        head, _, name = key.partition(".")
+        if not name or head not in names:
+            raise InvalidPolicy(
+                f"with several policies a field is written policy.field, found '{key}'{suggest(head, names)}"
+            )
+        result[head][name] = value
+    return result
