@@ -1,5 +1,8 @@
 """What the toolkit itself costs: a policy that reuses nothing, a recording, and how much of a saving is realised.
 
+Beside them stand what other packages' caches start from: diffusers' hook registry with hooks that do nothing, and
+cache-dit with a threshold that nothing stays under.
+
 All variants run in turn within each round and their medians are compared, since nothing else holds on a shared machine.
 Every timed run follows an untimed one of the same variant, so that what is done once per session (counting FLOPs,
 compiling the schedule) is not counted as a cost of each run.
@@ -21,7 +24,8 @@ from torch import nn
 
 import fastercache as fc
 from analysis.record import record
-from experiments.console import progress, results
+from experiments.console import progress, results, words
+from experiments.peers import Peer, Refused
 from experiments.pipelines import Subject
 
 BARE = "bare pipeline"
@@ -69,8 +73,12 @@ def no_op_hooks(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[None]:
             HookRegistry.check_if_exists_or_initialize(module).remove_hook("no_op", recurse=False)
 
 
+CACHE_DIT = Peer("cache-dit", "DBCache", {"residual_diff_threshold": 0.0})
+"""cache-dit in place at every block, comparing at every step and never reusing."""
+
+
 def variants(subject: Subject) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-    """Name -> what to enter around a run."""
+    """Name -> what to enter around a run; it may yield another pipeline to run instead."""
     pipe = subject.pipe
     every = "all|block|denoiser"
     sites = [s for s in fc.find_sites(pipe) if s.kind in (fc.Kind.MODULE, fc.Kind.BLOCK) and "/" not in s.name]
@@ -79,6 +87,7 @@ def variants(subject: Subject) -> dict[str, Callable[[], AbstractContextManager[
         BARE: nullcontext,
         "NoCache at every site": lambda: fc.attach(pipe, fc.NoCache(sites=every)),
         "diffusers' no-op hooks": lambda: no_op_hooks(denoiser, [s.name for s in sites]),
+        "cache-dit, reusing nothing": lambda: CACHE_DIT.applied(pipe, subject.call),
         "recording": lambda: record(pipe),
         "FasterCache": lambda: fc.attach(pipe, fc.FasterCache()),
         "denoiser every 2nd step": lambda: fc.attach(pipe, fc.StaticInterval(sites="denoiser")),
@@ -87,18 +96,19 @@ def variants(subject: Subject) -> dict[str, Callable[[], AbstractContextManager[
 
 def measure(subject: Subject, prompt: str, runs: int, tick: Callable[[], None] = lambda: None) -> list[Line]:
     """Time every variant `runs` times, in rounds whose order rotates."""
-    entered = variants(subject)
+    entered = {name: enter for name, enter in variants(subject).items() if _possible(name, enter)}
     seconds: dict[str, list[float]] = {name: [] for name in entered}
     flops: dict[str, float] = dict.fromkeys(entered, 1.0)
     names = list(entered)
-    _run(subject, prompt)
+    _run(subject, subject.pipe, prompt)
     for turn in range(runs):
         at = turn % len(names)
         for name in names[at:] + names[:at]:
             with entered[name]() as active:
-                _run(subject, prompt)
+                pipe = active if isinstance(active, type(subject.pipe)) else subject.pipe
+                _run(subject, pipe, prompt)
                 started = time.perf_counter()
-                _run(subject, prompt)
+                _run(subject, pipe, prompt)
                 seconds[name].append(time.perf_counter() - started)
                 if isinstance(active, fc.Session):
                     flops[name] = active.last.speedup_flops
@@ -125,10 +135,20 @@ def _line(name: str, own: list[float], bare: list[float], bare_median: float, fl
     return Line(name, median, median / bare_median, low, high, flops, bare_median / median / flops, len(own))
 
 
-def _run(subject: Subject, prompt: str) -> None:
+def _possible(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> bool:
+    """Whether a variant can be entered here; another package that refuses is named with its reason."""
+    try:
+        with enter():
+            return True
+    except Refused as refused:
+        words.print(f"left out: {name}: {refused}", soft_wrap=True)
+        return False
+
+
+def _run(subject: Subject, pipe: Any, prompt: str) -> None:
     generator = torch.Generator("cpu").manual_seed(0)
     with torch.inference_mode():
-        subject.pipe(prompt=prompt, generator=generator, output_type="pt", **subject.call)
+        pipe(prompt=prompt, generator=generator, output_type="pt", **subject.call)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
