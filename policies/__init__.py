@@ -1,6 +1,6 @@
 """Cache policies and predictors: decisions over plain values, torch tensors only, no models."""
 
-from policies.adacache import AdaCache, BWCache
+from policies.adacache import CODEBOOKS, AdaCache, BWCache
 from policies.base import Citation, Config, Hold, Past, Policy, Predictor
 from policies.cfg_cache import CFGCache
 from policies.compose import Compose
@@ -35,8 +35,9 @@ from policies.first_block_cache import DualBlockCache, FirstBlockCache
 from policies.fora import FORA
 from policies.forecasts import Aligned, AverageVelocity, FoCaForecast, Hermite, Relative, Zero
 from policies.frequency import GuidanceDelta
-from policies.guidance import AdaptiveGuidance, GuidanceInterval, GuidanceReuse
+from policies.guidance import AdaptiveGuidance, BranchReuse, GuidanceInterval, GuidanceReuse
 from policies.magcache import MagCache
+from policies.meancache import PLANS, MeanCache
 from policies.predictors import Difference, Linear, Ramp, Taylor
 from policies.pyramid_attention_broadcast import PyramidAttentionBroadcast
 from policies.registry import dump, load_policy, load_predictor, policy_class, register
@@ -58,9 +59,11 @@ for _predictor in (
     register(_predictor)
 
 __all__ = [
+    "CODEBOOKS",
     "COEFFICIENTS",
     "COND",
     "FORA",
+    "PLANS",
     "PRESETS",
     "UNCOND",
     "AdaCache",
@@ -70,6 +73,7 @@ __all__ = [
     "AverageVelocity",
     "BWCache",
     "Branch",
+    "BranchReuse",
     "BranchUnknown",
     "BudgetNotMet",
     "CFGCache",
@@ -105,6 +109,7 @@ __all__ = [
     "Linear",
     "MagCache",
     "MaxConsecutive",
+    "MeanCache",
     "MeasurementError",
     "MissingDependency",
     "NoCache",

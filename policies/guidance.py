@@ -8,14 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from policies.base import Citation, Policy, Predictor
+from policies.base import Citation, Hold, Policy, Predictor
 from policies.dynamic import Threshold, relative_l1
 from policies.forecasts import Zero
 from policies.frequency import GuidanceDelta, band_radius, split_bands
 from policies.predictors import Linear
 from policies.registry import AnyPredictor, register
-from policies.static_interval import Interval
-from policies.vocabulary import Branch, Kind, Run, Site, Step
+from policies.static_interval import Interval, due
+from policies.vocabulary import COND, Branch, Kind, Run, Site, Step
 from policies.wrappers import within
 
 
@@ -34,6 +34,36 @@ class GuidanceReuse(Interval):
     @property
     def query(self) -> str:
         return str(Kind.BRANCH)
+
+    def predictor(self, site: Site, run: Run) -> Predictor:
+        return self.stand_in
+
+
+@register
+class BranchReuse(Interval):
+    """Each branch's whole output at an interval of its own: the conditional one every `interval`-th step, every other
+    one each `other_interval`-th, with any predictor of the outputs themselves.
+
+    With `interval=1` the conditional branch always runs, and the other's output is held (or forecast) as it was instead
+    of its difference to the conditional one. With both above 1 both branches are reused. A multiple of `interval` for
+    the others spares steps at which only they run.
+    """
+
+    name: ClassVar[str] = "branch_reuse"
+    unsearched: ClassVar[frozenset[str]] = Interval.unsearched | {"sites"}
+    sites: str = str(Kind.DENOISER)
+    interval: Annotated[int, Field(ge=1, le=12)] = 1
+    other_interval: Annotated[int, Field(ge=1, le=12)] = 3
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 1 / 3
+    stand_in: AnyPredictor = Field(default_factory=Hold)
+
+    @property
+    def query(self) -> str:
+        return self.sites
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        interval = self.interval if branch == COND else self.other_interval
+        return within(step, self.start, self.stop) and not due(step, interval, self.start, self.offset)
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.stand_in

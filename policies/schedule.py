@@ -106,6 +106,7 @@ def compile_policy(policy: Policy, run: Run) -> Table:
     grid = [[bytearray(run.count) for _ in run.branches] for _ in sites]
     outer = [[row for row, o in zip(grid, sites, strict=True) if site.inside(o)] for site in sites]
     exists = [[applies(site, branch) for branch in run.branches] for site in sites]
+    whole = [[row for row, o in zip(grid, sites, strict=True) if _denoiser_of(site, o)] for site in sites]
     seen = [[False] * len(run.branches) for _ in sites]
     for step in run.steps:
         i = step.index
@@ -115,6 +116,8 @@ def compile_policy(policy: Policy, run: Run) -> Table:
                     grid[s][b][i] = unreached
                 elif policy.reuse(state, site, step, branch, None) and seen[s][b]:
                     grid[s][b][i] = reused
+                    for row in whole[s]:  # the branch is predicted, so the denoiser does not run for it
+                        row[b][i] = unreached
         for b, branch in enumerate(run.branches):
             for s, site in enumerate(sites):
                 if grid[s][b][i] == computed:
@@ -123,6 +126,12 @@ def compile_policy(policy: Policy, run: Run) -> Table:
     codes = np.array([[list(row) for row in rows] for rows in grid], dtype=np.int8)
     codes = codes.reshape(len(sites), len(run.branches), run.count)
     return Table(run, sites, codes, tuple(policy.predictor(site, run) for site in sites))
+
+
+def _denoiser_of(site: Site, other: Site) -> bool:
+    """Whether `site` is a branch site and `other` the denoiser whose branch it is."""
+    pair = (Kind.BRANCH, Kind.DENOISER)
+    return (site.kind, other.kind) == pair and site.name.removesuffix(pair[0]) == other.name.removesuffix(pair[1])
 
 
 class Row(Config):

@@ -17,8 +17,16 @@ WARM_UP = 3 / 49
 """Three of fifty steps: what diffusers and the official code compute before the first forecast."""
 
 
+class Forecast(SiteInterval):
+    """Base of methods that compute every module each `interval`-th step from `start` on and forecast it in between."""
+
+    sites: str = "all"
+    interval: Annotated[int, Field(ge=1, le=12)] = 4
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = WARM_UP
+
+
 @register
-class TaylorSeer(SiteInterval):
+class TaylorSeer(Forecast):
     """Module outputs are computed every `interval`-th step from `start` on and forecast by a Taylor series in between.
 
     D_{i+1} = (D_i - D_i before) / (distance of the two newest computed steps),  F = sum_i D_i k^i / i!
@@ -32,9 +40,6 @@ class TaylorSeer(SiteInterval):
         "https://arxiv.org/abs/2503.06923",
         "every attention and feed-forward output, forecast by a Taylor series",
     )
-    sites: str = "all"
-    interval: Annotated[int, Field(ge=1, le=12)] = 4
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = WARM_UP
     order: Annotated[int, Field(ge=0, le=4)] = 1
 
     def predictor(self, site: Site, run: Run) -> Predictor:
@@ -42,7 +47,7 @@ class TaylorSeer(SiteInterval):
 
 
 @register
-class HiCache(SiteInterval):
+class HiCache(Forecast):
     """As TaylorSeer with the monomials k^i replaced by scaled Hermite polynomials s^i H_i(s k)."""
 
     name: ClassVar[str] = "hicache"
@@ -53,9 +58,6 @@ class HiCache(SiteInterval):
         "https://arxiv.org/abs/2508.16984",
         "every attention and feed-forward output, forecast in a Hermite basis",
     )
-    sites: str = "all"
-    interval: Annotated[int, Field(ge=1, le=12)] = 4
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = WARM_UP
     order: Annotated[int, Field(ge=0, le=4)] = 2
     scale: Annotated[float, Field(ge=0.1, le=1.0)] = 0.5
 
@@ -64,7 +66,7 @@ class HiCache(SiteInterval):
 
 
 @register
-class FoCa(SiteInterval):
+class FoCa(Forecast):
     """As TaylorSeer with the forecast of an ODE solver's predictor and corrector; see `FoCaForecast`."""
 
     name: ClassVar[str] = "foca"
@@ -75,9 +77,6 @@ class FoCa(SiteInterval):
         "https://arxiv.org/abs/2508.16211",
         "every attention and feed-forward output, forecast as an ODE",
     )
-    sites: str = "all"
-    interval: Annotated[int, Field(ge=1, le=12)] = 4
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = WARM_UP
     horizon: Annotated[int, Field(ge=1, le=12)] = 3
 
     def predictor(self, site: Site, run: Run) -> Predictor:

@@ -228,9 +228,13 @@ class Checker:
             return session.last.schedule()
 
 
+INTERVALS = frozenset({"interval", "cfg_interval", "other_interval"})
+"""Fields that, all at 1, make a policy compute at every step."""
+
+
 def at_interval_one(policy: Policy) -> list[Policy]:
     """The policy with its intervals set to 1, where it has any."""
-    fields = {name: 1 for name in type(policy).model_fields if name in ("interval", "cfg_interval")}
+    fields = {name: 1 for name in type(policy).model_fields if name in INTERVALS}
     return [policy.model_copy(update=fields)] if fields else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,7 @@ from policies import (
     Site,
     Taylor,
     TeaCache,
+    UnknownPolicy,
     WarmUp,
     compile_policy,
     dump,
@@ -168,36 +170,52 @@ def blocks(count: int = 3) -> list[Site]:
     return [Site(f"blocks.{d}", Kind.BLOCK, None, d, (d, d + 1)) for d in range(count)]
 
 
+def adacache_by_hand(values: Sequence[Tensor], codebook: Sequence[tuple[float, int]], scale: float, last: int) -> str:
+    letters, computed, due = "", [], 0
+    for i in range(COUNT):
+        if i < min(due, COUNT - last):
+            letters += "R"
+            continue
+        if computed:
+            rate = l1(values[i], values[computed[-1]]) / (i - computed[-1])
+            due = i + next((gap for bound, gap in codebook if rate < bound * scale), codebook[-1][1])
+        computed.append(i)
+        letters += "C"
+    return letters
+
+
 def test_adacache_maps_the_rate_of_change_to_the_next_gap() -> None:
     v = walk(0.2)
     codebook = ((0.05, 5), (0.1, 3), (0.2, 2))
-    expected, computed, due = "", [], 0
-    for i in range(COUNT):
-        if i < due:
-            expected += "R"
-            continue
-        if computed:
-            rate = l1(v[i], v[computed[-1]]) / (i - computed[-1])
-            due = i + next((gap for bound, gap in codebook if rate < bound * 2.0), 1)
-        computed.append(i)
-        expected += "C"
-    assert drive(AdaCache(codebook=codebook, scale=2.0), None, v, blocks()) == expected
-    assert 3 < expected.count("R") < COUNT - 3
+    for cool_down in (0, 2):
+        expected = adacache_by_hand(v, codebook, 2.0, cool_down)
+        policy = AdaCache(codebook=codebook, scale=2.0, cool_down=cool_down)
+        assert drive(policy, None, v, blocks()) == expected
+        assert 3 < expected.count("R") < COUNT - 3
 
 
-def test_bwcache_reuses_for_a_while_once_all_blocks_changed_little() -> None:
-    v = walk(0.1)
-    expected, rest = "", 0
-    for i in range(COUNT):
-        if rest:
-            rest -= 1
-            expected += "R"
-            continue
-        if i and expected[-1] == "C" and l1(v[i], v[i - 1]) < 0.1:
-            rest = 3
-        expected += "C"
-    assert drive(BWCache(threshold=0.1, rest_steps=3), None, v, blocks()) == expected
-    assert 3 < expected.count("R") < COUNT - 3
+def test_adacache_beyond_the_codebook_takes_its_last_entry() -> None:
+    """The published code's last branch has no bound: at 100 steps even a rate above 1 waits three steps."""
+    wild = [torch.full((2, 3), (-10.0) ** i) for i in range(COUNT)]
+    assert drive(AdaCache(cool_down=2), None, wild, blocks()) == "CC" + ("RRC" * 7)[: COUNT - 4] + "CC"
+    assert drive(AdaCache.published("open-sora-30-slow"), None, wild, blocks()) == "C" * COUNT
+    still = [torch.ones(2, 3)] * COUNT
+    assert drive(AdaCache.published("open-sora-30-fast"), None, still, blocks()) == "CC" + ("RRRRRC" * 5)[:20] + "CC"
+    with pytest.raises(UnknownPolicy, match="open-sora-100"):
+        AdaCache.published("open-sora")
+
+
+def test_bwcache_alternates_from_the_first_calm_step_on_and_computes_the_tail() -> None:
+    v = walk(0.1, COUNT + 1)[1:]
+    trigger = next(i for i in range(1, COUNT) if l1(v[i], v[i - 1]) < 0.05)
+    rest, tail = round(0.1 * COUNT), math.ceil(0.5 * (COUNT - 1 - trigger))
+    period = ("R" * rest + "C") * COUNT
+    expected = "C" * (trigger + 1) + period[: COUNT - 1 - trigger - tail] + "C" * tail
+    assert trigger > 1 and rest == 2
+    assert drive(BWCache(threshold=0.05), None, v, blocks()) == expected
+    assert drive(BWCache(threshold=0.0), None, v, blocks()) == "C" * COUNT
+    whole = drive(BWCache(threshold=1.0, rest=0.01, tail=0.0), None, v, blocks())
+    assert whole == "CC" + ("RC" * COUNT)[: COUNT - 2]
 
 
 def test_dicache_sums_the_change_of_the_probe() -> None:

@@ -12,16 +12,16 @@ from numpy.polynomial.hermite import hermval
 
 from policies import (
     FORA,
+    PLANS,
     DeepCache,
     DeltaDiT,
     ERTACache,
     FoCa,
-    GuidanceInterval,
-    GuidanceReuse,
     HiCache,
     InvalidPolicy,
     Kind,
     MagCache,
+    MeanCache,
     NoSiteMatched,
     Past,
     Policy,
@@ -113,11 +113,24 @@ def test_tgate_freezes_cross_attention_and_reuses_self_attention_before() -> Non
 
 def test_deepcache_keeps_the_outer_blocks() -> None:
     assert table(DeepCache(interval=2), 5) == {"stack[1:7]": "CRCRC"}
+    assert set(table(DeepCache(depth=3), 5)) == {"stack[3:5]"}
+    assert set(table(DeepCache(sites="stack[2:]"), 5)) == {"stack[2:8]"}
+    levels = [site for site in sites() if site.kind is not Kind.STACK]  # as a U-Net's: no residual over several blocks
+    assert [site.depth for site in DeepCache(depth=2).claims(levels)] == [2, 3, 4, 5]
+    with pytest.raises(NoSiteMatched):
+        DeepCache(depth=4).claims(sites())
 
 
-def test_guidance_policies_claim_the_branch_alone() -> None:
-    assert table(GuidanceReuse(interval=3, start=0.0), 7) == {"branch": "CRRCRRC"}
-    assert table(GuidanceInterval(start=0.25, stop=0.75), 9) == {"branch": "CRCCCCRRR"}
+def test_meancache_computes_its_plan_or_every_nth_step() -> None:
+    for name, plan in PLANS.items():
+        computed = {i for i, letter in enumerate(table(MeanCache.published(name), 50)["denoiser"]) if letter == "C"}
+        assert computed == set(plan)
+    assert table(MeanCache.published("qwen-image-10"), 8)["denoiser"] == "CCCCCCCC"
+    assert table(MeanCache(plan=(0.0, 0.5, 1.0)), 9)["denoiser"] == "CRRRCRRRC"
+    assert table(MeanCache(interval=3, start=0.25), 9)["denoiser"] == "CCCRRCRRC"
+    assert MeanCache(span=4).predictor(sites()[0], Run.of(9)) == AverageVelocity(span=4)
+    with pytest.raises(UnknownPolicy, match="qwen-image-25"):
+        MeanCache.published("flux")
 
 
 def magcache_by_hand(ratios: list[float], count: int, threshold: float, limit: int, retention: float) -> str:
@@ -277,7 +290,7 @@ def test_zero_and_relative() -> None:
 
 def test_every_method_cites_its_paper() -> None:
     ours = {"no_cache", "compose", "schedule", "warm_up", "window", "max_consecutive", "guidance_reuse"}
-    ours |= {"adaptive_guidance", "counting"}
+    ours |= {"adaptive_guidance", "branch_reuse", "counting"}
     for name, cls in known_policies().items():
         if name in ours or not cls.__module__.startswith("policies."):
             continue
