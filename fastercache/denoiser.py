@@ -79,10 +79,12 @@ class Denoiser:
         self.root.install()
 
     def verify(self) -> None:
-        """Put back hooks that others' re-hooking dropped (accelerate re-hooks after each call under model offload)."""
+        """Put back hooks that others' re-hooking dropped (accelerate re-hooks after each call under model offload), and
+        count anew where layers have changed."""
         for hook in (*self.hooks.values(), self.root):
             if not hook.installed:
                 hook.reinstall()
+        self.book.renew(self.prefix, self.module)
 
     def remove(self) -> None:
         for hook in (*self.hooks.values(), self.root):
@@ -162,7 +164,7 @@ class Denoiser:
         """Count a full call with these arguments, note which modules' values need copying, and give value shapes."""
         cost = self.book.cost(self.prefix, self.hooks, self.root.inner, args, kwargs)
         assert self.state is not None
-        parts = len(self.state.run.branches) if self.branches.guidance == "batched" else 1
+        parts = len(self.branches.groups[0])
         for unit in self.units.values():
             unit.clones = unit.path in cost.changed
 
@@ -174,7 +176,7 @@ class Denoiser:
             if site.kind is not Kind.BRANCH:
                 return rows
             empty = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in rows]
-            grids = [grid_of(self.family, kwargs, t).to(t) for t in empty]
+            grids = [grid_of(self.family, kwargs, t, i).to(t) for i, t in enumerate(empty)]
             return [(tuple(t.shape), t.dtype) for t in grids]
 
         return shapes
@@ -184,7 +186,7 @@ class Denoiser:
         cost = self.book.largest(self.prefix)
         if cost is None:
             return {}
-        parts = len(self.branches.order) if self.branches.guidance == "batched" else 1
+        parts = len(self.branches.groups[0])
         blocks = [cost.inclusive[block.path] for block in self.blocks]
         found: dict[str, int] = {}
         for site in self.sites:
@@ -233,6 +235,7 @@ class Denoiser:
         computed = tuple(b for b in branches if b not in predicted)
         part_args, part_kwargs, output = args, kwargs, None
         if computed and computed != branches:
+            state.cut()
             parts = [branches.index(b) for b in computed]
             part_args, part_kwargs = (take_rows(v, x.shape[0], parts, len(branches)) for v in (args, kwargs))
         if computed:

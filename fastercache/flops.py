@@ -63,6 +63,24 @@ def _sign(value: Any) -> Any:
     return value if isinstance(value, (bool, str, type(None))) else type(value).__name__
 
 
+def make_of(module: nn.Module) -> int:
+    """A number that changes when layers are put in, taken out or switched, as adapters (LoRA) are.
+
+    Read are every submodule's class and parameter shapes, and of a layer that wraps another one, as peft's do, which
+    adapters are in use.
+    """
+    found = []
+    for part in module.modules():
+        shapes = tuple(tuple(p.shape) for p in part._parameters.values() if p is not None)
+        switches = (
+            (str(part.active_adapters), bool(part.merged), bool(part.disable_adapters))
+            if hasattr(part, "base_layer") and hasattr(part, "active_adapters")
+            else None
+        )
+        found.append((type(part), shapes, switches))
+    return hash(tuple(found))
+
+
 @contextmanager
 def _eager(modules: list[nn.Module]) -> Iterator[None]:
     """Inside compiled regions the counter sees nothing, so counting runs them eagerly."""
@@ -78,8 +96,16 @@ class FlopBook:
 
     def __init__(self) -> None:
         self._costs: dict[tuple[str, Signature], Cost] = {}
+        self._makes: dict[str, int] = {}
         self.seconds = 0.0
         """Time spent counting since the value was last set to zero."""
+
+    def renew(self, prefix: str, module: nn.Module) -> None:
+        """Forget what was counted of a denoiser if its layers have changed since, as loading a LoRA does."""
+        make = make_of(module)
+        if self._makes.setdefault(prefix, make) != make:
+            self._makes[prefix] = make
+            self._costs = {key: cost for key, cost in self._costs.items() if key[0] != prefix}
 
     def largest(self, prefix: str) -> Cost | None:
         """The cost of the largest call counted so far."""
