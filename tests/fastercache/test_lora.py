@@ -1,4 +1,4 @@
-"""LoRA put in, switched, fused and taken out, before and after attaching: the same bits and FLOPs as a fresh session."""
+"""LoRA put in, switched, fused, taken out, before and after attaching: the bits and FLOPs of a fresh session."""
 
 from __future__ import annotations
 
