@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_OUT ?= demo-out
+MODEL ?= latte-digits
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint format train-reference clean
@@ -36,8 +37,8 @@ format: $(STAMP) ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-train-reference: $(STAMP) ## train latte-digits from nothing (see experiments/reference)
-	$(BIN)/python -m experiments.reference.train latte-digits
+train-reference: $(STAMP) ## train a reference model from nothing: MODEL=latte-digits or wan-digits
+	$(BIN)/python -m experiments.reference.train $(MODEL)
 
 clean: ## remove .venv, caches and what the demo wrote
 	rm -rf $(VENV) $(DEMO_OUT) .mypy_cache .ruff_cache .pytest_cache build dist

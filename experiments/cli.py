@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import typer
 
 from experiments import console
-from experiments.commands import cost, find, look, make
+from experiments.commands import against, cost, find, look, make
 
 app = typer.Typer(
     name="fastercache",
@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "See where a diffusion model repeats itself, search the cache schedule that exploits it, ship it as a file.\n\n"
-        "PIPE is a short name (`latte-digits`, trained, ships with the project), a folder written by "
+        "PIPE is a short name (`latte-digits` and `wan-digits`, trained, ship with the project), a folder written by "
         "`save_pretrained`, or a hub id such as `maxin-cn/Latte-1`.\n\n"
         "Every command takes `--json`: one JSON object on standard output, everything else on standard error."
     ),
@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 
 F = TypeVar("F", bound=Callable[..., None])
-RESUMABLE = ("tune", "demo")
+RESUMABLE = ("tune", "demo", "bench")
 RESUME = "interrupted; what was finished is kept: run the same command again and it goes on from there"
 
 
@@ -71,6 +71,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     find.export,
     make.demo,
     cost.overhead,
+    against.bench,
 )
 for command in COMMANDS:
     app.command()(guarded(command))

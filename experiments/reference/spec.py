@@ -67,15 +67,14 @@ class Spec:
 
 SPECS = {
     "latte-digits": Spec("latte-digits", Generation("latte")),
-    # trainable, smoke-tested, not shipped yet: no weights of it have been trained to the end
     "wan-digits": Spec(
         "wan-digits",
         Generation("wan", frames=9),
         layers=6,
         latent_channels=8,
-        autoencoder_steps=900,
-        decoder_steps=900,
+        autoencoder_steps=2600,
+        decoder_steps=1200,
         pool=12288,
-        steps=3500,
+        steps=4000,
     ),
 }
