@@ -148,11 +148,11 @@ class Assembly:
         deltas = unit.predict(call, guided)
         for position, branch in enumerate(guided):
             streams: Streams = []
-            for cond, delta in zip(base, deltas, strict=True):
+            for stream, (cond, delta) in enumerate(zip(base, deltas, strict=True)):
                 if cond is None or delta is None:
                     streams.append(cond)
                     continue
-                grid = grid_of(self.family, kwargs, cond)
+                grid = grid_of(self.family, kwargs, cond, stream)
                 streams.append(cond + grid.back(rows_of(delta, position, len(guided))))
             self._outputs[branch] = streams
 
@@ -169,11 +169,11 @@ class Assembly:
                     unit.mark(call.step, (branch,))
                 continue
             delta: Streams = []
-            for value, cond in zip(self._outputs[branch], self._outputs[COND], strict=True):
+            for stream, (value, cond) in enumerate(zip(self._outputs[branch], self._outputs[COND], strict=True)):
                 if value is None or cond is None:
                     delta.append(None)
                 else:
-                    delta.append(grid_of(self.family, kwargs, cond).to(value - cond))
+                    delta.append(grid_of(self.family, kwargs, cond, stream).to(value - cond))
             if fresh:
                 unit.keep(inside, (branch,), delta)
             unit.tell(inside, delta[0])

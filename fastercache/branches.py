@@ -21,6 +21,9 @@ DEFAULT_ORDER: dict[Guidance, tuple[Branch, ...]] = {
 }
 """Branches in the order of rows or calls, as most of diffusers has it, for loops that no family describes."""
 
+PERTURBED: Branch = "perturbed"
+"""The branch of perturbed-attention guidance, whose rows follow the conditional ones in diffusers' PAG pipelines."""
+
 
 class ContextTap(MethodTap):
     """Follows `denoiser.cache_context(name)`, by which newer pipelines tell the branch of a call."""
@@ -71,7 +74,7 @@ class BranchFinder:
         else:
             self.order = DEFAULT_ORDER[self.guidance]
         self.contexts = ContextTap(denoiser) if hasattr(denoiser, "cache_context") else None
-        self.explicit: Branch | None = None  # set by Session.branch for loops of the user's own
+        self.explicit: tuple[Branch, ...] = ()  # set by Session.branch for loops of the user's own
         self._latent_batch: int | None = None
         self._encoded = 0  # prompts encoded since the pipeline call began
         heard = {
@@ -80,7 +83,10 @@ class BranchFinder:
             "encode_prompt": self._on_encoded,
         }
         self._taps = [MethodTap(pipe, method, after) for method, after in heard.items() if hasattr(pipe, method)]
-        self._run_order: tuple[Branch, ...] = self.order
+        self._given_by_user = branches is not None
+        self.groups: tuple[tuple[Branch, ...], ...] = ()
+        """The branches of each denoiser call of a step, in row order; known once a run has begun."""
+        self._run_order: tuple[Branch, ...] = self.order  # of the rows of a batched call, or of a step's calls
         self._run_batch = 0
         self._calls = 0  # calls in the current step
         self._step = -1
@@ -118,7 +124,12 @@ class BranchFinder:
         self._run_batch = batch
         self._step, self._calls, self._timestep = -1, 0, None
         order = self.order if self._guided(batch, kwargs) else (COND,)
+        if self.coupled:
+            order = (*order, PERTURBED)
         self._run_order = order
+        first = self.explicit or (order if self.guidance == "batched" else order[:1])
+        alone = [b for b in order if b not in first]
+        self.groups = (first, *((b,) for b in (*alone, *self._passes())))
         samples = self._latent_batch
         if self.guidance == "batched" and samples and batch % samples == 0 and batch // samples != len(order):
             raise BranchUnknown(
@@ -130,11 +141,21 @@ class BranchFinder:
                 f"{self.name} is called with {batch} rows, which is no {len(order)} equal parts ({', '.join(order)}): "
                 'pass guidance="none" to attach() where the loop has no guidance'
             )
-        return (COND, *(b for b in order if b != COND))
+        return (COND, *(b for group in self.groups for b in group if b != COND))
+
+    @property
+    def coupled(self) -> bool:
+        """Whether all rows of a call must be computed together: PAG's attention tells its branches by their place."""
+        return bool(getattr(self.pipe, "do_perturbed_attention_guidance", False)) and not self._given_by_user
+
+    def _passes(self) -> tuple[Branch, ...]:
+        """The branches that the pipeline will call by themselves after the batched call of each step."""
+        passes = self.family.passes.values() if self.family is not None else ()
+        return tuple(branch for branch, switch in passes if getattr(self.pipe, switch, False))
 
     def _counts_alone(self) -> bool:
         """Whether neither the scheduler, a context nor the user tells the branch of a call."""
-        return self.pipe is None and self.guidance == "separate" and self.explicit is None and self.context is None
+        return self.pipe is None and self.guidance == "separate" and not self.explicit and self.context is None
 
     def _guided(self, batch: int, kwargs: dict[str, Any]) -> bool:
         """Whether the run about to begin has guidance, from what its first call and its pipeline show."""
@@ -147,7 +168,7 @@ class BranchFinder:
         if self.pipe is None:
             return True
         if self.guidance == "batched" and self._latent_batch:
-            return batch >= len(self.order) * self._latent_batch
+            return batch >= (len(self.order) + self.coupled) * self._latent_batch
         on = getattr(self.pipe, "do_classifier_free_guidance", None)
         if on is not None:
             return bool(on)
@@ -173,13 +194,16 @@ class BranchFinder:
             self._calls = self._calls + 1 if step == self._step else 1
         self._step = step
         order = self._run_order
-        if self.explicit is not None:
-            if self.explicit not in order:
+        if self.explicit:
+            unknown = [b for b in self.explicit if b not in order]
+            if unknown or batch % len(self.explicit):
                 raise BranchUnknown(
-                    f"session.branch('{self.explicit}') names no branch of this run ({', '.join(order)}): "
-                    "pass branches=(...) to attach()"
+                    f"session.branch({', '.join(map(repr, self.explicit))}) around a call of {batch} rows: expected "
+                    f"equal parts for branches of this run ({', '.join(order)}); pass others to attach(branches=...)"
                 )
-            return (self.explicit,)
+            return self.explicit
+        if self.context is not None and self.family is not None and self.context in self.family.passes:
+            return self._of_pass(self.family.passes[self.context][0])
         if self.guidance == "batched":
             return self._of_rows(batch)
         context = self.context
@@ -197,6 +221,11 @@ class BranchFinder:
                 f"({', '.join(order)}): name the branch of each call with session.branch(...)"
             )
         return (order[self._calls - 1],)
+
+    def _of_pass(self, branch: Branch) -> tuple[Branch, ...]:
+        if (branch,) not in self.groups:
+            raise BranchUnknown(f"{self.name} is called for the branch '{branch}', which was off when the run began")
+        return (branch,)
 
     def _of_rows(self, batch: int) -> tuple[Branch, ...]:
         """The branches of a batched call, told by its rows."""

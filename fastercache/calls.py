@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastercache.signals import Sighted
 from fastercache.trace import Observation
+from policies.errors import BranchUnknown
 from policies.schedule import Code, Table
 from policies.vocabulary import Branch, Run, Step
 
@@ -33,12 +34,21 @@ class RunState:
     """What a unit needs of the current run."""
 
     run: Run
+    coupled: bool = False  # some module looks at all rows of a call at once
     call: Call | None = None
 
     @property
     def now(self) -> Call:
         assert self.call is not None  # units are only reached from inside a denoiser call
         return self.call
+
+    def cut(self) -> None:
+        """Ask to compute some branches' rows only. Raises BranchUnknown where rows cannot be told apart."""
+        if self.coupled:
+            raise BranchUnknown(
+                "perturbed-attention guidance tells its branches by their place in the call, so none can be left out: "
+                "use a policy that reuses every branch at the same steps (no CFG-Cache, no per-branch schedule)"
+            )
 
 
 @dataclass(frozen=True)

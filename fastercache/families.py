@@ -31,6 +31,8 @@ class Family:
         contexts: the pipeline's cache-context name -> branch, where it is not the branch's own name.
         tokens: the denoiser's output is packed tokens (B, N, C); the keyword arguments or pipeline that unpack them.
         text_first: blocks return (text, image); needed only where both streams can have one shape.
+        passes: further calls of a step with the conditional rows alone: cache context -> the branch, and the pipeline's
+            property that says whether a run makes them.
         null_class: label of the unconditional class: a call without it has no guidance.
         true_cfg: guidance-distilled, but a pipeline call with a negative prompt adds a separate second call.
     """
@@ -41,6 +43,7 @@ class Family:
     roles: dict[str, Role] = field(default_factory=dict)
     layouts: dict[str, Layout] = field(default_factory=dict)
     contexts: dict[str, Branch] = field(default_factory=dict)
+    passes: dict[str, tuple[Branch, str]] = field(default_factory=dict)
     tokens: Literal["", "num_frames", "img_shapes", "img_ids"] = ""
     null_class: int | None = None
     text_first: bool = False
@@ -61,6 +64,21 @@ FAMILIES: dict[str, Family] = {
     "CogVideoXTransformer3DModel": Family("batched", roles={"transformer_blocks.*.attn1": Role.JOINT}),
     "MochiTransformer3DModel": _BATCHED,
     "LTXVideoTransformer3DModel": Family("batched", tokens="num_frames"),
+    "LTX2VideoTransformer3DModel": Family(
+        "batched",
+        tokens="num_frames",
+        passes={
+            "uncond_stg": ("stg", "do_spatio_temporal_guidance"),
+            "uncond_modality": ("modality", "do_modality_isolation_guidance"),
+        },
+        roles={
+            "transformer_blocks.*.audio_attn1": Role.TEMPORAL,  # the audio's tokens lie along time
+            "transformer_blocks.*.audio_attn2": Role.CROSS,
+            "transformer_blocks.*.audio_to_video_attn": Role.CROSS,
+            "transformer_blocks.*.video_to_audio_attn": Role.CROSS,
+            "transformer_blocks.*.audio_ff": Role.FF,
+        },
+    ),
     "AllegroTransformer3DModel": _BATCHED,
     "PixArtTransformer2DModel": _BATCHED,
     "SD3Transformer2DModel": Family("batched", text_first=True),

@@ -46,8 +46,13 @@ def patch_grid(frames: int, height: int, width: int, patch: int) -> Grid:
     return Grid(to, back)
 
 
-def grid_of(family: Family | None, kwargs: dict[str, Any], output: Tensor) -> Grid:
-    """The grid of one denoiser output, from the call's own arguments.
+def line_grid() -> Grid:
+    """Tokens (B, L, C) along one axis, as LTX-2's audio has them <-> (B, C, L, 1): its low band is the mean over L."""
+    return Grid(lambda x: x.transpose(1, 2)[..., None], lambda x: x[..., 0].transpose(1, 2))
+
+
+def grid_of(family: Family | None, kwargs: dict[str, Any], output: Tensor, stream: int = 0) -> Grid:
+    """The grid of one denoiser output, from the call's own arguments; `stream` is its place among the outputs.
 
     Raises:
         AttachError: for packed tokens (B, N, C) of a family whose packing is not known.
@@ -55,6 +60,8 @@ def grid_of(family: Family | None, kwargs: dict[str, Any], output: Tensor) -> Gr
     if output.ndim >= 4:
         return IDENTITY
     rule = family.tokens if family else ""
+    if stream > 0 and "audio_num_frames" in kwargs:
+        return line_grid()
     if rule == "num_frames" and all(k in kwargs for k in ("num_frames", "height", "width")):
         return patch_grid(int(kwargs["num_frames"]), int(kwargs["height"]), int(kwargs["width"]), 1)
     if rule == "img_shapes" and kwargs.get("img_shapes"):

@@ -92,7 +92,9 @@ class SiteForward:
         self.handler: Handler | None = None
         self.hits = 0
         self._traced: Any = None
-        functools.update_wrapper(self, self.inner)  # keeps inspect.signature(module.forward) as diffusers reads it
+        functools.update_wrapper(
+            self, self.inner, updated=()
+        )  # keeps inspect.signature(module.forward) as diffusers reads it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.hits += 1
@@ -227,7 +229,7 @@ class MethodTap:
         self.owner, self.name, self.after = owner, name, after
         self.had_own = name in vars(owner)
         self.original = getattr(owner, name)
-        functools.update_wrapper(self, self.original)
+        functools.update_wrapper(self, self.original, updated=())  # not its attributes: it may be a tap itself
         vars(owner)[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -70,7 +70,7 @@ def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
     if value is None:
         value = next((a for a in args[1:] if isinstance(a, Tensor) and a.ndim <= 1), None)
     if isinstance(value, Tensor):
-        return float(value.flatten()[0]) if value.numel() else None
+        return float(value.flatten()[0]) if value.numel() and not value.is_meta else None
     return float(value) if isinstance(value, (int, float)) else None
 
 
@@ -126,13 +126,13 @@ def _continues(stream: Tensor, output: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class BlockIO:
-    """Where a block's streams come in: parameter names with their positions, the hidden states first."""
+    """Where a block's streams come in: parameter names with their positions, the hidden states first, texts last."""
 
     streams: tuple[tuple[str, int], ...]
 
     @classmethod
     def of(cls, block: nn.Module) -> BlockIO:
-        """Read off the block's forward: `hidden_states` or the first parameter, then encoder states."""
+        """Read off the block's forward: `hidden_states` or the first parameter, then others' and encoders' states."""
         names = [
             p.name
             for p in inspect.signature(type(block).forward).parameters.values()
@@ -141,10 +141,9 @@ class BlockIO:
         if not names:
             raise AttachError(f"{type(block).__name__}.forward names no parameters, so its streams cannot be told")
         main = "hidden_states" if "hidden_states" in names else names[0]
-        streams = [(main, names.index(main))]
-        if "encoder_hidden_states" in names:
-            streams.append(("encoder_hidden_states", names.index("encoder_hidden_states")))
-        return cls(tuple(streams))
+        further = [n for n in names if n.endswith("_hidden_states") and n != main]
+        streams = [main, *sorted(further, key=lambda n: "encoder_" in n)]
+        return cls(tuple((name, names.index(name)) for name in streams))
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor | None]:
         """The stream tensors of a call; None for a stream that was not given."""

@@ -59,8 +59,13 @@ ValueShapes = Callable[[Site], list[Shape]]
 """The shapes of one branch's rows of a site's value, as it is handed to the predictor."""
 
 
-def plan_static(table: Table, shapes: ValueShapes, batched: bool, dtype: torch.dtype | None) -> MemoryPlan:
-    """Play a compiled table through real histories of tensors without storage content (the `meta` device)."""
+def plan_static(
+    table: Table, shapes: ValueShapes, calls: Sequence[tuple[Branch, ...]], dtype: torch.dtype | None
+) -> MemoryPlan:
+    """Play a compiled table through real histories of tensors without storage content (the `meta` device).
+
+    `calls`: the branches of each denoiser call of a step.
+    """
     count, order = table.run.count, table.run.branches
     per_step = [0] * count
     by_site: dict[str, int] = {}
@@ -71,7 +76,7 @@ def plan_static(table: Table, shapes: ValueShapes, batched: bool, dtype: torch.d
         last = dict(zip(order, reads[s], strict=True))
         codes = dict(zip(order, table.codes[s].tolist(), strict=True))
         # A branch's difference is always stored alone; other values of one call share an entry.
-        groups = [order] if batched and site.kind is not Kind.BRANCH else [(b,) for b in order]
+        groups = calls if site.kind is not Kind.BRANCH else [(b,) for b in order]
         by_site[site.name] = 0
         for i in range(count):
             for group in groups:

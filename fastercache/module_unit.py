@@ -33,6 +33,7 @@ class ModuleUnit(Unit):
         output: Any = None
         if computed:
             if reused:
+                self.state.cut()
                 lead = (leading_tensor(args, kwargs).shape[0], call.batch)
                 parts = [call.branches.index(b) for b in computed]
                 args, kwargs = (take_rows(x, lead, parts, len(call.branches)) for x in (args, kwargs))

@@ -138,15 +138,18 @@ class Session:
         self._clock.start(timesteps)
 
     @contextmanager
-    def branch(self, name: Branch) -> Iterator[None]:
-        """Name the branch of the denoiser calls inside, for loops of your own with separate guidance."""
+    def branch(self, *names: Branch) -> Iterator[None]:
+        """Name the branch of the denoiser calls inside, or its branches in row order, for loops of your own.
+
+        A step may mix both: a pair in one call, a third branch in a call of its own. Attach with guidance="separate".
+        """
         for denoiser in self._denoisers:
-            denoiser.branches.explicit = name
+            denoiser.branches.explicit = names
         try:
             yield
         finally:
             for denoiser in self._denoisers:
-                denoiser.branches.explicit = None
+                denoiser.branches.explicit = ()
 
     def watch(self, query: str, watcher: Watcher) -> Watch:
         """Call `watcher(Observation)` with the value of each matching site, at every step and branch it is reached.
@@ -217,7 +220,7 @@ class Session:
             self._check_run(run, self.pipe)
         trace = self._plan(run)
         for d in self._denoisers:
-            d.begin(RunState(run), trace)
+            d.begin(RunState(run, d.branches.coupled), trace)
         trace.rows = [self._owner(site).units[site.name].rows for site in trace.sites]
         self._book.seconds = 0.0
         self._memory = self._plan_memory(denoiser.measure(args, kwargs), trace, denoiser)
@@ -273,7 +276,7 @@ class Session:
         run, dtype = trace.run, self._cache_dtype
         if self.policy.static and self._compiled is not None:
             table = Table(run, tuple(sites), self._compiled[2].codes[own], tuple(predictors))
-            return plan_static(table, shapes, denoiser.branches.guidance == "batched", dtype)
+            return plan_static(table, shapes, denoiser.branches.groups, dtype)
         return bound_dynamic(sites, predictors, run.branches, shapes, dtype, run.count)
 
     def plan(self, **call: Any) -> MemoryPlan:

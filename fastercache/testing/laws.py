@@ -35,6 +35,7 @@ class Checker:
         self.policy, self.specimen = policy, specimen
         self.bare = specimen.generate()
         self.length = specimen.steps  # of a run; image-to-image takes fewer than asked for
+        self._coupled = False  # until a run shows it
         self.untouched = state_of(specimen)  # after a run, since pipelines set attributes of their own in one
 
     def attach(self, policy: Policy | Path | None = None) -> Session:
@@ -123,10 +124,12 @@ class Checker:
             return Verdict(4, None, "the run has one branch")
         if captured.order[0] != COND and captured.style == "separate" and self._guides(captured):
             return Verdict(4, None, "the unconditional call comes first, so its prediction uses the step before")
+        if self._coupled:
+            return Verdict(4, None, "perturbed attention tells its branches by their place in one call")
         results = {}
         for style in ("batched", "separate"):
             policy = self._settled(captured)
-            with attach(captured.denoiser, policy, guidance=style) as session:
+            with captured.attach(policy, style) as session:
                 try:
                     results[style] = captured.run(session, style=style, steps=self.length)
                 except Incompatible as reason:
@@ -146,7 +149,7 @@ class Checker:
         policy = self._settled(captured)
         others = [b for b in captured.calls if b != COND]
         for watched in captured.calls:
-            with attach(captured.denoiser, policy, guidance=captured.style) as session:
+            with captured.attach(policy) as session:
                 if watched != COND and self._guides(captured):
                     continue  # its prediction is made of the conditional output, by definition
                 moved = {b: 0.5 for b in (*others, COND) if b != watched}
@@ -209,10 +212,10 @@ class Checker:
             finder = session._denoisers[0].branches
             with capturing(self.specimen) as calls:
                 self.specimen.generate()
-            branches = session.last.run.branches
             self.length = session.last.run.count
+            self._coupled = finder.coupled
         first = [call for module, call in calls if module is session._denoisers[0].module]
-        return Captured.of(session._denoisers[0].module, finder, first, branches)
+        return Captured.of(session._denoisers[0].module, finder, first)
 
     def _guides(self, captured: Captured) -> bool:
         """Whether the policy predicts one branch from another."""
@@ -223,7 +226,7 @@ class Checker:
         """The policy for runs of the captured loop; a dynamic one frozen, so that only values are compared."""
         if self.policy.static:
             return self.policy
-        with attach(captured.denoiser, self.policy, guidance=captured.style) as session:
+        with captured.attach(self.policy) as session:
             captured.run(session, style=captured.style, steps=self.length)
             return session.last.schedule()
 

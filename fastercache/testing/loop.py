@@ -7,16 +7,19 @@ step. The loop is what laws 4 and 5 are checked on: it can call either way, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastercache.attach import attach
 from fastercache.branches import BranchFinder
 from fastercache.families import Guidance
 from fastercache.layout import UNSLICED, flatten_output, leading_tensor, take_rows
 from fastercache.session import Session
+from policies.base import Policy
 from policies.vocabulary import COND, Branch
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -32,21 +35,30 @@ class Captured:
 
     denoiser: nn.Module
     calls: dict[Branch, Arguments]
-    order: tuple[Branch, ...]
+    groups: tuple[tuple[Branch, ...], ...]  # the branches of each of the pipeline's calls of a step, in row order
     style: Guidance
 
+    @property
+    def order(self) -> tuple[Branch, ...]:
+        return tuple(b for group in self.groups for b in group)
+
     @classmethod
-    def of(
-        cls, denoiser: nn.Module, finder: BranchFinder, calls: Sequence[Arguments], branches: Sequence[Branch]
-    ) -> Captured:
-        """From the calls of a run's first step, as the pipeline made them, and the branches of that run."""
-        order = tuple(b for b in finder.order if b in branches)
-        lead = leading_tensor(*calls[0]).shape[0]
-        if finder.guidance == "batched" and len(order) > 1:
-            by_branch = {b: _rows(calls[0], lead, i, len(order)) for i, b in enumerate(order)}
-        else:
-            by_branch = dict(zip(order, calls, strict=False))
-        return cls(denoiser, by_branch, order, finder.guidance)
+    def of(cls, denoiser: nn.Module, finder: BranchFinder, calls: Sequence[Arguments]) -> Captured:
+        """From the calls of a run's first step, as the pipeline made them; `finder` knows that run's branches."""
+        by_branch: dict[Branch, Arguments] = {}
+        for group, call in zip(finder.groups, calls, strict=False):
+            lead = leading_tensor(*call).shape[0]
+            by_branch.update({b: _rows(call, lead, i, len(group)) for i, b in enumerate(group)})
+        return cls(denoiser, by_branch, finder.groups, finder.guidance)
+
+    def attach(self, policy: Policy, style: Guidance | None = None) -> Session:
+        """A session on the bare denoiser for runs of this loop in a style, by default the pipeline's own."""
+        style = style or self.style
+        if len(self.calls) <= 2:
+            return attach(self.denoiser, policy, guidance=style)
+        every = self.order if style == "batched" else (COND, *(b for b in self.order if b != COND))
+        whole = style == "batched" and len(self.groups) == 1
+        return attach(self.denoiser, policy, guidance="batched" if whole else "separate", branches=every)
 
     def run(
         self,
@@ -71,7 +83,7 @@ class Captured:
         with torch.no_grad():
             for _ in range(steps):
                 fed = {b: _fed(self.calls[b], x + (shift or {}).get(b, 0.0)) for b in order}
-                for branch, output in self._step(fed, order, style).items():
+                for branch, output in self._step(session, fed, order, style).items():
                     outputs[branch].append(output)
                 now = {b: outputs[b][-1] for b in order}
                 if drive is not None or len(order) == 1:
@@ -82,12 +94,20 @@ class Captured:
                 x = x - 0.1 * _like(direction, x)
         return outputs
 
-    def _step(self, fed: dict[Branch, Arguments], order: tuple[Branch, ...], style: Guidance) -> dict[Branch, Tensor]:
-        if style != "batched" or len(order) == 1:
-            return {b: _output(self.denoiser(*fed[b][0], **fed[b][1])) for b in order}
-        args, kwargs = _joined([fed[b] for b in order])
-        output = _output(self.denoiser(*args, **kwargs))
-        return dict(zip(order, output.chunk(len(order)), strict=True))
+    def _step(
+        self, session: Session, fed: dict[Branch, Arguments], order: tuple[Branch, ...], style: Guidance
+    ) -> dict[Branch, Tensor]:
+        """One step's outputs: `batched` means as many branches in a call as the pipeline's own calls have."""
+        groups: Sequence[tuple[Branch, ...]] = [(b,) for b in order]
+        if style == "batched":
+            groups = self.groups if len(self.groups[0]) > 1 else [order]
+        outputs: dict[Branch, Tensor] = {}
+        for group in groups:
+            args, kwargs = _joined([fed[b] for b in group])
+            with session.branch(*group) if len(groups) > 1 and len(order) > 2 else nullcontext():
+                output = _output(self.denoiser(*args, **kwargs))
+            outputs.update(zip(group, output.chunk(len(group)), strict=True))
+        return outputs
 
 
 def _output(result: Any) -> Tensor:

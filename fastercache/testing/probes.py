@@ -7,13 +7,19 @@ from typing import Any
 from fastercache.attach import find_sites
 from policies.base import Policy
 from policies.compose import Compose
+from policies.dynamic_reuse import DynamicReuse
 from policies.faster_cache import FasterCache
 from policies.static_interval import StaticInterval
 from policies.vocabulary import Kind
 
 
-def fine() -> Policy:
-    """Attention extrapolated and the unconditional branch predicted, from the first step on."""
+def fine(pipe: Any) -> Policy:
+    """Attention extrapolated and the unconditional branch predicted, from the first step on.
+
+    Pipelines with perturbed-attention guidance cannot leave a branch out of a call, so there it is attention alone.
+    """
+    if hasattr(type(pipe), "do_perturbed_attention_guidance"):
+        return DynamicReuse(start=0.0)
     return FasterCache(start=0.0, cfg_start=0.0, cfg_interval=3)
 
 

@@ -16,7 +16,7 @@ from fastercache.attach import denoisers_of
 from fastercache.branches import BranchFinder
 from fastercache.clock import Clock
 from fastercache.finder import find_blocks
-from fastercache.hooks import SiteForward
+from fastercache.hooks import MethodTap, SiteForward
 from fastercache.session import Session
 from fastercache.testing.loop import Arguments
 from fastercache.zoo.specimen import Specimen
@@ -84,11 +84,16 @@ def failing(specimen: Specimen, after: int) -> Iterator[None]:
     for denoiser in denoisers:
         blocks = find_blocks(denoiser)
         handles.append((blocks[-1].module if blocks else denoiser).register_forward_pre_hook(hook))
+    # diffusers' PAG pipelines leave their attention processors in place when they raise: that is no matter of ours.
+    perturbed = hasattr(type(specimen.pipe), "do_perturbed_attention_guidance")
+    processors: list[tuple[Any, Any]] = [(d, d.attn_processors) for d in denoisers if perturbed]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for owner, before in processors:
+            owner.set_attn_processor(before)
 
 
 @contextmanager
@@ -157,26 +162,18 @@ def weighing(specimen: Specimen, session: Session) -> Iterator[list[int]]:
     """Bytes that the session's denoisers hold at the end of each step, found by walking references."""
     weights: list[int] = []
     index = 0
-    scheduler = specimen.pipe.scheduler
-    had = "step" in vars(scheduler)
-    original = scheduler.step
 
-    def step(*args: Any, **kwargs: Any) -> Any:
+    def stepped(result: Any) -> None:
         nonlocal index
-        result = original(*args, **kwargs)
         before, index = index, session._clock.index
         if index != before:  # some pipelines call the scheduler twice a step
             weights.append(held_bytes([list(vars(d).values()) for d in session._denoisers]))
-        return result
 
-    scheduler.step = step
+    tap = MethodTap(specimen.pipe.scheduler, "step", stepped)
     try:
         yield weights
     finally:
-        if had:
-            scheduler.step = original
-        else:
-            del scheduler.step
+        tap.remove()
 
 
 def same(a: Tensor, b: Tensor) -> bool:

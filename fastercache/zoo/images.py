@@ -14,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HunyuanDiT2DModel,
     HunyuanDiTPipeline,
+    PixArtSigmaPAGPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SanaPipeline,
@@ -21,6 +22,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPAGPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -53,8 +55,7 @@ def _masks(count: int) -> Call:
     return {"prompt_attention_mask": torch.ones(count, 5), "negative_prompt_attention_mask": torch.ones(count, 5)}
 
 
-def pixart() -> Specimen:
-    """PixArt-Sigma; the denoiser predicts twice the latent's channels."""
+def _pixart(pipeline: Any, **more: Any) -> Any:
     with seeded():
         transformer = PixArtTransformer2DModel(
             sample_size=8,
@@ -67,23 +68,40 @@ def pixart() -> Specimen:
             cross_attention_dim=16,
             out_channels=8,
         )
-        pipe = assembled(
-            PixArtSigmaPipeline,
+        return assembled(
+            pipeline,
             transformer=randomised(transformer),
             vae=autoencoder(),
             scheduler=DDIMScheduler(clip_sample=False),
+            **more,
         )
 
-    def inputs(count: int) -> Call:
-        extra = {"negative_prompt": None, "clean_caption": False, "use_resolution_binning": False}
-        return {**_text(count), **_masks(count), **extra}
 
+def _pixart_inputs(count: int) -> Call:
+    extra = {"negative_prompt": None, "clean_caption": False, "use_resolution_binning": False}
+    return {**_text(count), **_masks(count), **extra}
+
+
+def pixart() -> Specimen:
+    """PixArt-Sigma; the denoiser predicts twice the latent's channels."""
     return Specimen(
         "pixart-sigma",
-        pipe,
-        inputs,
+        _pixart(PixArtSigmaPipeline),
+        _pixart_inputs,
         resized={"height": 48},
         unguided={"guidance_scale": 1.0},
+        doubled={"num_images_per_prompt": 2},
+    )
+
+
+def pixart_pag() -> Specimen:
+    """PixArt-Sigma with perturbed-attention guidance: three branches in one call, told by their place in it."""
+    return Specimen(
+        "pixart-pag",
+        _pixart(PixArtSigmaPAGPipeline, pag_applied_layers="blocks.1"),
+        _pixart_inputs,
+        resized={"height": 48},
+        unguided={"guidance_scale": 1.0, "pag_scale": 0.0},
         doubled={"num_images_per_prompt": 2},
     )
 
@@ -163,6 +181,21 @@ def sdxl() -> Specimen:
         _sdxl_inputs,
         resized={"height": 48},
         unguided={"guidance_scale": 1.0},
+        doubled={"num_images_per_prompt": 2},
+    )
+
+
+def sdxl_pag() -> Specimen:
+    """SDXL with perturbed-attention guidance in its middle block."""
+    with seeded():
+        parts: dict[str, Any] = {"unet": _unet(), "vae": autoencoder(), "scheduler": EulerDiscreteScheduler()}
+        pipe = assembled(StableDiffusionXLPAGPipeline, **parts, pag_applied_layers="mid")
+    return Specimen(
+        "sdxl-pag",
+        pipe,
+        _sdxl_inputs,
+        resized={"height": 48},
+        unguided={"guidance_scale": 1.0, "pag_scale": 0.0},
         doubled={"num_images_per_prompt": 2},
     )
 

@@ -174,11 +174,95 @@ def test_an_extra_pass_in_a_step_is_refused() -> None:
         s.generate(**call)
 
 
+def test_perturbed_attention_guidance_adds_a_branch_to_the_call() -> None:
+    """PAG pipelines append perturbed rows to the call; with plain guidance off its rows are cond and perturbed."""
+    s = zoo.build("pixart-pag")
+    for overrides, branches in (
+        ({}, (COND, UNCOND, "perturbed")),
+        ({"guidance_scale": 1.0}, (COND, "perturbed")),
+        ({"pag_scale": 0.0}, (COND, UNCOND)),
+    ):
+        bare = s.generate(**overrides)
+        with fc.attach(s.pipe, POLICY) as session:
+            assert not torch.equal(s.generate(**overrides), bare)
+            assert session.last.run.branches == branches and session.last.share() == 0.5
+            session.use(fc.NoCache(sites="all|denoiser"))
+            assert torch.equal(s.generate(**overrides), bare)
+
+
+@pytest.mark.parametrize("policy", [fc.CFGCache(interval=2, start=0.0), fc.FasterCache(start=0.0, cfg_start=0.0)])
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_no_branch_is_left_out_where_attention_tells_branches_by_their_place(policy: Any, prompts: int) -> None:
+    """PAG's processors cut their rows in three: three prompts' conditional rows alone would pass, and be wrong."""
+    s = zoo.build("pixart-pag")
+    with fc.attach(s.pipe, policy), pytest.raises(fc.BranchUnknown, match="reuses every branch at the same steps"):
+        s.generate(prompts=prompts)
+    s = zoo.build("pixart-pag")  # diffusers leaves its processors in the old one after an error
+    with fc.attach(s.pipe, policy) as session:
+        s.generate(pag_scale=0.0)
+        assert session.last.share() > 0
+
+
+def test_further_passes_have_their_own_branches() -> None:
+    """LTX-2 calls its guided pair at once and up to two more branches by themselves: their switches decide."""
+    s = zoo.build("ltx-2")
+    off = {"stg_scale": 0.0, "audio_stg_scale": 0.0}
+    seen: list[tuple[int, str]] = []
+    with fc.attach(s.pipe, fc.StaticInterval(sites="denoiser", interval=2)) as session:
+        session.watch("denoiser", lambda o: seen.append((o.step.index, o.branch)))
+        s.generate(steps=2)
+        assert session.last.run.branches == (COND, UNCOND, "stg", "modality")
+        assert seen == [(i, b) for i in range(2) for b in (UNCOND, COND, "stg", "modality")]
+        assert session.last.share() == 0.5 and session.last.speedup_flops == pytest.approx(2.0)
+        s.generate(steps=2, **off)
+        assert session.last.run.branches == (COND, UNCOND, "modality")
+    with fc.attach(s.pipe, fc.CFGCache(interval=2, start=0.0)) as session:
+        s.generate()
+        codes = dict(zip(session.last.run.branches, session.last.codes[0].tolist(), strict=True))
+    assert codes[UNCOND] == codes["stg"] == codes["modality"] == [0, 1, 0, 1, 0, 1]
+
+
+def test_a_loop_may_call_a_pair_at_once_and_a_third_branch_alone(loop: Loop) -> None:
+    """Named in row order, the mixture gives what three separate calls give."""
+    outputs: dict[str, list[Tensor]] = {}
+    for style, groups in {
+        "mixed": ((UNCOND, COND), ("perturbed",)),
+        "apart": ((UNCOND,), (COND,), ("perturbed",)),
+    }.items():
+        outputs[style] = []
+        with fc.attach(loop.model, POLICY, guidance="separate", branches=(UNCOND, COND, "perturbed")) as session:
+            session.start(TIMES)
+            for time in TIMES:
+                for group in groups:
+                    with session.branch(*group):
+                        outputs[style] += loop.call(loop.x, time, *group).chunk(len(group))
+            assert session.last.complete and session.last.share() > 0.3
+            with pytest.raises(fc.BranchUnknown, match="equal parts"), session.branch(UNCOND, COND):
+                session.start(TIMES)
+                loop.call(loop.x, TIMES[0], UNCOND, COND, "perturbed")
+    for a, b in zip(outputs["mixed"], outputs["apart"], strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_two_pipelines_may_share_a_scheduler(latte: Specimen) -> None:
+    """Both sessions hear the one scheduler, whichever pipeline runs; the one that does not run is not disturbed."""
+    other = zoo.build("latte")
+    other.pipe.scheduler = latte.pipe.scheduler
+    with fc.attach(latte.pipe, POLICY) as first:
+        want = latte.generate()
+        with fc.attach(other.pipe, POLICY) as second:
+            other.generate()
+            assert second.last.complete
+            assert torch.equal(latte.generate(), want)
+        assert len(first.traces) == 2 and first.last.complete and len(second.traces) == 1
+        assert torch.equal(latte.generate(), want)
+
+
 def test_captured_calls_hold_one_row_per_branch(latte: Specimen) -> None:
     with fc.attach(latte.pipe, fc.NoCache(sites="denoiser")) as session:
         with capturing(latte) as calls:
             latte.generate()
         finder = session._denoisers[0].branches
-        captured = Captured.of(calls[0][0], finder, [call for _, call in calls], session.last.run.branches)
+        captured = Captured.of(calls[0][0], finder, [call for _, call in calls])
     assert captured.order == (UNCOND, COND)
     assert all(kwargs["encoder_hidden_states"].shape[0] == 1 for _, kwargs in captured.calls.values())
