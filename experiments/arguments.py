@@ -37,10 +37,23 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def named(policy: str) -> str:
+    """The registered name of what `--policy` was given: a name as it stands, or a file of the user's own, which is run.
+
+    Raises:
+        ConfigUnreadable, InvalidPolicy: if there is no such file, it cannot be run, or does not hold the one policy.
+    """
+    from policies.files import names_file, policy_from_file
+
+    return policy_from_file(policy).name if names_file(policy) else policy
+
+
 def choose(
     policy: str | None, fields: Sequence[str], config: Path | None, preset: str | None = None
 ) -> Policy | TunedConfig:
     """The policy that `--policy`, `--preset`, `--set` and `--config` name; FasterCache as published if none is given.
+
+    A file given as `--policy` beside `--config` only makes known the policy that the config was tuned for.
 
     Raises:
         UnknownPolicy, InvalidPolicy: for a name or field that does not exist, or a value out of range.
@@ -49,18 +62,22 @@ def choose(
     from policies import FasterCache, policy_class
     from policies.errors import InvalidPolicy
 
+    registered = None if policy is None else named(policy)
     if config is not None:
-        if policy or fields or preset:
-            raise InvalidPolicy("--config brings its own policy: leave out --policy, --preset and --set")
+        if (policy is not None and policy == registered) or fields or preset:
+            raise InvalidPolicy(
+                "--config brings its own policy: leave out --preset, --set and --policy, unless it is the file of a "
+                "policy of yours"
+            )
         from fastercache import load
 
         return load(config)
     values = assignments(fields)
     if preset is not None:
-        if policy not in (None, FasterCache.name):
+        if registered not in (None, FasterCache.name):
             raise InvalidPolicy(f"presets belong to {FasterCache.name}, found --policy {policy}")
         return FasterCache(**(FasterCache.preset(preset).model_dump() | values))
-    return policy_class(policy or FasterCache.name)(**values)
+    return policy_class(registered or FasterCache.name)(**values)
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 import policies as rules
+from experiments.arguments import named
 from experiments.console import results, words
 
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 
 def policies(name: str | None, *, show: bool) -> dict[str, Any]:
-    """Every known policy, or one with its fields."""
-    known = rules.known_policies() if name is None else {name: rules.policy_class(name)}
+    """Every known policy, or one with its fields; `name` may be a file of the user's own."""
+    known = rules.known_policies()
+    if name is not None:
+        name = named(name)
+        known = {name: rules.policy_class(name)}
     entries: list[dict[str, Any]] = []
     for key, cls in known.items():
         schema = cls.model_json_schema(mode="validation")

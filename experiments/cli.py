@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import typer
 
 from experiments import console
-from experiments.commands import against, cost, find, look, make
+from experiments.commands import against, check, cost, find, look, make
 
 app = typer.Typer(
     name="fastercache",
@@ -65,6 +65,7 @@ def guarded(command: F) -> F:
 COMMANDS: tuple[Callable[..., None], ...] = (
     look.sites,
     look.policies,
+    check.check_policy,
     make.generate,
     find.analyze,
     find.tune,

@@ -19,7 +19,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 POLICY = "Policy"
 PolicyName = Annotated[
     str | None,
-    typer.Option("--policy", metavar="NAME", rich_help_panel=POLICY, help="See `fastercache policies`. [fastercache]"),
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        rich_help_panel=POLICY,
+        help="See `fastercache policies`; or a file of yours, FILE.py or FILE.py:Class. [fastercache]",
+    ),
 ]
 Fields = Annotated[
     list[str] | None,

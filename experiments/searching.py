@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fastercache as fc
-from experiments.arguments import assignments, read_prompts
+from experiments.arguments import assignments, named, read_prompts
 from experiments.console import progress, results, words
 from experiments.contest import Contest, write_json
 from experiments.pipelines import Subject, open_pipeline, shipped_captions
@@ -228,7 +228,7 @@ def job_of(
     Reference models bring search and held-out prompts of their own. Raises as the parts do.
     """
     Budget.parse(budget)
-    values, name = assignments(fields), policy or fc.FasterCache.name
+    values, name = assignments(fields), named(policy) if policy else fc.FasterCache.name
     fc.policy_class(name)(**values)
     given = {"num_inference_steps": steps, "guidance_scale": guidance}
     arguments = assignments(call) | {key: value for key, value in given.items() if value is not None}

@@ -31,6 +31,7 @@ from policies.errors import (
 )
 from policies.ertacache import ERTACache, Rectified
 from policies.faster_cache import PRESETS, FasterCache
+from policies.files import names_file, policy_from_file
 from policies.first_block_cache import DualBlockCache, FirstBlockCache
 from policies.fora import FORA
 from policies.forecasts import Aligned, AverageVelocity, FoCaForecast, Hermite, Relative, Zero
@@ -151,7 +152,9 @@ __all__ = [
     "known_policies",
     "load_policy",
     "load_predictor",
+    "names_file",
     "policy_class",
+    "policy_from_file",
     "register",
     "select",
 ]

@@ -38,8 +38,18 @@ def register(cls: P) -> P:
 
 @cache
 def _load_plugins() -> None:
+    """Register what installed packages offer. Raises InvalidPolicy, naming the plug-in that cannot be used."""
     for point in entry_points(group=GROUP):
-        register(point.load())
+        source = f"the plug-in '{point.name}' ({point.value}{f' of {point.dist.name}' if point.dist else ''})"
+        try:
+            loaded = point.load()
+        except Exception as error:  # whatever a foreign package raises when it is imported
+            raise InvalidPolicy(
+                f"{source} cannot be loaded: {type(error).__name__}: {error}; update or uninstall it"
+            ) from error
+        if not (isinstance(loaded, type) and issubclass(loaded, (Policy, Predictor))):
+            raise InvalidPolicy(f"{source} is no policy: its entry point must name a subclass of fastercache.Policy")
+        register(loaded)
 
 
 def policies() -> dict[str, type[Policy]]:
@@ -74,7 +84,14 @@ def load_policy(data: Policy | Mapping[str, Any]) -> Policy:
     if not isinstance(data, Mapping) or "policy" not in data:
         raise InvalidPolicy(f"expected a policy as an object with the key 'policy', found {data!r:.80}")
     fields = {key: value for key, value in data.items() if key != "policy"}
-    return policy_class(str(data["policy"]))(**fields)
+    name = str(data["policy"])
+    known = policies()
+    if name not in known:
+        raise UnknownPolicy(
+            f"no policy is called '{name}'{suggest(name, known)}; a policy of your own has to be there first: give its "
+            "file (--policy FILE.py on the command line), import its module, or install its package"
+        )
+    return known[name](**fields)
 
 
 def load_predictor(data: Predictor | Mapping[str, Any]) -> Predictor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from fastercache import zoo
 from fastercache.zoo.latte import pipeline
 from fastercache.zoo.specimen import Specimen, seeded
+from policies import files, registry
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +34,15 @@ def tiny_latte() -> Any:
 def latte() -> Specimen:
     """The same with its call: `latte.generate(steps=6, seed=0, prompts=1, **overrides)` gives latents."""
     return zoo.build("latte")
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is registered in a test is forgotten after it, and files and plug-ins are loaded anew."""
+    for table in ("_POLICIES", "_PREDICTORS"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+    for kept in (registry._load_plugins, files._run):
+        kept.cache_clear()
+    yield
+    for kept in (registry._load_plugins, files._run):
+        kept.cache_clear()

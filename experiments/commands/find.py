@@ -102,7 +102,6 @@ def tune(
     """
     from experiments import searching
 
-    folder = study or Path("tuning") / f"{Path(pipe).name}-{policy or 'fastercache'}"
     job = searching.job_of(
         pipe,
         prompt_file=prompt_file,
@@ -118,6 +117,7 @@ def tune(
         dtype=dtype,
         seed=seed,
     )
+    folder = study or Path("tuning") / f"{Path(pipe).name}-{job.policy}"
     finish(searching.search(job, folder, out, trials=trials, seconds=time_limit, show=not as_json), as_json)
 
 
@@ -127,6 +127,10 @@ def export(
     trial: Annotated[
         int | None, typer.Option("--trial", metavar="N", help="Export this trial. [the best within the budget]")
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", metavar="FILE", rich_help_panel=POLICY, help="The file of a policy of yours."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the tuned config of a study that `tune` made, finished or interrupted, without searching on.
@@ -135,4 +139,8 @@ def export(
     """
     from experiments import searching
 
+    if policy is not None:
+        from policies.files import policy_from_file
+
+        policy_from_file(policy)  # makes it known
     finish(searching.export_study(study, out, trial=trial, show=not as_json), as_json)

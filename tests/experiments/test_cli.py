@@ -66,7 +66,7 @@ def test_help_is_quick_and_shows_every_command() -> None:
         [sys.executable, "-m", "experiments.cli", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert time.perf_counter() - began < 5
-    for name in ("sites", "generate", "analyze", "tune", "export", "demo", "policies"):
+    for name in ("sites", "generate", "analyze", "tune", "export", "demo", "policies", "check-policy"):
         assert f" {name} " in done.stdout
 
 
@@ -79,7 +79,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["sites", "generate", "analyze", "tune", "export", "demo", "policies"])
+@pytest.mark.parametrize("name", ["sites", "generate", "analyze", "tune", "export", "demo", "policies", "check-policy"])
 def test_each_command_offers_json_and_an_example(name: str) -> None:
     result = run(name, "--help")
     assert result.exit_code == 0

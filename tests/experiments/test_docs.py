@@ -13,7 +13,6 @@ import pytest
 
 import fastercache as fc
 from experiments import reference
-from policies import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,9 +43,8 @@ def test_the_quickstart() -> None:
     assert len(ran) >= 2 and space["profile"].matrix("spatial", "rel_l1").shape == (6, 6)
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_the_policy_of_the_walk_through(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for table in ("_POLICIES", "_PREDICTORS"):  # what is registered here is forgotten again
-        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
     policy, use, predictor = blocks("docs/writing-a-policy.md")
     assert len(policy.strip().splitlines()) < 40
     module = ModuleType("my_policies")
