@@ -97,9 +97,18 @@ class Calibration(BaseModel):
         """TeaCache with this model's polynomial."""
         return fc.TeaCache(coefficients=self.polynomial(degree), **fields)
 
-    def magcache(self, **fields: Any) -> fc.MagCache:
-        """MagCache with this model's ratios."""
-        return fc.MagCache(ratios=self.ratios, **fields)
+    @property
+    def mean_ratios(self) -> tuple[float, ...]:
+        """One ratio a step for all branches: their mean, which is what diffusers calibrates for a batched call."""
+        return tuple(sum(step) / len(step) for step in zip(*self.ratios.values(), strict=True))
+
+    def magcache(self, *, together: bool = False, **fields: Any) -> fc.MagCache:
+        """MagCache with this model's ratios.
+
+        `together`: all branches go by their mean ratio and so by one decision. Where guidance is batched, a stack is
+        skipped for all of them or for none, and branches that decide apart save little.
+        """
+        return fc.MagCache(ratios={"*": self.mean_ratios} if together else self.ratios, **fields)
 
     def smoothcache(self, roles: str | None = None, **fields: Any) -> fc.SmoothCache:
         """SmoothCache with this model's curves, of all roles or those named (`spatial|ff`)."""

@@ -1,18 +1,18 @@
-"""Several policies on the same prompts and seeds, timed interleaved, judged against the uncached videos.
+"""Several entries on the same prompts and seeds, timed interleaved, judged against the uncached videos.
 
 Timing policies one after another would credit the last with whatever the machine does meanwhile (clock, caches, other
-processes). Here each prompt runs all of them, in an order that rotates, and the medians over prompts are compared.
+processes). Here each prompt runs all of them, in heats of a few entries with an uncached run in each, in an order that
+changes from prompt to prompt; every entry's seconds are compared with those of the uncached run of its own heat.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,60 +22,27 @@ from torch import Tensor
 
 import fastercache as fc
 from analysis.quality import measure
+from experiments.entries import Entry, Outcome, described, once
 from experiments.pipelines import Subject
 from experiments.rows import Row
 from fastercache.tuned import Measured
-from tuner.evaluate import Case, Evaluator, hardware
+from tuner.evaluate import Evaluator, hardware
 
 UNCACHED = "uncached"
 """Name of the bare pipeline's entry: no session is attached for it."""
 
+HEAT = 15
+"""Entries that share an uncached run: a slow minute of the machine then hits both sides of a ratio."""
 
-@dataclass(frozen=True)
-class FewerSteps:
-    """The baseline a cache has to beat: the same solver with fewer steps and nothing cached."""
+COUNTED = 2
+"""Prompts on which another package's FLOPs are counted, by an extra, untimed run."""
 
-    steps: int
+GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+"""Multiples of it, modulo 1, are spread evenly: where the order of entries starts at each prompt."""
 
-
-Entry = fc.Policy | fc.TunedConfig | FewerSteps | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One run: video `(F, 3, H, W)`, seconds of the pipeline call, FLOPs computed and uncached, peak cached bytes."""
-
-    video: Tensor
-    seconds: float
-    flops: int
-    flops_full: int
-    cache_bytes: int
-
-
-def once(evaluator: Evaluator, entry: Entry, case: Case, allow: frozenset[str] = frozenset()) -> Outcome:
-    """Run one prompt under one policy; None is the bare pipeline, whose FLOPs are not counted.
-
-    With fewer steps, the uncached FLOPs are those of the full number of steps, each costing what these cost on average.
-
-    `allow`: which differences to what a tuned config was made for are accepted.
-    """
-    if entry is None:
-        return Outcome(*evaluator.run_bare(case), 0, 0, 0)
-    evaluator.close()
-    if isinstance(entry, FewerSteps):
-        steps = int(evaluator.call["num_inference_steps"])
-        evaluator.call["num_inference_steps"] = entry.steps
-        try:
-            shorter = once(evaluator, fc.NoCache(), case)
-        finally:
-            evaluator.call["num_inference_steps"] = steps
-        return replace(shorter, flops_full=shorter.flops * steps // entry.steps)
-    with fc.attach(evaluator.pipe, entry, allow=allow) as session:
-        began = time.perf_counter()
-        video = evaluator.generate(case)
-        trace = session.last
-        seconds = time.perf_counter() - began - trace.counting_seconds
-    return Outcome(video, seconds, sum(trace.flops), sum(trace.flops_full), trace.cached_bytes)
+Figures = dict[str, Any]
+"""What is kept of one run: `seconds`, those of its heat's uncached run, FLOPs, cached bytes and quality; or why it was
+`refused`."""
 
 
 def judged(subject: Subject, videos: Tensor, prompts: Sequence[str]) -> list[bool] | None:
@@ -96,13 +63,17 @@ def judged(subject: Subject, videos: Tensor, prompts: Sequence[str]) -> list[boo
 class Contest:
     """Runs entries over prompts and keeps every figure on disk, so that it goes on where it stopped.
 
+    A figure is kept under what determines it (pipeline, weights, call, machine, prompt, seed; the entry's settings), so
+    other entries or more prompts leave what was run before in place.
+
     Args:
         subject: the pipeline.
-        entries: name -> policy or tuned config; the bare pipeline, `UNCACHED`, is added to them.
+        entries: name -> what to run; the bare pipeline, `UNCACHED`, is added to them.
         prompts: what to generate; prompt `i` is generated with seed `seed + i`.
         folder: where `runs.json` and the first `keep` prompts' videos go.
         keep: of how many prompts the videos are kept.
         allow: differences to what a tuned config was made for that are accepted.
+        lenient: an entry that cannot run on this pipeline is noted as refused instead of ending the contest.
     """
 
     def __init__(
@@ -115,6 +86,7 @@ class Contest:
         seed: int = 0,
         keep: int = 4,
         allow: frozenset[str] = frozenset(),
+        lenient: bool = False,
     ) -> None:
         self.subject = subject
         self.evaluator = Evaluator(subject.pipe, subject.call, store=folder / "references", seed=seed)
@@ -122,41 +94,95 @@ class Contest:
         self.entries: dict[str, Entry] = {UNCACHED: None} | dict(entries)
         self.folder = folder
         self.allow = allow
+        self.lenient = lenient
         self.keep = min(keep, len(self.cases))
-        policies = {name: described(entry) for name, entry in self.entries.items()}
-        settings = [self.evaluator.identity, [[case.prompt, case.seed] for case in self.cases], policies]
-        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        self.runs: list[dict[str, dict[str, Any]]] = self._stored()
+        self._entry_keys = {name: digest(described(entry)) for name, entry in self.entries.items()}
+        where = {**self.evaluator.identity, "machine": hardware(str(self.evaluator.identity["device"]))}
+        self._case_keys = [digest([where, case.prompt, case.seed]) for case in self.cases]
+        self._store: dict[str, dict[str, Any]] = self._stored()
 
-    def _stored(self) -> list[dict[str, dict[str, Any]]]:
+    # -- what is there -----------------------------------------------------------------------------------------------
+    def _stored(self) -> dict[str, dict[str, Any]]:
         path = self.folder / "runs.json"
-        if not path.is_file():
-            return []
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            return []  # cut off while it was written, before the rename made that impossible
-        return list(data["runs"]) if data.get("key") == self.key else []
+            return dict(json.loads(path.read_text(encoding="utf-8"))["cases"])
+        except (OSError, json.JSONDecodeError, KeyError, TypeError):
+            return {}  # nothing yet, or of another format: everything is run
 
+    def _known(self, i: int) -> dict[str, Figures]:
+        """Case `i`'s figures by entry key."""
+        runs: dict[str, Figures] = self._store.get(self._case_keys[i], {}).get("runs", {})
+        return runs
+
+    def _figures_of(self, i: int, name: str) -> Figures | None:
+        return self._known(i).get(self._entry_keys[name])
+
+    def refusal(self, name: str) -> str | None:
+        """Why an entry could not run on this pipeline; None if it could, or was not tried yet."""
+        found = (self._figures_of(i, name) or {} for i in range(len(self.cases)))
+        return next((f["refused"] for f in found if "refused" in f), None)
+
+    def figures(self, name: str) -> list[Figures]:
+        """An entry's figures, one per prompt it has run on, in the order of the prompts."""
+        found = (self._figures_of(i, name) for i in range(len(self.cases)))
+        return [f for f in found if f is not None and "refused" not in f]
+
+    def missing(self, i: int) -> list[str]:
+        """The entries that prompt `i` has not been run with."""
+        return [
+            name
+            for name in self.entries
+            if self.refusal(name) is None
+            and (self._figures_of(i, name) is None or (i < self.keep and not self._video(i, name).is_file()))
+        ]
+
+    # -- running -----------------------------------------------------------------------------------------------------
     def run(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Run what is still missing; `tick` is called after each video."""
-        names = list(self.entries)
-        if len(self.runs) < len(self.cases):
-            self.evaluator.run_bare(self.cases[0])  # warm-up: lazy initialisation is no policy's fault
-        for _ in range(len(self.runs) * len(names)):
-            tick()
-        for i in range(len(self.runs), len(self.cases)):
-            outcomes: dict[str, Outcome] = {}
-            for name in names[i % len(names) :] + names[: i % len(names)]:
-                outcomes[name] = once(self.evaluator, self.entries[name], self.cases[i], self.allow)
+        """Run what is still missing; `tick` is called once for each entry on each prompt."""
+        warm = False
+        for i in range(len(self.cases)):
+            missing = self.missing(i)
+            for _ in range(len(self.entries) - len(missing)):
                 tick()
-            self.runs.append(self._figures(i, outcomes))
-            if i < self.keep:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                save_file({n: o.video.contiguous() for n, o in outcomes.items()}, self._videos(i))
-            self._save()
+            if not missing:
+                continue
+            if not warm:
+                self.evaluator.run_bare(self.cases[0])  # warm-up: lazy initialisation is no policy's fault
+                warm = True
+            for heat in heats([name for name in missing if name != UNCACHED], i):
+                self._run_heat(i, heat, tick)
+            if UNCACHED in missing:
+                tick()
 
-    def _figures(self, i: int, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Any]]:
+    def _run_heat(self, i: int, names: Sequence[str], tick: Callable[[], None]) -> None:
+        """A few entries and an uncached run among them, whose place changes from prompt to prompt."""
+        order = list(names)
+        order.insert(i % (len(order) + 1), UNCACHED)
+        outcomes: dict[str, Outcome] = {}
+        refusals: dict[str, str] = {}
+        for name in order:
+            try:
+                outcomes[name] = once(self.evaluator, self.entries[name], self.cases[i], self.allow, count=i < COUNTED)
+            except fc.FasterCacheError as error:
+                if not self.lenient or name == UNCACHED:
+                    raise
+                refusals[name] = str(error)
+            if name != UNCACHED:
+                tick()
+        case = {"prompt": self.cases[i].prompt, "seed": self.cases[i].seed, "runs": {}}
+        runs = self._store.setdefault(self._case_keys[i], case)["runs"]
+        for name, figures in self._measured(i, outcomes).items():
+            if name != UNCACHED or self._entry_keys[name] not in runs:
+                runs[self._entry_keys[name]] = {"name": name, **figures}
+        for name, why in refusals.items():
+            runs[self._entry_keys[name]] = {"name": name, "refused": why}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if i < self.keep:
+            for name, outcome in outcomes.items():
+                save_file({"video": outcome.video.contiguous()}, self._video(i, name))
+        write_json(self.folder / "runs.json", {"cases": self._store})
+
+    def _measured(self, i: int, outcomes: Mapping[str, Outcome]) -> dict[str, Figures]:
         names = list(outcomes)
         videos = torch.stack([outcomes[name].video for name in names])
         quality = measure(videos, outcomes[UNCACHED].video.expand_as(videos), metrics=("psnr", "ssim"))
@@ -164,6 +190,7 @@ class Contest:
         return {
             name: {
                 "seconds": outcomes[name].seconds,
+                "seconds_uncached": outcomes[UNCACHED].seconds,
                 "flops": outcomes[name].flops,
                 "flops_full": outcomes[name].flops_full,
                 "cache_bytes": outcomes[name].cache_bytes,
@@ -174,31 +201,27 @@ class Contest:
             for n, name in enumerate(names)
         }
 
-    def _save(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        prompts = [case.prompt for case in self.cases]
-        write_json(self.folder / "runs.json", {"key": self.key, "prompts": prompts, "runs": self.runs})
-
-    def _videos(self, i: int) -> Path:
-        return self.folder / f"videos-{self.key}-{i}.safetensors"
+    def _video(self, i: int, name: str) -> Path:
+        return self.folder / f"video-{self._case_keys[i]}-{self._entry_keys[name]}.safetensors"
 
     def videos(self, i: int) -> dict[str, Tensor]:
         """The kept videos of prompt `i`, by entry."""
-        return load_file(self._videos(i))
+        return {name: load_file(self._video(i, name))["video"] for name in self.entries if self.refusal(name) is None}
 
+    # -- figures -----------------------------------------------------------------------------------------------------
     def row(self, name: str) -> Row:
         """The figures of one entry, over all prompts that have run."""
-        own = [run[name] for run in self.runs]
-        bare = [run[UNCACHED] for run in self.runs]
-        flops = sum(r["flops"] for r in own)
+        own = self.figures(name)
+        counted = [r for r in own if r["flops"]]
+        peaks = [r["cache_bytes"] for r in own if r["cache_bytes"] is not None]
         return Row(
             name=name,
-            speedup_flops=sum(r["flops_full"] for r in own) / flops if flops else 1.0,
-            speedup_wall=statistics.median(r["seconds"] for r in bare) / statistics.median(r["seconds"] for r in own),
+            speedup_flops=sum(r["flops_full"] for r in counted) / sum(r["flops"] for r in counted) if counted else 1.0,
+            speedup_wall=_median(own, "seconds_uncached") / _median(own, "seconds"),
             psnr=statistics.fmean(r["psnr"] for r in own),
             ssim=statistics.fmean(r["ssim"] for r in own),
             judge=None if own[0]["judge"] is None else statistics.fmean(r["judge"] for r in own),
-            cache_bytes=max(r["cache_bytes"] for r in own),
+            cache_bytes=max(peaks) if peaks else None,
             prompts=len(own),
             policy=described(self.entries[name]),
         )
@@ -212,28 +235,37 @@ class Contest:
             ssim=row.ssim,
             speedup_flops=row.speedup_flops,
             speedup_wall=row.speedup_wall,
-            seconds=statistics.median(run[name]["seconds"] for run in self.runs),
-            cached_bytes=row.cache_bytes,
+            seconds=_median(self.figures(name), "seconds"),
+            cached_bytes=row.cache_bytes or 0,
             hardware=hardware(str(self.evaluator.identity["device"])),
         )
 
     def error(self, name: str) -> float:
         """Standard error over prompts of an entry's PSNR, in dB; 0 for a single prompt."""
-        values = [run[name]["psnr"] for run in self.runs]
+        values = [r["psnr"] for r in self.figures(name)]
         return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
     def rows(self) -> list[Row]:
-        """A row for each entry, the uncached one first."""
-        return [self.row(name) for name in self.entries]
+        """A row for each entry that could run, the uncached one first."""
+        return [self.row(name) for name in self.entries if self.refusal(name) is None]
 
 
-def described(entry: Entry) -> dict[str, Any]:
-    """The policy of an entry as JSON values; the bare pipeline is described as `no_cache`."""
-    if isinstance(entry, FewerSteps):
-        return {"policy": fc.NoCache.name, "num_inference_steps": entry.steps}
-    if entry is None:
-        return {"policy": fc.NoCache.name}
-    return fc.dump(entry if isinstance(entry, fc.Policy) else entry.policy)
+def heats(names: Sequence[str], i: int) -> list[list[str]]:
+    """The entries of prompt `i` in heats of about the same size, at most `HEAT`; one empty heat for none."""
+    first = int(len(names) * (i * GOLDEN % 1.0))
+    order = [*names[first:], *names[:first]]
+    parts = max(math.ceil(len(order) / HEAT), 1)
+    size = math.ceil(len(order) / parts)
+    return [order[n * size : (n + 1) * size] for n in range(parts)]
+
+
+def _median(runs: Sequence[Figures], key: str) -> float:
+    return float(statistics.median(r[key] for r in runs))
+
+
+def digest(data: Any) -> str:
+    """A short key of JSON values."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def write_json(path: Path, data: Any) -> None:

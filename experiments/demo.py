@@ -33,7 +33,8 @@ from analysis.plots import (
 )
 from experiments import render
 from experiments.console import progress, results, words
-from experiments.contest import UNCACHED, Contest, Entry, FewerSteps, write_json
+from experiments.contest import UNCACHED, Contest, write_json
+from experiments.entries import Entry, FewerSteps
 from experiments.pipelines import Subject
 from experiments.poster import poster, schedule_rows
 from experiments.recording import recorded, save_figures

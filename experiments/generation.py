@@ -14,7 +14,8 @@ import fastercache as fc
 from experiments import render
 from experiments.arguments import choose, read_prompts
 from experiments.console import progress, results
-from experiments.contest import UNCACHED, Contest, described, judged, once
+from experiments.contest import UNCACHED, Contest, judged
+from experiments.entries import described, once
 from experiments.pipelines import Subject
 from experiments.rows import Row, table
 from tuner.evaluate import Evaluator
@@ -86,8 +87,8 @@ def _plain(
         for i, case in enumerate(bar.track(evaluator.cases(prompts), description="generating")):
             outcome = once(evaluator, policy, case, allow)
             files.append(render.save_video(out / f"{i:03d}-{name}", outcome.video, fps))
-            flops, full = flops + outcome.flops, full + outcome.flops_full
-            peak = max(peak, outcome.cache_bytes)
+            flops, full = flops + (outcome.flops or 0), full + (outcome.flops_full or 0)
+            peak = max(peak, outcome.cache_bytes or 0)
             right += judged(subject, outcome.video[None], [case.prompt]) or []
     return Row(
         name=name,

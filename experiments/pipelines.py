@@ -85,6 +85,14 @@ def open_pipeline(
     return Subject(name, pipe, {**defaults, **given}, shipped)
 
 
+def default_steps(pipe: Any) -> int:
+    """How many steps a pipeline takes where it is not told. Raises InvalidPolicy if it has no such default."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
+    if parameter is None or not isinstance(parameter.default, int):
+        raise InvalidPolicy(f"{type(pipe).__name__} has no default number of steps: give --steps")
+    return parameter.default
+
+
 def _load(name: str, dtype: torch.dtype) -> Any:
     """A pipeline from a folder or the hub, with one clear reason if that fails."""
     path = Path(name).expanduser()

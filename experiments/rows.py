@@ -23,7 +23,7 @@ class Row:
         ssim: mean structural similarity against the same; None without them.
         judge: share of videos in which the judges read digit, colour and direction as the caption asks;
             None for pipelines that have no judge.
-        cache_bytes: peak bytes of cached values.
+        cache_bytes: peak bytes of cached values; None where another package keeps them and does not tell.
         prompts: how many prompts the figures are means over.
         policy: the policy as JSON values.
     """
@@ -34,7 +34,7 @@ class Row:
     psnr: float | None
     ssim: float | None
     judge: float | None
-    cache_bytes: int
+    cache_bytes: int | None
     prompts: int
     policy: dict[str, Any]
 
@@ -60,7 +60,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
             _shown(row.psnr, "{:.2f}"),
             _shown(row.ssim, "{:.4f}"),
             _shown(row.judge, "{:.1%}"),
-            size(row.cache_bytes),
+            "-" if row.cache_bytes is None else size(row.cache_bytes),
         )
     return result
 

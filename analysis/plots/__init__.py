@@ -4,6 +4,7 @@
 >>> save_png(figure, "redundancy.png")                                                   # doctest: +SKIP
 """
 
+from analysis.plots.comparison import ComparisonInfo, ComparisonPoint, comparison_info, draw_comparison
 from analysis.plots.guidance import GuidanceInfo, draw_guidance, guidance_info
 from analysis.plots.overview import overview
 from analysis.plots.pareto import ParetoInfo, ParetoPoint, draw_pareto, pareto_info
@@ -13,12 +14,16 @@ from analysis.plots.style import save_png
 from analysis.plots.timeline import TimelineInfo, draw_timeline, timeline_info
 
 __all__ = [
+    "ComparisonInfo",
+    "ComparisonPoint",
     "GuidanceInfo",
     "ParetoInfo",
     "ParetoPoint",
     "RedundancyInfo",
     "SimilarityInfo",
     "TimelineInfo",
+    "comparison_info",
+    "draw_comparison",
     "draw_guidance",
     "draw_pareto",
     "draw_redundancy",

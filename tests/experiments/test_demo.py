@@ -132,7 +132,7 @@ def test_a_contest_cut_short_goes_on_where_it_stopped(subject: Subject, tmp_path
     with pytest.raises(KeyboardInterrupt):
         first.run(stop)
     second = Contest(subject, entries, prompts, tmp_path, seed=5)
-    assert len(second.runs) == 1
+    assert (second.missing(0), second.missing(1)) == ([], [UNCACHED, "static"])
     second.run()
     whole = Contest(subject, entries, prompts, tmp_path / "other", seed=5)
     whole.run()
@@ -140,7 +140,7 @@ def test_a_contest_cut_short_goes_on_where_it_stopped(subject: Subject, tmp_path
         assert second.row(name).psnr == whole.row(name).psnr
         assert second.row(name).speedup_flops == whole.row(name).speedup_flops
     changed = Contest(subject, {"static": fc.StaticInterval(interval=3)}, prompts, tmp_path, seed=5)
-    assert changed.runs == []
+    assert (changed.missing(0), changed.missing(1)) == (["static"], ["static"])
 
 
 def test_selection_asks_for_a_gain_beyond_its_standard_error() -> None:

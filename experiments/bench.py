@@ -1,0 +1,197 @@
+"""Every published method, fewer steps and other packages' caches on the same prompts: one table, one figure.
+
+`runs.json` holds every run's figures and is what an interrupted bench goes on from; `results.json` holds the table, and
+everything that is printed and drawn can be made from it again without running anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fastercache as fc
+from analysis.calibrate import Calibration, calibrate
+from experiments.console import progress, words
+from experiments.contest import COUNTED, HEAT, UNCACHED, Contest
+from experiments.lineup import FEWER, Contender, Method, lineup
+from experiments.peers import Peer
+from experiments.pipelines import Subject, default_steps
+from experiments.standings import Line, Results
+from experiments.verdict import RULE, Baseline, Interval, Verdict, mean_interval, ratio_interval, verdict
+from fastercache.tuned import package_versions
+from tuner.evaluate import Evaluator, hardware
+
+CALIBRATED_ON = 3
+"""Prompts that constants are calibrated on; none of them is measured."""
+CALIBRATION_SEED = 200_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bench does.
+
+    Attributes:
+        methods: the methods to run. prompts: what everything is measured on. calibration: other prompts, which
+            constants are calibrated on; may be empty.
+        seed: prompt i is generated with `seed + i`. peers: whether other packages' caches take part.
+    """
+
+    methods: tuple[Method, ...]
+    prompts: tuple[str, ...]
+    calibration: tuple[str, ...]
+    seed: int = 0
+    peers: bool = True
+
+
+def plan_for(
+    subject: Subject, methods: Sequence[Method], given: Sequence[str] | None, count: int, seed: int, peers: bool
+) -> Plan:
+    """Measured on held-out captions and calibrated on training ones; of a file's prompts those after the measured ones
+    serve for calibration.
+
+    Raises:
+        ConfigUnreadable: for fewer prompts than `count`, or a pipeline without captions and no file.
+    """
+    prompts = list(given) if given is not None else subject.captions("held_out")
+    if len(prompts) < count:
+        raise fc.ConfigUnreadable(f"--count asks for {count} prompts, found {len(prompts)}")
+    others = prompts[count:] if given is not None else subject.captions("train")
+    known = set(prompts[:count])
+    spare = [prompt for prompt in others if prompt not in known]
+    return Plan(tuple(methods), tuple(prompts[:count]), tuple(spare[-CALIBRATED_ON:]), seed, peers)
+
+
+def calibrated(subject: Subject, plan: Plan, out: Path) -> tuple[Calibration | None, str]:
+    """The model's constants, recorded once and kept in `out`; else None and the reason."""
+    if not plan.calibration:
+        return None, "no prompts are left to calibrate on: give more than --count in the file"
+    evaluator = Evaluator(subject.pipe, subject.call, store=out / "references", seed=CALIBRATION_SEED)
+    cases = evaluator.cases(plan.calibration)
+    what = json.dumps([evaluator.identity, plan.calibration], sort_keys=True, default=str)
+    path = out / f"calibration-{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
+    if path.is_file():
+        return Calibration.load(path), ""
+    try:
+        with calibrate(subject.pipe) as calibrator, progress() as bar:
+            for case in bar.track(cases, description="calibrating"):
+                evaluator.generate(case)
+        calibration = calibrator.result()
+    except fc.FasterCacheError as error:
+        return None, f"calibration failed: {error}"
+    out.mkdir(parents=True, exist_ok=True)
+    calibration.save(path)
+    return calibration, ""
+
+
+def bench(subject: Subject, plan: Plan, out: Path) -> Results:
+    """Calibrate, run what is missing, and judge; everything is kept in `out`."""
+    steps = int(subject.call.get("num_inference_steps") or default_steps(subject.pipe))
+    subject = replace(subject, call={**subject.call, "num_inference_steps": steps})
+    constants, why_not = None, ""
+    if any(part.calibrated for part in plan.methods) or plan.peers:
+        constants, why_not = calibrated(subject, plan, out)
+    contenders = lineup(plan.methods, steps, constants, why_not, peers=plan.peers)
+    contest = Contest(
+        subject,
+        {c.name: c.entry for c in contenders if c.refused is None},
+        plan.prompts,
+        out,
+        seed=plan.seed,
+        keep=0,
+        lenient=True,
+    )
+    announce(contest)
+    with progress() as bar:
+        task = bar.add_task("running", total=len(contest.cases) * len(contest.entries))
+        contest.run(lambda: bar.advance(task))
+    return judged(contest, contenders, steps)
+
+
+def announce(contest: Contest) -> None:
+    """Say how much is ahead and how long it will take, from one timed run."""
+    missing = [contest.missing(i) for i in range(len(contest.cases))]
+    count = sum(len(names) for names in missing)
+    if not count:
+        words.print("everything has been run already", soft_wrap=True)
+        return
+    contest.evaluator.run_bare(contest.cases[0])
+    _, seconds = contest.evaluator.run_bare(contest.cases[0])
+    cost = 0.0
+    for i, names in enumerate(missing):
+        again = sum(isinstance(contest.entries[name], Peer) for name in names) if i < COUNTED else 0
+        cost += seconds * (0.65 * len(names) + len(names) / HEAT + again)
+    kept = len(contest.cases) * len(contest.entries) - count
+    words.print(
+        f"{len(contest.entries)} entries x {len(contest.cases)} prompts, {kept} runs kept, {count} ahead: "
+        f"about {cost / 60:.0f} min at {seconds:.2f} s for an uncached run",
+        soft_wrap=True,
+    )
+
+
+def judged(contest: Contest, contenders: Sequence[Contender], steps: int) -> Results:
+    """The table: each contender's figures, and what they say against fewer steps."""
+    fewer = [c for c in contenders if c.label == FEWER and contest.refusal(c.name) is None]
+    by_flops = Baseline.of([(contest.row(c.name).speedup_flops, psnrs(contest, c.name)) for c in fewer])
+    by_wall = Baseline.of([(contest.row(c.name).speedup_wall or 1.0, psnrs(contest, c.name)) for c in fewer])
+    lines = [line_of(contest, c, by_flops, by_wall) for c in contenders]
+    device = str(contest.evaluator.identity["device"])
+    return Results(
+        pipeline=contest.subject.name,
+        steps=steps,
+        prompts=len(contest.cases),
+        seed=contest.evaluator.seed,
+        hardware=hardware(device),
+        versions=package_versions(("fastercache", "diffusers", "cache-dit", "torch")),
+        seconds_uncached=mean_interval([r["seconds"] for r in contest.figures(UNCACHED)]).value,
+        counted=min(COUNTED, len(contest.cases)),
+        rule=RULE,
+        lines=tuple(lines),
+    )
+
+
+def psnrs(contest: Contest, name: str) -> list[float]:
+    """An entry's PSNR on each prompt."""
+    return [r["psnr"] for r in contest.figures(name)]
+
+
+def line_of(contest: Contest, contender: Contender, by_flops: Baseline, by_wall: Baseline) -> Line:
+    """One contender's line."""
+    who = {key: getattr(contender, key) for key in ("label", "setting", "level", "family", "package")}
+    refused = contender.refused or contest.refusal(contender.name)
+    if refused is not None:
+        return Line(**who, refused=refused)
+    row, figures = contest.row(contender.name), contest.figures(contender.name)
+    flops = mean_interval([r["flops_full"] / r["flops"] for r in figures if r["flops"]])
+    wall = ratio_interval([r["seconds_uncached"] for r in figures], [r["seconds"] for r in figures])
+    values = psnrs(contest, contender.name)
+    verdicts = Verdict("", None), Verdict("", None)
+    if contender.label != FEWER:
+        verdicts = verdict(row.speedup_flops, values, by_flops), verdict(wall.value, values, by_wall)
+    right = [float(r["judge"]) for r in figures if r["judge"] is not None]
+    return Line(
+        **who,
+        prompts=row.prompts,
+        speedup_flops=Interval(row.speedup_flops, flops.low, flops.high),
+        speedup_wall=wall,
+        psnr=mean_interval(values),
+        ssim=mean_interval([r["ssim"] for r in figures]),
+        judge=mean_interval(right) if right else None,
+        cache_bytes=row.cache_bytes,
+        beats_by_flops=verdicts[0].word,
+        beats_by_wall=verdicts[1].word,
+        difference_by_flops=verdicts[0].difference,
+        difference_by_wall=verdicts[1].difference,
+        policy=row.policy if not isinstance(contender.entry, fc.Policy) else trimmed(row.policy),
+    )
+
+
+def trimmed(policy: dict[str, Any]) -> dict[str, Any]:
+    """A policy without its calibrated constants, which are kept in the calibration's own file."""
+    return {key: value for key, value in policy.items() if key not in CONSTANTS}
+
+
+CONSTANTS = frozenset({"coefficients", "ratios", "curves", "errors", "gains"})

@@ -1,0 +1,85 @@
+"""Compare methods. Arguments and help only; the work is imported when a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.options import (
+    Call,
+    Device,
+    Dtype,
+    Guidance,
+    Json,
+    Pipe,
+    PromptFile,
+    Seed,
+    Steps,
+    finish,
+    opened,
+)
+
+
+def bench(
+    pipe: Pipe,
+    policies: Annotated[
+        str, typer.Option("--policies", metavar="NAMES", help="`all`, or registered names joined by commas.")
+    ] = "all",
+    prompt_file: PromptFile = None,
+    count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Measure on N prompts.")] = 12,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where runs, table and figures go. [bench/PIPE]")
+    ] = None,
+    peers: Annotated[
+        bool | None,
+        typer.Option("--peers/--no-peers", help="Run diffusers' and cache-dit's own caches too. [with `all`]"),
+    ] = None,
+    plot_only: Annotated[
+        bool, typer.Option("--plot-only", help="Print and draw what was measured before; run nothing.")
+    ] = False,
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="FILE", help="Put the table into this Markdown page as well.")
+    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    call: Call = None,
+    seed: Seed = 100_000,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run every published method at three settings against fewer steps and other packages' caches, on held-out prompts.
+
+    One table and one figure, with 95 % intervals over prompts and a verdict: does the setting beat fewer steps?
+    Interrupted, the same command goes on; other methods or more prompts leave what was run in place.
+
+    Examples:
+
+    `fastercache bench latte-digits --out bench/latte-digits`
+
+    `fastercache bench latte-digits --policies teacache,magcache --peers --count 4`
+
+    `fastercache bench ./my-latte --prompts prompts.txt --steps 30`
+    """
+    from experiments import bench as work
+    from experiments import lineup, standings
+    from experiments.arguments import named, read_prompts
+
+    methods = lineup.chosen([named(name.strip()) for name in policies.split(",") if name.strip()])
+    folder = out or Path("bench") / Path(pipe).name
+    if plot_only:
+        results = standings.Results.load(folder)
+    else:
+        subject = opened(pipe, device, dtype, call, steps, guidance)
+        given = read_prompts(prompt_file) if prompt_file else None
+        with_peers = policies.strip() == "all" if peers is None else peers
+        results = work.bench(subject, work.plan_for(subject, methods, given, count, seed, with_peers), folder)
+    files = results.write(folder)
+    if page is not None:
+        standings.put_into(page, results)
+        files["page"] = str(page)
+    if not as_json:
+        standings.show(results, files)
+    finish({**results.model_dump(mode="json"), "files": files}, as_json)

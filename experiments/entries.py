@@ -1,0 +1,118 @@
+"""What a contest compares: the bare pipeline, fewer steps, policies, tuned configs and other packages' caches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+import fastercache as fc
+from experiments.peers import Peer, Refused, counted, reason
+from tuner.evaluate import Case, Evaluator
+
+
+@dataclass(frozen=True)
+class FewerSteps:
+    """The baseline a cache has to beat: the same solver with fewer steps and nothing cached."""
+
+    steps: int
+
+
+Entry = fc.Policy | fc.TunedConfig | FewerSteps | Peer | None
+"""None is the bare pipeline: no session is attached for it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run.
+
+    Attributes:
+        video: `(F, 3, H, W)`.
+        seconds: of the pipeline call.
+        flops, flops_full: computed and uncached FLOPs of the denoiser; None where they were not counted.
+        cache_bytes: peak cached bytes; None where another package keeps them.
+    """
+
+    video: Tensor
+    seconds: float
+    flops: int | None
+    flops_full: int | None
+    cache_bytes: int | None
+
+
+def once(
+    evaluator: Evaluator, entry: Entry, case: Case, allow: frozenset[str] = frozenset(), *, count: bool = True
+) -> Outcome:
+    """Run one prompt under one entry; the bare pipeline's FLOPs are not counted.
+
+    With fewer steps, the uncached FLOPs are those of the full number of steps, each costing what these cost on average.
+
+    `allow`: which differences to what a tuned config was made for are accepted. `count`: whether a peer's FLOPs are
+    counted, which takes a further run of it, since what it skips is decided while it runs.
+
+    Raises:
+        FasterCacheError: where the entry cannot run on this pipeline.
+    """
+    if entry is None:
+        return Outcome(*evaluator.run_bare(case), 0, 0, 0)
+    evaluator.close()
+    if isinstance(entry, Peer):
+        return _peer(evaluator, entry, case, count)
+    if isinstance(entry, FewerSteps):
+        steps = int(evaluator.call["num_inference_steps"])
+        evaluator.call["num_inference_steps"] = entry.steps
+        try:
+            shorter = once(evaluator, fc.NoCache(), case)
+        finally:
+            evaluator.call["num_inference_steps"] = steps
+        return replace(shorter, flops_full=(shorter.flops or 0) * steps // entry.steps)
+    with fc.attach(evaluator.pipe, entry, allow=allow) as session:
+        began = time.perf_counter()
+        video = evaluator.generate(case)
+        trace = session.last
+        seconds = time.perf_counter() - began - trace.counting_seconds
+    return Outcome(video, seconds, sum(trace.flops), sum(trace.flops_full), trace.cached_bytes)
+
+
+def _peer(evaluator: Evaluator, peer: Peer, case: Case, count: bool) -> Outcome:
+    """The timed run, and where asked a second one under the flop counter."""
+    with _on_twin(evaluator, peer):
+        video, seconds = evaluator.run_bare(case)
+    if not count:
+        return Outcome(video, seconds, None, None, None)
+    full = sum(evaluator.cost_model(case).step_flops)
+    evaluator.close()
+    with _on_twin(evaluator, peer), counted(evaluator.pipe) as calls:
+        evaluator.generate(case)
+    return Outcome(video, seconds, sum(calls), full, None)
+
+
+@contextmanager
+def _on_twin(evaluator: Evaluator, peer: Peer) -> Iterator[None]:
+    """The evaluator works on a twin of its pipeline under a peer. Raises Refused for whatever the peer raises."""
+    original = evaluator.pipe
+    with peer.applied(original, evaluator.call) as pipe:
+        evaluator.pipe = pipe
+        try:
+            yield
+        except fc.FasterCacheError:
+            raise
+        except Exception as error:  # a peer's hooks raise whatever they like in the middle of a run
+            raise Refused(reason(error)) from error
+        finally:
+            evaluator.pipe = original
+
+
+def described(entry: Entry) -> dict[str, Any]:
+    """An entry as JSON values; the bare pipeline is described as `no_cache`."""
+    if isinstance(entry, Peer):
+        return entry.described()
+    if isinstance(entry, FewerSteps):
+        return {"policy": fc.NoCache.name, "num_inference_steps": entry.steps}
+    if entry is None:
+        return {"policy": fc.NoCache.name}
+    return fc.dump(entry if isinstance(entry, fc.Policy) else entry.policy)

@@ -1,0 +1,269 @@
+"""The results of a bench: read and written as JSON, shown as a table for the terminal and for Markdown, drawn."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich import box
+from rich.table import Table
+
+from analysis.plots import ComparisonPoint, comparison_info, draw_comparison, save_png
+from experiments import console
+from experiments.contest import write_json
+from experiments.lineup import FEWER
+from experiments.rows import size
+from experiments.verdict import OUTSIDE, UNDECIDED, Interval
+from policies.errors import ConfigUnreadable
+
+NOTHING = 1.005
+"""Below this speedup in FLOPs a setting is said to skip nothing."""
+
+
+class Line(BaseModel):
+    """One setting of one method; figures are None where it was `refused`, which gives the reason.
+
+    Attributes:
+        label, setting, level, family, package: see `experiments.lineup.Contender`.
+        prompts: how many prompts the figures are over.
+        speedup_flops, speedup_wall, psnr, ssim, judge: with 95 % intervals over prompts; PSNR in dB.
+        beats_by_flops, beats_by_wall: the verdicts. difference_by_flops, difference_by_wall: the PSNR over fewer steps
+            in dB that they rest on.
+        policy: what was run, without calibrated constants.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    label: str
+    setting: str
+    level: str
+    family: str
+    package: str
+    refused: str | None = None
+    prompts: int = 0
+    speedup_flops: Interval | None = None
+    speedup_wall: Interval | None = None
+    psnr: Interval | None = None
+    ssim: Interval | None = None
+    judge: Interval | None = None
+    cache_bytes: int | None = None
+    beats_by_flops: str = ""
+    beats_by_wall: str = ""
+    difference_by_flops: Interval | None = None
+    difference_by_wall: Interval | None = None
+    policy: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """The method, and whose code where it is not ours."""
+        return self.label if self.package == "fastercache" else f"{self.label} ({self.package})"
+
+    @property
+    def idle(self) -> bool:
+        """Whether this setting skips nothing on this model."""
+        return self.label != FEWER and self.speedup_flops is not None and self.speedup_flops.value < NOTHING
+
+
+class Results(BaseModel):
+    """A whole bench.
+
+    Attributes:
+        seconds_uncached: mean of the uncached runs. counted: on how many prompts other packages' FLOPs were counted.
+        rule: what the verdicts mean. lines: fewer steps first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: Literal["fastercache-bench"] = "fastercache-bench"
+    version: Literal[1] = 1
+    pipeline: str
+    steps: int
+    prompts: int
+    seed: int
+    hardware: str
+    versions: dict[str, str]
+    seconds_uncached: float
+    counted: int
+    rule: str
+    lines: tuple[Line, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """Read `results.json`. Raises ConfigUnreadable in one line."""
+        path = folder / "results.json"
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigUnreadable(f"there is no {path}: run the bench without --plot-only first") from None
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigUnreadable(f"{path} is no bench's results, or is damaged: {reason}; run it again") from None
+
+    @property
+    def ran(self) -> list[Line]:
+        """The lines with figures."""
+        return [line for line in self.lines if line.refused is None]
+
+    @property
+    def refused(self) -> list[Line]:
+        """The lines without."""
+        return [line for line in self.lines if line.refused is not None]
+
+    @property
+    def title(self) -> str:
+        """What was measured on what."""
+        return (
+            f"{self.pipeline}, {self.steps} steps, {self.prompts} held-out prompts, "
+            f"uncached {self.seconds_uncached:.2f} s, {self.hardware}"
+        )
+
+    def write(self, folder: Path) -> dict[str, str]:
+        """`results.json`, `results.md` and the figures; returns their paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "results.json", self.model_dump(mode="json"))
+        (folder / "results.md").write_text(markdown(self), encoding="utf-8")
+        files = {"results": folder / "results.json", "table": folder / "results.md"}
+        for metric in ("psnr", "ssim"):
+            figure = draw_comparison(comparison_info(points(self, metric), FEWER, metric, note(self)))
+            files["pareto" if metric == "psnr" else f"pareto_{metric}"] = save_png(
+                figure, folder / ("pareto.png" if metric == "psnr" else f"pareto-{metric}.png")
+            )
+        return {name: str(path) for name, path in files.items()}
+
+
+def points(results: Results, metric: str) -> list[ComparisonPoint]:
+    """The settings as points of the figure; those that skip nothing have no place in it."""
+    found = []
+    for line in results.ran:
+        flops, wall, quality = line.speedup_flops, line.speedup_wall, getattr(line, metric)
+        if flops is None or wall is None or quality is None or line.idle:
+            continue
+        whose = "" if line.package == "fastercache" else line.package
+        found.append(ComparisonPoint(line.label, line.family, whose, flops, wall, quality))
+    return found
+
+
+def note(results: Results) -> str:
+    """What the figure says below its title."""
+    return f"{results.title}; bars: 95 % intervals over prompts; hollow: diffusers' and cache-dit's own code"
+
+
+def _interval(value: Interval | None, form: str) -> str:
+    """`41.20 ± 0.35`, or the value alone where there is no interval."""
+    if value is None:
+        return "-"
+    if value.low is None or value.high is None:
+        return form.format(value.value)
+    half = (value.high - value.low) / 2
+    return form.format(value.value) if half == 0 else f"{form.format(value.value)} ± {form.format(half)}"
+
+
+COLUMNS: dict[str, Callable[[Line], str]] = {
+    "method": lambda line: line.method,
+    "setting": lambda line: line.setting,
+    "FLOPs ↑": lambda line: _interval(line.speedup_flops, "{:.2f}") + ("×, skips nothing" if line.idle else "×"),
+    "time ↑": lambda line: _interval(line.speedup_wall, "{:.2f}") + "×",
+    "PSNR ↑": lambda line: _interval(line.psnr, "{:.1f}"),
+    "SSIM ↑": lambda line: _interval(line.ssim, "{:.4f}"),
+    "judge ↑": lambda line: "-" if line.judge is None else f"{line.judge.value:.0%}",
+    "cached ↓": lambda line: "-" if line.cache_bytes is None else size(line.cache_bytes),
+    "beats fewer steps, FLOPs": lambda line: line.beats_by_flops,
+    "beats fewer steps, time": lambda line: line.beats_by_wall,
+}
+"""The Markdown table's columns."""
+
+SHORT: dict[str, Callable[[Line], str]] = {
+    "level": lambda line: line.level,
+    "FLOPs": lambda line: _number(line.speedup_flops, "{:.2f}x"),
+    "time": lambda line: _number(line.speedup_wall, "{:.2f}x"),
+    "PSNR": lambda line: _interval(line.psnr, "{:.1f}").replace("± ", "±"),
+    "SSIM": lambda line: _number(line.ssim, "{:.3f}"),
+    "judge": lambda line: "-" if line.judge is None else f"{line.judge.value:.0%}",
+    "F?": lambda line: _shorter(line.beats_by_flops),
+    "t?": lambda line: _shorter(line.beats_by_wall),
+}
+"""The terminal's columns beside the method's name: 80 characters wide together."""
+
+
+def _number(value: Interval | None, form: str) -> str:
+    return "-" if value is None else form.format(value.value)
+
+
+def _shorter(verdict: str) -> str:
+    return {UNDECIDED: "?", OUTSIDE: "-"}.get(verdict, verdict)
+
+
+def legend(results: Results) -> str:
+    """How to read the table."""
+    peers = any(line.package != "fastercache" for line in results.ran)
+    counted = f" Other packages' FLOPs were counted on {results.counted} of {results.prompts} prompts." if peers else ""
+    return (
+        f"Means over {results.prompts} held-out prompts ± half the 95 % interval; speedups over the uncached run."
+        f"{counted} Verdicts: {results.rule}."
+    )
+
+
+def table(results: Results) -> Table:
+    """The results for a terminal."""
+    shown = Table(title=results.title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("method", min_width=16, overflow="fold")
+    for i, heading in enumerate(SHORT):
+        shown.add_column(heading, justify="right" if 0 < i < 6 else "left", no_wrap=True)
+    for method, lines in itertools.groupby(results.ran, key=lambda line: line.method):
+        for n, line in enumerate(lines):
+            shown.add_row("" if n else method, *(cell(line) for cell in SHORT.values()))
+        shown.add_section()
+    return shown
+
+
+def show(results: Results, files: Mapping[str, str]) -> None:
+    """Print the table, how to read it, what did not run, and where the files are."""
+    console.results.print(table(results))
+    console.results.print(
+        f"F?, t?: at its FLOPs, at its time, does it beat fewer steps (? undecided, - outside). {legend(results)}",
+        soft_wrap=True,
+    )
+    for who, why in refusals(results.refused):
+        console.results.print(f"did not run: {who}: {why}", soft_wrap=True, markup=False)
+    for name, path in files.items():
+        console.results.print(f"{name:>12}  {path}", soft_wrap=True, markup=False)
+
+
+def refusals(lines: Sequence[Line]) -> list[tuple[str, str]]:
+    """(method, reason) of what did not run; settings of a method with one reason in one line."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        found.setdefault((line.method, line.refused or ""), []).append(line.level)
+    return [
+        (method if len(levels) > 2 else f"{method} {', '.join(levels)}", why) for (method, why), levels in found.items()
+    ]
+
+
+def markdown(results: Results) -> str:
+    """The results as Markdown: the table, how to read it, and what did not run."""
+    found = [tuple(cell(line).replace("|", "\\|") for cell in COLUMNS.values()) for line in results.ran]
+    rows = [tuple(COLUMNS), ("---",) * 2 + ("---:",) * 6 + ("---",) * 2, *found]
+    parts = [f"{results.title}.", "\n".join("| " + " | ".join(row) + " |" for row in rows), legend(results)]
+    if results.refused:
+        parts.append("\n".join(["Did not run:", "", *(f"- {who}: {why}" for who, why in refusals(results.refused))]))
+    return "\n\n".join(parts) + "\n"
+
+
+def put_into(page: Path, results: Results) -> None:
+    """Replace what stands between `<!-- bench NAME -->` and `<!-- end bench -->` in a page by the table.
+
+    Raises:
+        ConfigUnreadable: if the page is missing or has no such place.
+    """
+    try:
+        text = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigUnreadable(f"cannot read {page}: {error.strerror or error}") from None
+    start = f"<!-- bench {results.pipeline} -->"
+    place = re.compile(re.escape(start) + r".*?<!-- end bench -->", re.DOTALL)
+    if not place.search(text):
+        raise ConfigUnreadable(f"{page} has no place for this table: add the lines '{start}' and '<!-- end bench -->'")
+    filled = f"{start}\n{markdown(results)}<!-- end bench -->"
+    page.write_text(place.sub(lambda _: filled, text, count=1), encoding="utf-8")
