@@ -65,7 +65,8 @@ class ComparisonInfo(NamedTuple):
 
     Attributes:
         series: by family, in the order in which families first appear. baseline: the reference curve's points.
-        fronts: for each panel, the positions (series, point) that beat every other setting, reference included.
+        fronts: for each panel, the positions (series, point) that no other setting beats and that lie above the
+            reference curve, taken as linear in log speedup between its points.
         metric: `psnr`, `ssim` or `lpips`. reference: the baseline's name. note: the line below the title.
     """
 
@@ -114,9 +115,14 @@ def _front(series: Sequence[Series], base: Sequence[ComparisonPoint], panel: str
     places = [(s, p) for s, line in enumerate(series) for p in range(len(line.points))]
     at = {place: series[place[0]].points[place[1]] for place in places}
     rivals = [(getattr(q, panel)[0], q.quality[0]) for q in [*at.values(), *base]]
+    curve = sorted((getattr(q, panel)[0], q.quality[0]) for q in base)
 
     def beaten(point: ComparisonPoint) -> bool:
         x, y = getattr(point, panel)[0], point.quality[0]
+        if curve and curve[0][0] <= x <= curve[-1][0]:
+            speeds, qualities = zip(*curve, strict=True)
+            if y < np.interp(np.log(x), np.log(speeds), qualities):
+                return True
         return any(u >= x and v >= y and (u > x or v > y) for u, v in rivals)
 
     return tuple(sorted((i for i in places if not beaten(at[i])), key=lambda i: getattr(at[i], panel)[0]))
