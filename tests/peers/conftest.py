@@ -27,6 +27,8 @@ from torch import Tensor, nn
 import fastercache as fc
 
 LAYERS = 4
+Ran = dict[str, list[tuple[int, int, int]]]
+"""By module, what really ran: step, which denoiser call of the step (the branch, where guidance is separate), rows."""
 
 
 def randomised(module: nn.Module) -> Any:
@@ -89,24 +91,29 @@ def generate(pipe: Any, steps: int = 12, seed: int = 0) -> Tensor:
 
 
 @contextmanager
-def spying(pipe: Any, **modules: nn.Module) -> Iterator[dict[str, list[tuple[int, int]]]]:
-    """Per module the (step, rows) of every call that really reached it."""
-    seen: dict[str, list[tuple[int, int]]] = {name: [] for name in modules}
-    now = [0]
+def spying(pipe: Any, **modules: nn.Module) -> Iterator[Ran]:
+    """Per module the (step, denoiser call within it, rows) of every call that really reached it."""
+    seen: Ran = {name: [] for name in modules}
+    now, call = [0], [0]
     had = "step" in vars(pipe.scheduler)
     original = pipe.scheduler.step
 
     def step(*args: Any, **kwargs: Any) -> Any:
         now[0] += 1
+        call[0] = 0
         return original(*args, **kwargs)
+
+    def called(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call[0] += 1
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen[name].append((now[0], args[0].shape[0]))
+            seen[name].append((now[0], call[0], args[0].shape[0]))
 
         return hook
 
     handles = [module.register_forward_pre_hook(note(name)) for name, module in modules.items()]
+    handles.append(pipe.transformer.register_forward_hook(called))
     pipe.scheduler.step = step
     try:
         yield seen
@@ -128,13 +135,14 @@ def watched(pipe: Any) -> dict[str, nn.Module]:
 
 @dataclass
 class Outcome:
-    """What one call gave: its latents, and per watched module the (step, rows) of its calls."""
+    """What one call gave: its latents, and per watched module the calls that reached it."""
 
     latents: Tensor
-    ran: dict[str, list[tuple[int, int]]]
+    ran: Ran
 
-    def steps(self, name: str) -> list[int]:
-        return sorted({step for step, _ in self.ran[name]})
+    def steps(self, name: str, rows: int | None = None) -> list[int]:
+        """At which steps a module ran, with so many rows if that is asked."""
+        return sorted({step for step, _, had in self.ran[name] if rows in (None, had)})
 
 
 class Lab:

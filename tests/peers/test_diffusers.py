@@ -5,8 +5,8 @@ Where diffusers has a defect, the test names it and compares where there is none
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from diffusers import (
     SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
+from torch import Tensor
 
 import fastercache as fc
 
@@ -150,9 +151,16 @@ def test_fastercache_guidance_on_cogvideox(cogvideox: Any, agree: Agree) -> None
     theirs = cogvideox.theirs(
         lambda pipe: cogvideox_settings(pipe, spatial_attention_block_identifiers=("nothing",)), steps
     )
-    pipe = cogvideox.pipe
-    policy = fc.CFGCache(
-        interval=5,
+    policy = guidance(cogvideox.pipe, steps, 5)
+    ours = cogvideox.ours(policy, steps)
+    agree(ours, theirs)
+    assert {rows for _, _, rows in ours.ran["block1"]} == {1, 2}
+
+
+def guidance(pipe: Any, steps: int, interval: int) -> fc.CFGCache:
+    """CFG-Cache as the documented settings have it, with a full step every `interval`."""
+    return fc.CFGCache(
+        interval=interval,
         offset=0,
         start=first_below(pipe, steps, 641),
         alpha_low=0.1,
@@ -161,16 +169,93 @@ def test_fastercache_guidance_on_cogvideox(cogvideox: Any, agree: Agree) -> None
         switch_high=first_below(pipe, steps, 301),
         weighting="repo",
     )
+
+
+class TheirPair(fc.Predictor):
+    """diffusers' pair: the last two values at all, its own predictions among them; F = F_a + 0.3 (F_a - F_b)."""
+
+    name: ClassVar[str] = "their_pair"
+
+    @property
+    def history(self) -> int:
+        return 40
+
+    def predict(self, history: Sequence[fc.Past], step: fc.Step) -> Tensor:
+        known = {past.step.index: past.value for past in history}
+        older = newer = history[0].value
+        for i in range(history[0].step.index + 1, step.index + 1):
+            older, newer = newer, known[i] if i in known else newer + (newer - older) * 0.3
+        return newer
+
+
+class TheirAttention(fc.Policy):
+    """diffusers' rule: every second step of the window, but the conditional half alone and on no full step."""
+
+    name: ClassVar[str] = "their_attention"
+    start: float
+    branch: fc.CFGCache
+
+    @property
+    def query(self) -> str:
+        return "attention"
+
+    def reuse(self, state: Any, site: fc.Site, step: fc.Step, branch: str, signal: Tensor | None) -> bool:
+        full = not self.branch.reuse(None, site, step, "uncond", None)
+        return branch == fc.COND and step.progress >= self.start and step.index % 2 != 0 and not full
+
+    def predictor(self, site: fc.Site, run: fc.Run) -> fc.Predictor:
+        return TheirPair()
+
+
+def test_fastercache_whole_on_cogvideox_with_its_settings(cogvideox: Any, agree: Agree) -> None:
+    """The whole method with the documented CogVideoX settings, attention and guidance together.
+
+    diffusers never reuses attention on a full-guidance step, keeps the conditional half only, and extrapolates from a
+    pair that its own predictions enter. Written out as a rule and a predictor, that gives its run; with our own rule
+    and predictor the full steps reuse attention too, so the runs differ, and are compared where it has no defect below.
+    """
+    steps, pipe = 20, cogvideox.pipe
+    theirs = cogvideox.theirs(cogvideox_settings, steps)
+    branch = guidance(pipe, steps, 5)
+    attention = TheirAttention(start=first_below(pipe, steps, 681), branch=branch)
+    modelled = cogvideox.ours(fc.Compose([attention, branch]), steps)
+    agree(modelled, theirs)
+    full = [i for i in range(steps) if i < branch.start * (steps - 1) or i % 5 == 0]
+    assert theirs.steps("block1", rows=2) == full  # the defect: no full step reuses attention, not even step 15
+    assert 0 < len(theirs.steps("block1", rows=1)) < steps - len(full)
+    paper = fc.FasterCache(
+        start=attention.start, offset=0, weight=0.3, cfg_start=branch.start, cfg_offset=0, alpha_low=0.1,
+        alpha_high=0.1, switch=branch.switch, switch_high=branch.switch_high, weighting="repo",
+    )  # fmt: skip
+    assert 15 not in cogvideox.ours(paper, steps).steps("block1", rows=2)
+
+
+def test_fastercache_whole_on_cogvideox_where_there_is_no_defect(cogvideox: Any, agree: Agree) -> None:
+    """Our own FasterCache: with a full step every 4 none falls on a step that would reuse attention, and attention that
+    is held makes predictions equal to the values they enter the pair beside."""
+    steps, pipe = 20, cogvideox.pipe
+    theirs = cogvideox.theirs(
+        lambda pipe: cogvideox_settings(
+            pipe, unconditional_batch_skip_range=4, spatial_attention_timestep_skip_range=(-1, 641),
+            attention_weight_callback=lambda _: 0.0,
+        ),
+        steps,
+    )  # fmt: skip
+    branch = guidance(pipe, steps, 4)
+    policy = fc.FasterCache(
+        interval=2, start=branch.start, offset=0, weight=0.0, order=0, cfg_interval=4, cfg_start=branch.start,
+        cfg_offset=0, alpha_low=0.1, alpha_high=0.1, switch=branch.switch, switch_high=branch.switch_high,
+        weighting="repo",
+    )  # fmt: skip
     ours = cogvideox.ours(policy, steps)
     agree(ours, theirs)
-    assert {rows for _, rows in ours.ran["block1"]} == {1, 2}
+    assert ours.steps("block1", rows=1) and len(ours.steps("block1")) < 16
 
 
 def test_fastercache_attention_held(cogvideox: Any, agree: Agree) -> None:
     """Attention reuse of both halves, held (weight 0), where diffusers treats the model as guidance-distilled.
 
-    With guidance diffusers never reuses attention on a full step, and it keeps the conditional half only; ours reuses
-    per branch, so the whole method is not compared.
+    With guidance diffusers never reuses attention on a full step, and it keeps the conditional half only.
     """
 
     def config(pipe: Any) -> FasterCacheConfig:
