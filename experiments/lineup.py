@@ -45,7 +45,12 @@ class Method:
         """The policies of all levels; `calibration` is needed where `calibrated` says so."""
         cls: Any = fc.policy_class(self.policy)
         make = getattr(calibration, self.policy) if self.calibrated else cls
-        return [cls.published(fields[PUBLISHED]) if PUBLISHED in fields else make(**fields) for fields in self.settings]
+        return [_published(cls, **fields) if PUBLISHED in fields else make(**fields) for fields in self.settings]
+
+
+def _published(cls: Any, *, published: str, **fields: Any) -> fc.Policy:
+    policy: fc.Policy = cls.published(published, **fields)
+    return policy
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,13 @@ METHODS: tuple[Method, ...] = (
     Method(
         "DBCache + TaylorSeer", "dual_block_cache", WATCHING, levels("threshold", 0.03, 0.08, 0.16, stand_in=TAYLOR)
     ),
-    Method("DiCache", "dicache", WATCHING, levels("threshold", 0.05, 0.1, 0.2)),
+    Method("DiCache", "dicache", WATCHING, levels("threshold", 0.02, 0.08, 0.2)),
     Method("SeaCache", "seacache", WATCHING, levels("threshold", 0.05, 0.15, 0.4)),
-    Method("EasyCache", "easycache", WATCHING, levels("threshold", 0.02, 0.05, 0.1)),
-    Method("EasyCache, output held", "easycache", WATCHING, levels("threshold", 0.02, 0.05, 0.1, relative=False)),
+    Method("EasyCache", "easycache", WATCHING, levels("threshold", 0.03, 0.05, 0.1)),
+    Method("EasyCache, output held", "easycache", WATCHING, levels("threshold", 0.03, 0.05, 0.1, relative=False)),
     Method("AdaCache", "adacache", WATCHING, (
-        {PUBLISHED: "open-sora-30-slow"}, {PUBLISHED: "open-sora-30-fast"}, {PUBLISHED: "open-sora-100"},
+        {PUBLISHED: "open-sora-30-slow", "scale": 0.25}, {PUBLISHED: "open-sora-30-slow"},
+        {PUBLISHED: "open-sora-30-fast"},
     )),
     Method("BWCache", "bwcache", WATCHING, ({"rest": 0.02}, {}, {"threshold": 0.3, "tail": 0.2})),
 )  # fmt: skip

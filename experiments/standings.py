@@ -115,7 +115,7 @@ class Results(BaseModel):
     def title(self) -> str:
         """What was measured on what."""
         return (
-            f"{self.pipeline}, {self.steps} steps, {self.prompts} held-out prompts, "
+            f"{self.pipeline}, {self.steps} steps, {self.prompts} held-out prompt{'s' * (self.prompts > 1)}, "
             f"uncached {self.seconds_uncached:.2f} s, {self.hardware}"
         )
 
@@ -200,7 +200,7 @@ def legend(results: Results) -> str:
     peers = any(line.package != "fastercache" for line in results.ran)
     counted = f" Other packages' FLOPs were counted on {results.counted} of {results.prompts} prompts." if peers else ""
     return (
-        f"Means over {results.prompts} held-out prompts ± half the 95 % interval; speedups over the uncached run."
+        f"Means over prompts ± half the 95 % interval; speedups over the uncached run."
         f"{counted} Verdicts: {results.rule}."
     )
 

@@ -100,10 +100,10 @@ def comparison_info(
     series = []
     for f, family in enumerate(families):
         names = dict.fromkeys((p.method, p.package) for p in shown if p.family == family and p.method != reference)
-        labels = list(dict.fromkeys(method.split(" + ")[0] for method, _ in names))
+        labels = list(dict.fromkeys(method for method, _ in names))
         for method, package in names:
             own = [p for p in shown if (p.method, p.package, p.family) == (method, package, family)]
-            marker = MARKERS[labels.index(method.split(" + ")[0]) % len(MARKERS)]
+            marker = MARKERS[labels.index(method) % len(MARKERS)]
             series.append(Series(method, family, package, OTHERS[f % len(OTHERS)], marker, tuple(own)))
     base = sorted((p for p in shown if p.method == reference), key=lambda p: p.flops[0])
     baseline = Series(reference, reference, "", BASELINE, "", tuple(base))
