@@ -61,7 +61,8 @@ class Dynamic(Policy):
     Subclasses implement `judge`, and `learn` where computed values matter. A step whose reuse was vetoed, or had
     nothing to build on, is computed and counts as computed. `scope` says who decides for whom: each `branch` for
     itself, each `call` of the denoiser as a whole (both halves of a batched call together, as the published codes do),
-    or the `cond` branch for all.
+    or the `cond` branch for all. A call with fewer branches than the one it is compared with is computed, so beside
+    CFG-Cache let each branch decide.
     """
 
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope"})
