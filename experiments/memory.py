@@ -19,9 +19,9 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel, Faste
 from diffusers.hooks import apply_faster_cache
 from rich.console import Console
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastercache.attach import attach
+from fastercache.flops import flop_counter
 from fastercache.store import storages, tensors_in
 from policies.base import Policy
 from policies.dynamic_reuse import DynamicReuse
@@ -136,28 +136,25 @@ def theirs(shape: Shape) -> Held:
         peaks.append(sum(storages(held).values()))
         values.append(sum(t.nbytes for t in tensors_in(held)))
 
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         shape.loop(model, each)
     each(0)
     return Held("diffusers' FasterCache", max(peaks), max(values), full / counter.get_total_flops())
 
 
 def _flops(model: CogVideoXTransformer3DModel, shape: Shape, steps: int) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         replace(shape, steps=steps).loop(model, lambda t: None)
     return int(counter.get_total_flops())
 
 
 def same_settings(shape: Shape) -> FasterCache:
-    """Our policy with the steps at which diffusers' computes and reuses with those settings."""
-    timesteps = shape.timesteps()
-    attention, guidance = (
-        next(i for i, t in enumerate(timesteps) if t < bound) / (shape.steps - 1)
-        for bound in (ATTENTION_BELOW, GUIDANCE_BELOW)
-    )
-    return FasterCache(
-        interval=2, offset=0, start=attention, weight=0.3, cfg_interval=5, cfg_offset=0, cfg_start=guidance
-    )
+    """Our policy with the steps at which diffusers' computes and reuses with those settings.
+
+    diffusers' reuses attention only in calls without the unconditional half, so both begin with the guidance.
+    """
+    begin = next(i for i, t in enumerate(shape.timesteps()) if t < GUIDANCE_BELOW) / (shape.steps - 1)
+    return FasterCache(interval=2, offset=0, start=begin, weight=0.3, cfg_interval=5, cfg_offset=0, cfg_start=begin)
 
 
 def compare(shape: Shape, report: Callable[[Held], None] = lambda held: None) -> list[Held]:

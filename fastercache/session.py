@@ -18,6 +18,7 @@ from fastercache.families import Guidance
 from fastercache.flops import FlopBook
 from fastercache.layout import leading_tensor, timestep_of
 from fastercache.memory import MemoryPlan, ValueShapes, bound_dynamic, plan_static
+from fastercache.parallel import Ranks
 from fastercache.signals import Jury
 from fastercache.store import History
 from fastercache.trace import Trace
@@ -25,7 +26,7 @@ from policies.base import Citation, Policy
 from policies.errors import AttachError, FasterCacheError
 from policies.registry import dump
 from policies.schedule import Table, claimed, compile_policy
-from policies.vocabulary import Branch, Kind, Run, Site, select
+from policies.vocabulary import Branch, Kind, Run, Signal, Site, select
 from policies.wrappers import citations_of
 
 
@@ -256,7 +257,13 @@ class Session:
         for s, (site, predictor) in enumerate(zip(sites, predictors, strict=True)):
             unit = self._owner(site).unit(site)
             unit.policy = policy
-            unit.jury = None if table is not None else Jury(policy, policy.owner(site, run.sites), state, site)
+            ranks = Ranks.of(self._owner(site).module)
+            if ranks is not None and predictor.signal not in (None, Signal.INPUT):
+                raise AttachError(
+                    f"{policy.name} predicts {site.name} by measuring hidden states, of which each rank of context "
+                    "parallelism holds a part: use another predictor with it, or one process"
+                )
+            unit.jury = None if table is not None else Jury(policy, policy.owner(site, run.sites), state, site, ranks)
             unit.history = History(predictor, self._cache_dtype, self._cache_device)
             unit.plan = plans[s] if plans else None
         known = {site.name for site in run.sites}

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastercache.families import Layout
-from fastercache.flops import Signature, signature
+from fastercache.flops import Signature, flop_counter, signature
 from fastercache.hooks import Inner, SiteForward
 from fastercache.layout import BlockIO, canonical, flatten_output, leading_tensor
+from fastercache.parallel import Ranks
 from fastercache.store import rows_of
 from policies.base import Policy
 from policies.errors import AttachError
-from policies.vocabulary import COND, Branch, Scope, Signal, Site, Step
+from policies.vocabulary import COND, Branch, Kind, Scope, Signal, Site, Step
 
 Source = Callable[[Signal], Tensor | None]
 
@@ -81,19 +81,23 @@ class Watchtower:
         handler, hits = self.first_module.handler, self.first_module.hits
         key = signature(args, kwargs)
         self.first_module.handler = _stop
+        # A compiled block cannot be left half-way, so it runs eagerly here.
+        run = self.block.module.forward if self.first_module.traced else self.block.inner
+        self.first_module.show_traced(False)
         try:
             if key in self._flops:
-                self.block.inner(*args, **kwargs)
+                run(*args, **kwargs)
             else:
-                counter = FlopCounterMode(display=False)
+                counter = flop_counter()
                 try:
                     with counter:
-                        self.block.inner(*args, **kwargs)
+                        run(*args, **kwargs)
                 finally:
                     self._flops[key] = counter.get_total_flops()
         except _Reached as reached:
             return reached.value
         finally:
+            self.first_module.show_traced(True)
             self.first_module.handler, self.first_module.hits = handler, hits
             sighted.flops += self._flops.get(key, 0)
         raise AttachError("the first block ran without calling its attention, so its modulated input is not known")
@@ -132,13 +136,17 @@ def leader(branches: tuple[Branch, ...]) -> Branch:
 class Jury:
     """Asks a dynamic policy about one site, and tells it what was computed there."""
 
-    def __init__(self, policy: Policy, owner: Policy, state: Any, site: Site) -> None:
+    def __init__(self, policy: Policy, owner: Policy, state: Any, site: Site, ranks: Ranks | None = None) -> None:
         self.policy, self.owner, self.state, self.site = policy, owner, state, site
+        self.ranks = ranks  # the processes that must decide alike
+        self._inside = ranks is not None and site.kind in (Kind.STACK, Kind.BLOCK, Kind.MODULE)
         self._led: tuple[int, bool] = (-1, False)  # the step that the conditional branch decided, and how
 
     def ask(self, step: Step, branches: tuple[Branch, ...], source: Source) -> tuple[Branch, ...]:
         """The branches that the policy would reuse."""
         signal = source(self.owner.signal) if self.owner.signal is not None else None
+        if self._inside and self.owner.signal is not Signal.INPUT:
+            signal = self._whole(signal)
         scope = self.owner.decides
         if scope is Scope.CALL:
             return branches if self._verdict(step, leader(branches), signal) else ()
@@ -151,11 +159,18 @@ class Jury:
         return tuple(b for b in branches if self._verdict(step, b, _part(signal, b, branches)))
 
     def _verdict(self, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        return self.policy.reuse(self.state, self.site, step, branch, signal)
+        verdict = self.policy.reuse(self.state, self.site, step, branch, signal)
+        return verdict if self.ranks is None else self.ranks.agreed(verdict)
+
+    def _whole(self, part: Tensor | None) -> Tensor | None:
+        """All tokens of a value inside the denoiser, of which this process holds a part."""
+        return part if part is None or self.ranks is None else self.ranks.whole(part)
 
     def teach(self, step: Step, branches: tuple[Branch, ...], value: Tensor | None) -> None:
         """Pass on a computed value, whose rows are ordered as `branches`."""
         scope = self.owner.decides
+        if self._inside:
+            value = self._whole(value)
         if scope is Scope.CALL:
             self.policy.observe(self.state, self.site, step, leader(branches), value)
             return

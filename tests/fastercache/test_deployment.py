@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import fastercache as fc
 from fastercache import zoo
 from fastercache.finder import find_blocks
+from fastercache.hooks import SiteForward
 from fastercache.zoo.specimen import Specimen
 from policies.base import Policy
 from policies.vocabulary import Signal
@@ -174,6 +176,80 @@ def test_a_dynamic_policy_inside_compiled_blocks_is_refused(latte: Specimen, com
         block.compile(backend="eager")
     with fc.attach(latte.pipe, Dynamic()), pytest.raises(fc.AttachError, match="freeze"):
         latte.generate(steps=4)
+
+
+@pytest.fixture
+def wan() -> Iterator[Specimen]:
+    torch._dynamo.reset()
+    yield zoo.build("wan")
+    torch._dynamo.reset()
+
+
+WATCHING = {
+    "modulated input": fc.TeaCache(threshold=0.4),
+    "first block's residual": fc.FirstBlockCache(threshold=0.2),
+    "denoiser": fc.EasyCache(threshold=1.0),
+}
+
+
+@pytest.mark.slow
+def test_rules_that_watch_the_first_block_decide_about_compiled_stacks(wan: Specimen) -> None:
+    """`compile_repeated_blocks` as diffusers has it; a dynamic rule around the blocks needs no graph of its own."""
+    want = {}
+    for name, policy in WATCHING.items():
+        with fc.attach(wan.pipe, policy) as session:
+            want[name] = (wan.generate(), session.last.codes)
+            assert 0 < session.last.share() < 1, name
+    wan.pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    for name, policy in WATCHING.items():
+        with fc.attach(wan.pipe, policy) as session:
+            assert torch.equal(wan.generate(), want[name][0]), name
+            assert (session.last.codes == want[name][1]).all(), name
+
+
+def explained(specimen: Specimen, policy: Policy) -> list[tuple[int, int]]:
+    """What `torch._dynamo.explain` says of each call of the first block: graph breaks, and operations in its graph."""
+    block = specimen.pipe.transformer.blocks[0]
+    block.compile(backend="eager", fullgraph=True)
+    found: list[tuple[int, int]] = []
+
+    def explain(*args: Any, **kwargs: Any) -> Any:
+        told = torch._dynamo.explain(block._call_impl)(*args, **kwargs)
+        found.append((told.graph_break_count, told.op_count))
+        return block._call_impl(*args, **kwargs)
+
+    block._compiled_call_impl = explain
+    try:
+        with fc.attach(specimen.pipe, policy):
+            specimen.generate(steps=3)
+    finally:
+        block._compiled_call_impl = None
+    return found[-6:]  # the first calls belong to the counting of FLOPs
+
+
+def test_dynamo_explains_no_graph_break_and_a_smaller_graph_where_attention_is_reused(wan: Specimen) -> None:
+    policy = fc.StaticInterval(sites="attention", interval=2)
+    calls = explained(wan, policy)
+    assert [breaks for breaks, _ in calls] == [0] * 6
+    operations = [operations for _, operations in calls]
+    stored, reused, passed = operations[:2], operations[2:4], operations[4:]
+    assert max(reused) < min(stored) and max(reused) < min(passed)
+
+
+def test_a_hook_that_decides_inside_the_graph_would_break_it(wan: Specimen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The naive hook: an object that is called within the block and asks a handler."""
+    monkeypatch.setattr(SiteForward, "trace", lambda self, on: None)
+    policy = fc.StaticInterval(sites="attention", interval=2)
+    wan.pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    with fc.attach(wan.pipe, policy), pytest.raises(Exception, match=r"(?i)graph|unsupported|dynamo"):
+        wan.generate(steps=3)
+
+
+def test_a_compiled_block_that_diffusers_wraps_is_not_skipped_but_refused(wan: Specimen) -> None:
+    wan.pipe.enable_group_offload(torch.device("cpu"), num_blocks_per_group=1)
+    wan.pipe.transformer.compile_repeated_blocks(backend="eager")
+    with fc.attach(wan.pipe, fc.StaticInterval(sites="block")), pytest.raises(fc.AttachError, match="also wrapped"):
+        wan.generate(steps=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -42,7 +42,7 @@ def weights(rank: int) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["fine", "coarse"])
 def test_the_laws_hold_with_a_lora_on(wan: Specimen, kind: str) -> None:
     adapter(wan.pipe)
-    policy = fine() if kind == "fine" else coarse(wan.pipe)
+    policy = fine(wan.pipe) if kind == "fine" else coarse(wan.pipe)
     check_policy(policy, wan, laws=(1, 2, 3, 6, 8, 9)).raise_if_broken()
 
 
@@ -59,9 +59,10 @@ CHANGES: dict[str, Callable[[Any], None]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "policy", [fine(), fc.StaticInterval(sites="block|denoiser", interval=3)], ids=lambda p: p.name
-)
+POLICIES = [fc.FasterCache(start=0.0, cfg_start=0.0), fc.StaticInterval(sites="block|denoiser", interval=3)]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.name)
 def test_every_change_between_runs_of_a_session_counts_anew_and_leaves_no_value_behind(
     wan: Specimen, policy: Any
 ) -> None:
