@@ -36,9 +36,12 @@ class ERTACache(Policy):
         mean|r_t - r_computed| / mean|r_t| < threshold,   r reused = g_t r_computed
 
     `errors` and `gains` are measured by lag (`analysis.calibrate`), the gain being the least-squares one,
-    g = <r_t, r_computed> / <r_computed, r_computed>. The paper's own rectification is a closed form of its linearised
-    error with a fitted coefficient, and it also shifts the sampler's timesteps; neither was at hand in detail, and a
-    cache policy does not touch the sampler. Nothing is watched, so the policy compiles to a schedule.
+    g = <r_t, r_computed> / <r_computed, r_computed>. As a summary of the paper has it, the error e of a reused output v
+    is fitted by sigmoid(K v + B), linearised to (K v + B) / 4 + 1/2 with K = 4 cov(v, e) / var(v), and taken off: that
+    is a gain 1 - cov(v, e) / var(v) and an offset. Ours is the gain of a fit without offset, on the residual of all
+    blocks where the paper takes the model's output less its input. The paper also scales the sampler's steps by
+    clip(1 - |e| / |v_t - v_{t+1}|, 0, 1), which is no part of a cache. Nothing is watched, so the policy compiles to a
+    schedule.
     """
 
     name: ClassVar[str] = "ertacache"

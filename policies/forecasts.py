@@ -28,7 +28,7 @@ class Hermite(Predictor):
 
     The D_i are TaylorSeer's finite differences and s is `scale`, the contraction that HiCache sets to 0.5. The paper
     writes H_i(-s k) for differences taken against the direction of sampling; ours are taken along it, which is the same
-    number because H_i is even or odd as i is. Taken from the paper's abstract formula, not checked against its code.
+    number because H_i is even or odd as i is. The authors' code (github.com/yiming-l21/CFGCache) has the same factors.
     """
 
     name: ClassVar[str] = "hermite"
@@ -59,7 +59,9 @@ class FoCaForecast(Predictor):
 
     Two differences to cache-dit, so that the prediction is a pure function of three computed values: P_{-1} is a plain
     line instead of the recursion since the start of the run, and s_a is per step where cache-dit takes F_a - F_b
-    whatever lies between. The paper's own variable-step BDF2 weights were not at hand.
+    whatever lies between. The paper's own variable-step BDF2 weights were not at hand, and other readings of it differ:
+    an earlier cache-dit has 2 F_k - F_{k-1} plus half the difference of slopes, HiCache's authors compare with the mean
+    of F_n and (4 F_n - F_{n-1}) / 3.
     """
 
     name: ClassVar[str] = "foca_forecast"
@@ -96,9 +98,9 @@ class AverageVelocity(Predictor):
         J = (F_1 - u) / (s - s_1)                                      its Jacobian-vector product
         F = F_m - J d
 
-    Times are sigmas where the scheduler has them, else timesteps. The official code averages over what the sampler
-    actually used, forecasts included; here a skipped step counts with the last computed output, so that the prediction
-    is pure. The method's planned schedule is not part of this: any rule may use the predictor, at the denoiser site.
+    Times are sigmas where the scheduler has them, else timesteps. The official code (github.com/UnicomAI/MeanCache) has
+    the same, and averages over what the sampler actually used, forecasts included; here a skipped step counts with the
+    last computed output, so that the prediction is pure. Any rule may use the predictor, at the denoiser site.
     """
 
     name: ClassVar[str] = "average_velocity"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import fastercache as fc
-from experiments import reference
+from experiments import checking, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,3 +59,11 @@ def test_the_policy_of_the_walk_through(monkeypatch: pytest.MonkeyPatch, capsys:
     exec(compile(predictor, "writing-a-policy.md", "exec"), space)
     policy_with_it = fc.StaticInterval(interval=3, stand_in=space["Damped"]())
     assert fc.load_policy(fc.dump(policy_with_it)) == policy_with_it
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_the_walk_through_keeps_the_laws_as_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "my_policies.py"
+    path.write_text(blocks("docs/writing-a-policy.md")[0], encoding="utf-8")
+    found = checking.check(f"{path}:Ends", [], ["latte"], steps=6, prompt="", show=False)
+    assert found["passed"] and found["pipes"][0]["reused"] > 0

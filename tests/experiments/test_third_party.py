@@ -147,6 +147,7 @@ def test_check_policy_exits_with_1_where_a_law_breaks_and_2_where_nothing_can_be
         assert refused.exit_code == 2 and refused.stderr.startswith("error: "), words
 
 
+@pytest.mark.slow
 def test_check_policy_measures_the_constants_a_method_needs() -> None:
     found = answer("check-policy", "magcache", "--pipe", "latte", "--set", "threshold=1.0")
     assert found["passed"] and found["pipes"][0]["reused"] > 0

@@ -42,7 +42,7 @@ def letters(trace: Any, site: str) -> list[str]:
 
 @pytest.mark.parametrize("family", ["latte", "wan"])
 def test_teacaches_rule_with_taylors_forecast(specimens: dict[str, Specimen], family: str) -> None:
-    """Which steps are reused is TeaCache's sum of changes; what stands in is the line through the computed residuals."""
+    """Which steps are reused is TeaCache's sum of changes; what stands in is the line through computed residuals."""
     policy = choose("teacache", ["threshold=0.5", 'stand_in={"predictor": "taylor", "order": 1}'], None)
     assert policy == fc.TeaCache(threshold=0.5, stand_in=fc.Taylor(order=1))
     seen, trace = run(specimens[family], policy, "stack")
