@@ -18,10 +18,11 @@ from importlib import import_module
 from typing import Any, Literal
 
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 import fastercache as fc
 from fastercache.attach import denoisers_of
+from fastercache.flops import flop_counter
 from fastercache.tuned import package_versions
 
 CONTEXT = "all"
@@ -176,12 +177,28 @@ def counted(pipe: Any) -> Iterator[list[int]]:
 
 def _counting(forward: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        with FlopCounterMode(display=False) as counter:
+        counter = flop_counter()
+        counter.mod_tracker = _Unattributed()
+        with counter:
             output = forward(*args, **kwargs)
         calls.append(counter.get_total_flops())
         return output
 
     return call
+
+
+class _Unattributed(ModuleTracker):
+    """Counts for the call as a whole. torch's own tracker walks the module tree, in which cache-dit makes a circle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parents = {"Global"}
+
+    def __enter__(self) -> _Unattributed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def _restore(module: nn.Module, forward: Any) -> None:

@@ -17,13 +17,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fastercache.hooks import Handler, Inner, SiteForward
 from fastercache.layout import flatten_output
 
 Signature = tuple[Any, ...]
-Shape = tuple[tuple[int, ...], torch.dtype]
+Dimensions = tuple[int, ...]
+Shape = tuple[Dimensions, torch.dtype]
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, with its formula for attention also for the CPU's kernel, which torch 2.13 leaves out."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
+
+
+def _attention_flops(query: Dimensions, key: Dimensions, value: Dimensions, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,7 @@ class FlopBook:
 
 
 def _count(hooks: dict[str, SiteForward], inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cost:
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     notes = _Notes(counter)
     previous = {path: (hook.handler, hook.hits) for path, hook in hooks.items()}
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

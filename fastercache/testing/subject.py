@@ -16,6 +16,7 @@ from fastercache.attach import denoisers_of
 from fastercache.branches import BranchFinder
 from fastercache.clock import Clock
 from fastercache.finder import find_blocks
+from fastercache.flops import flop_counter
 from fastercache.hooks import MethodTap, SiteForward
 from fastercache.session import Session
 from fastercache.testing.loop import Arguments
@@ -119,7 +120,7 @@ def counting(specimen: Specimen) -> Iterator[list[int]]:
     open_counters: list[FlopCounterMode] = []
 
     def before(module: nn.Module, args: Any) -> None:
-        open_counters.append(FlopCounterMode(display=False))
+        open_counters.append(flop_counter())
         open_counters[-1].__enter__()
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
