@@ -22,6 +22,7 @@ from fastercache.parallel import Ranks
 from fastercache.signals import Jury
 from fastercache.store import History
 from fastercache.trace import Trace
+from fastercache.transfer import Transfers
 from policies.base import Citation, Policy
 from policies.errors import AttachError, FasterCacheError
 from policies.registry import dump
@@ -71,6 +72,7 @@ class Session:
         self.traces: list[Trace] = []
         self._cache_dtype = cache_dtype
         self._cache_device = torch.device(cache_device) if cache_device is not None else None
+        self._transfers = Transfers() if self._cache_device is not None else None
         self._max_cache_bytes = max_cache_bytes
         self._check_run = check_run
         self._memory: MemoryPlan | None = None
@@ -264,7 +266,7 @@ class Session:
                     "parallelism holds a part: use another predictor with it, or one process"
                 )
             unit.jury = None if table is not None else Jury(policy, policy.owner(site, run.sites), state, site, ranks)
-            unit.history = History(predictor, self._cache_dtype, self._cache_device)
+            unit.history = History(predictor, self._cache_dtype, self._cache_device, self._transfers)
             unit.plan = plans[s] if plans else None
         known = {site.name for site in run.sites}
         for watch in self._watches:

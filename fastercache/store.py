@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastercache.transfer import Transfers
 from policies.base import Past, Predictor
 from policies.vocabulary import Branch, Step
 
@@ -88,11 +89,15 @@ class History:
     """
 
     def __init__(
-        self, predictor: Predictor, dtype: torch.dtype | None = None, device: torch.device | None = None
+        self,
+        predictor: Predictor,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        transfers: Transfers | None = None,
     ) -> None:
         self.predictor = predictor
         self.depth = predictor.history
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self.transfers = dtype, device, transfers
         self.entries: list[Entry] = []
 
     def has(self, branch: Branch) -> bool:
@@ -118,13 +123,26 @@ class History:
             if not own:
                 value = map_tensors(value, torch.clone)
             if self.dtype is not None or self.device is not None:
-                value = map_tensors(value, lambda t: t.to(device=self.device or t.device, dtype=self.dtype or t.dtype))
+                value = map_tensors(value, self._stored)
             values.append(value)
         if signal is not None:
             signal = signal.clone()
         entry = Entry(step, branches, values, origin, storages([values, signal]), signal)
         self.entries.append(entry)
         self._trim()
+
+    def _stored(self, tensor: Tensor) -> Tensor:
+        """A tensor in the cache's dtype and on its device."""
+        tensor, device = tensor.to(self.dtype or tensor.dtype), self.device or tensor.device
+        if self.transfers is not None and self.transfers.serves(tensor.device, device):
+            return self.transfers.park(tensor)
+        return tensor.to(device)
+
+    def _restored(self, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A stored tensor in the dtype and on the device of the original."""
+        if self.transfers is not None and self.transfers.serves(device, tensor.device):
+            tensor = self.transfers.fetch(tensor, device)
+        return tensor.to(device=device, dtype=dtype)
 
     def _trim(self) -> None:
         """Drop entries that no branch can read any more: each reads its newest `depth`."""
@@ -203,7 +221,7 @@ class History:
         if origin is not None and (self.dtype is not None or self.device is not None):
             dtype, device = origin
             past = [
-                Past(p.step, map_tensors(p.value, lambda t: t.to(device=device, dtype=dtype)), p.signal) for p in past
+                Past(p.step, map_tensors(p.value, lambda t: self._restored(t, dtype, device)), p.signal) for p in past
             ]
         if signal is not None:
             return self.predictor.align(past, step, signal)
