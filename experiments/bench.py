@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from experiments.console import progress, words
 from experiments.contest import COUNTED, HEAT, UNCACHED, Contest
 from experiments.lineup import FEWER, Contender, Method, lineup
 from experiments.peers import Peer
-from experiments.pipelines import Subject, default_steps
+from experiments.pipelines import Subject, with_steps
 from experiments.standings import Line, Results
 from experiments.verdict import RULE, Baseline, Interval, Verdict, mean_interval, ratio_interval, verdict
 from fastercache.tuned import package_versions
@@ -89,8 +89,8 @@ def calibrated(subject: Subject, plan: Plan, out: Path) -> tuple[Calibration | N
 
 def bench(subject: Subject, plan: Plan, out: Path) -> Results:
     """Calibrate, run what is missing, and judge; everything is kept in `out`."""
-    steps = int(subject.call.get("num_inference_steps") or default_steps(subject.pipe))
-    subject = replace(subject, call={**subject.call, "num_inference_steps": steps})
+    subject = with_steps(subject)
+    steps = int(subject.call["num_inference_steps"])
     constants, why_not = None, ""
     if any(part.calibrated for part in plan.methods) or plan.peers:
         constants, why_not = calibrated(subject, plan, out)

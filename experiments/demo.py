@@ -144,7 +144,15 @@ class Demo:
         path = self.out / "tuned.json"
         if path.is_file():
             return path
-        job = Job(self.subject.name, tuple(self.search_prompts), self.budget)
+        job = Job(
+            self.subject.name,
+            tuple(self.search_prompts),
+            self.budget,
+            tuple(self.held_out_prompts),
+            call=dict(self.subject.call),
+            device=str(self.subject.pipe.device),
+        )
+        job.save(self.out / "study")
         self.evaluator.close()  # the study attaches by itself
         limit = self.time_limit
         with watched(self.plan.trials, limit) as tick:
@@ -202,7 +210,7 @@ class Demo:
     def fewer_steps(self, policy: fc.Policy) -> FewerSteps:
         """As few uncached steps as cost at most what `policy` costs: the baseline that every cache has to beat."""
         cost = self.evaluator.cost_model(self.evaluator.cases(self.search_prompts)[0])
-        return FewerSteps(max(1, math.floor(cost.forecast(policy).ratio * cost.run.count + 1e-9)))
+        return FewerSteps.within(cost.forecast(policy).ratio, cost.run.count)
 
     def contest(self, tuned: Path) -> Contest:
         """Every policy on the held-out prompts; the tuned one comes from its file, in an attach of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ class FewerSteps:
     """The baseline a cache has to beat: the same solver with fewer steps and nothing cached."""
 
     steps: int
+
+    @classmethod
+    def within(cls, ratio: float, steps: int) -> FewerSteps:
+        """As many of `steps` as cost at most `ratio` of all their FLOPs, but one at least."""
+        return cls(max(1, math.floor(ratio * steps + 1e-9)))
 
 
 Entry = fc.Policy | fc.TunedConfig | FewerSteps | Peer | None

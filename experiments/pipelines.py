@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,19 @@ def open_pipeline(
     return Subject(name, pipe, {**defaults, **given}, shipped)
 
 
-def default_steps(pipe: Any) -> int:
-    """How many steps a pipeline takes where it is not told. Raises InvalidPolicy if it has no such default."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
+def with_steps(subject: Subject) -> Subject:
+    """The subject with its number of steps in the call, the pipeline's default where none was given.
+
+    Raises:
+        InvalidPolicy: if the pipeline has no such default.
+    """
+    if subject.call.get("num_inference_steps") is not None:
+        return subject
+    cls = type(subject.pipe)
+    parameter = inspect.signature(cls.__call__).parameters.get("num_inference_steps")
     if parameter is None or not isinstance(parameter.default, int):
-        raise InvalidPolicy(f"{type(pipe).__name__} has no default number of steps: give --steps")
-    return parameter.default
+        raise InvalidPolicy(f"{cls.__name__} has no default number of steps: give --steps")
+    return replace(subject, call={**subject.call, "num_inference_steps": parameter.default})
 
 
 def _load(name: str, dtype: torch.dtype) -> Any:

@@ -6,21 +6,31 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import fastercache as fc
 from experiments.arguments import assignments, named, read_prompts
 from experiments.console import progress, results, words
-from experiments.contest import Contest, write_json
-from experiments.pipelines import Subject, open_pipeline, shipped_captions
+from experiments.contest import UNCACHED, Contest, write_json
+from experiments.entries import FewerSteps
+from experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
 from experiments.rows import Row, table
-from fastercache.tuned import Measured
-from tuner import Budget, Outcome, Record, Study, export, tune
+from experiments.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
+from tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
 from tuner.export import searched
+from tuner.library import check
 
-JOB = "job.json"
+JOB, TUNED = "job.json", "tuned"
+_GAP = "{difference:+.2f} dB (95 % interval {low:+.2f} to {high:+.2f}) at equal FLOPs on the held-out prompts"
+SAID = {
+    YES: f"the tuned policy beats fewer steps without a cache: {_GAP}",
+    NO: f"the tuned policy does not beat fewer steps without a cache: {_GAP}",
+    UNDECIDED: "whether the tuned policy beats fewer steps without a cache is undecided on these held-out prompts",
+    OUTSIDE: "the tuned policy cannot be compared with fewer steps: no number of steps costs as much",
+    None: "no held-out prompts were given: the tuned policy was not compared with fewer steps",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Job:
         pipe, device, dtype, call: how the pipeline is opened and called.
         prompts, held_out: what trials are judged by, and what the outcome is measured on.
         budget: the quality demanded.
-        policy, fields: what is searched, and the fields that are not.
+        policies, fields: what is searched (`any`: all there are), and the fields that are not.
         seed: of the noise and of the search.
     """
 
@@ -39,7 +49,7 @@ class Job:
     prompts: tuple[str, ...]
     budget: str
     held_out: tuple[str, ...] = ()
-    policy: str = fc.FasterCache.name
+    policies: tuple[str, ...] = (fc.FasterCache.name,)
     fields: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
     device: str = "auto"
@@ -65,7 +75,7 @@ class Job:
         path = folder / JOB
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**data, "prompts": tuple(data["prompts"]), "held_out": tuple(data["held_out"])})
+            return cls(**data | {name: tuple(data[name]) for name in ("prompts", "held_out", "policies")})
         except FileNotFoundError:
             raise fc.ConfigUnreadable(f"there is no study in {folder}: {JOB} is missing; make one with tune") from None
         except OSError as error:
@@ -99,7 +109,7 @@ def study_of(
         subject.pipe,
         job.prompts,
         budget=job.budget,
-        policy=job.policy,
+        policy=job.policies,
         held_out=job.held_out,
         call=subject.call,
         trials=trials,
@@ -138,6 +148,8 @@ def search(job: Job, folder: Path, out: Path, *, trials: int, seconds: float | N
         study = study_of(subject, job, folder, trials=trials, seconds=seconds, on_trial=tick, logdir=logdir)
     best = study.best()
     words.print(f"search ended: {study.ended}", soft_wrap=True)
+    if left_out := _left_out(study):
+        words.print(f"not searched: {', '.join(left_out)} (--json says why)", soft_wrap=True)
     return ship(subject, job, study, best, folder, out, show=show)
 
 
@@ -159,31 +171,34 @@ def export_study(folder: Path, out: Path, *, trial: int | None, show: bool) -> d
 def ship(
     subject: Subject, job: Job, study: Study, record: Record, folder: Path, out: Path, *, show: bool
 ) -> dict[str, Any]:
-    """Measure a trial's policy on the held-out prompts and write the tuned config."""
-    rows = [_searched(study, record)]
-    held_out: Measured | None = None
+    """Measure a trial's policy on the held-out prompts, beside fewer steps, and write the tuned config."""
+    own = _searched(study, record)
+    rows, held_out, answer = [own], None, None
     if job.held_out:
-        contest = Contest(subject, {"tuned": record.policy}, job.held_out, folder / "held-out", seed=job.seed, keep=0)
+        contest = against_fewer_steps(subject, record, job, folder / "held-out")
         with progress() as bar:
-            task = bar.add_task("held-out prompts", total=2 * len(contest.cases))
+            task = bar.add_task("held-out prompts", total=len(contest.entries) * len(contest.cases))
             contest.run(lambda: bar.advance(task))
-        held_out = contest.measured("tuned")
-        rows.insert(0, contest.row("tuned"))
+        held_out, answer = contest.measured(TUNED), beats_fewer_steps(contest)
+        rows = [row for row in contest.rows() if row.name not in (TUNED, UNCACHED)]
+        rows = [replace(contest.row(TUNED), name=f"tuned, {len(contest.cases)} held-out prompts"), *rows, own]
     with study.evaluator:  # describing the run may take one; nothing stays attached
         path = export(study, record, held_out=held_out).save(out)
-    names = ["held-out prompts", "search prompts"][-len(rows) :]
     if show:
-        shown = [
-            Row(**{**row.payload(), "name": f"{row.prompts} {name}"}) for row, name in zip(rows, names, strict=True)
-        ]
-        results.print(table(shown, f"{subject.name}, {record.policy.name} within {job.budget}"))
+        results.print(table(rows, f"{subject.name}, {record.policy.name} within {job.budget}"))
+        results.print(SAID[None if answer is None else answer.word].format(**_figures(answer)), soft_wrap=True)
         results.print(f"{path}: apply it with fastercache generate {subject.name} --config {path}", soft_wrap=True)
     return {
         "pipeline": subject.name,
         **rows[0].payload(),
-        "measured_on": names[0],
-        "search": rows[-1].payload(),
+        "name": TUNED,
+        "measured_on": "held-out prompts" if job.held_out else "search prompts",
+        "search": own.payload(),
+        "fewer_steps": None
+        if answer is None
+        else {"beaten": answer.word, **_figures(answer), "rows": [row.payload() for row in rows[1:-1]]},
         "budget": job.budget,
+        "left_out": _left_out(study),
         "trial": record.number,
         "trials": len(study.records),
         "ended": study.ended,
@@ -191,11 +206,39 @@ def ship(
     }
 
 
+def against_fewer_steps(subject: Subject, record: Record, job: Job, folder: Path) -> Contest:
+    """A trial's policy and the two step counts between which its FLOPs lie, on the held-out prompts."""
+    subject = with_steps(subject)
+    steps = int(subject.call["num_inference_steps"])
+    fewer = FewerSteps.within(record.ratio or 1.0, steps).steps
+    rivals = {f"{n} of {steps} steps, no cache": FewerSteps(n) for n in (fewer, min(fewer + 1, steps))}
+    return Contest(subject, {TUNED: record.policy, **rivals}, job.held_out, folder, seed=job.seed, keep=0)
+
+
+def beats_fewer_steps(contest: Contest) -> Verdict:
+    """Whether the tuned policy has a better PSNR than fewer steps at its FLOPs; see `experiments.verdict`."""
+    values = {name: [float(run["psnr"]) for run in contest.figures(name)] for name in contest.entries}
+    speedups = {name: contest.row(name).speedup_flops for name in contest.entries}
+    fewer = [name for name, entry in contest.entries.items() if isinstance(entry, FewerSteps)]
+    return verdict(speedups[TUNED], values[TUNED], Baseline.of([(speedups[name], values[name]) for name in fewer]))
+
+
+def _figures(answer: Verdict | None) -> dict[str, Any]:
+    """The difference in PSNR to fewer steps at equal FLOPs, in dB, with its 95 % interval."""
+    gap = None if answer is None else answer.difference
+    return {"difference": None, "low": None, "high": None} if gap is None else gap._asdict() | {"difference": gap.value}
+
+
+def _left_out(study: Study) -> dict[str, str]:
+    """Policies that were asked for with `any` but cannot be searched on this pipeline, and why."""
+    return dict(study.space.left_out) if isinstance(study.space, JointSpace) else {}
+
+
 def _searched(study: Study, record: Record) -> Row:
     """A trial's figures on the search prompts."""
     found = searched(study, record)
     return Row(
-        name="tuned",
+        name=f"tuned, {found.prompts} search prompts",
         speedup_flops=found.speedup_flops,
         speedup_wall=found.speedup_wall,
         psnr=found.psnr,
@@ -214,7 +257,7 @@ def job_of(
     held_out_file: Path | None,
     count: int,
     budget: str,
-    policy: str | None,
+    policies: Sequence[str],
     fields: Sequence[str],
     call: Sequence[str],
     steps: int | None,
@@ -228,8 +271,8 @@ def job_of(
     Reference models bring search and held-out prompts of their own. Raises as the parts do.
     """
     Budget.parse(budget)
-    values, name = assignments(fields), named(policy) if policy else fc.FasterCache.name
-    fc.policy_class(name)(**values)
+    values, names = assignments(fields), tuple(map(named, policies)) or (fc.FasterCache.name,)
+    check(names, values)
     given = {"num_inference_steps": steps, "guidance_scale": guidance}
     arguments = assignments(call) | {key: value for key, value in given.items() if value is not None}
     prompts = read_prompts(prompt_file) if prompt_file else shipped_captions(pipe, "train")
@@ -237,4 +280,4 @@ def job_of(
     if not (prompt_file or held_out_file):
         held_out = shipped_captions(pipe, "held_out")
     chosen, measured = tuple(prompts[:count]), tuple(held_out[:count])
-    return Job(pipe, chosen, budget, measured, name, values, arguments, device, dtype, seed)
+    return Job(pipe, chosen, budget, measured, names, values, arguments, device, dtype, seed)

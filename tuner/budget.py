@@ -174,9 +174,7 @@ class Budget:
         for name in self.metrics:
             known = list(values.get(name, ()))
             left = total - len(known)
-            best = METRICS[name].best
-            rest = [best] * left if ceiling is None else [float(v) for v in ceiling[name]][:left]
-            filled[name] = known + rest + [best] * (left - len(rest))
+            filled[name] = known + ([METRICS[name].best] * left if ceiling is None else list(ceiling[name]))
         return filled
 
     def describe(self, values: Mapping[str, Sequence[float]]) -> str:

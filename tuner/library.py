@@ -19,8 +19,13 @@ from tuner.space import SearchSpace, Space
 
 ANY: Final = "any"
 """Stands for every registered policy that can be searched on the pipeline."""
-CONSTANTS = {"teacache": "coefficients", "magcache": "ratios", "smoothcache": "curves", "ertacache": "errors"}
-"""Policies whose constants belong to one model, and the field that `analysis.calibrate` measures."""
+CONSTANTS: Final[dict[str, dict[str, Any]]] = {
+    "teacache": {"coefficients": (1.0, 0.0)},
+    "magcache": {"ratios": {"*": (1.0,)}},
+    "smoothcache": {"curves": {"ff": ((0.0,),)}},
+    "ertacache": {"errors": ((0.0,),)},
+}
+"""Policies whose constants belong to one model: the field that `analysis.calibrate` measures, and a value it takes."""
 CALIBRATED_ON = 3
 """How many of the search prompts a calibration runs, uncached."""
 
@@ -70,12 +75,12 @@ class Library:
         Raises:
             InvalidPolicy, UnknownPolicy: for what does not exist or cannot be searched.
         """
-        if isinstance(searched, (str, Policy, type)):
-            if searched != ANY:
-                return self._one(searched, self.fixed, self.bounds)
-            names: Sequence[Searched] = list(policies())
-        else:
-            names = searched
+        names = [searched] if isinstance(searched, (str, Policy, type)) else list(searched)
+        everything = names == [ANY]
+        if everything:
+            names = list(policies())
+        elif len(names) == 1:
+            return self._one(names[0], self.fixed, self.bounds)
         by_name = {_name(policy): policy for policy in names}
         if len(by_name) < len(names):
             raise InvalidPolicy(f"each policy can be searched once, found {', '.join(map(_name, names))}")
@@ -87,7 +92,7 @@ class Library:
                 spaces[name] = self._one(policy, fixed[name], bounds[name])
                 spaces[name].base.claims(find_sites(self.evaluator.pipe))
             except FasterCacheError as reason:
-                if searched != ANY:
+                if not everything:
                     raise
                 spaces.pop(name, None)
                 left_out[name] = str(reason)
@@ -95,7 +100,7 @@ class Library:
 
     def _one(self, policy: Searched, fixed: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> SearchSpace:
         name = _name(policy)
-        if not isinstance(policy, Policy) and CONSTANTS.get(name, "") not in ("", *fixed):
+        if not isinstance(policy, Policy) and set(CONSTANTS.get(name, ())) - set(fixed):
             known = {key: value for key, value in fixed.items() if "." not in key}
             policy = getattr(self.calibration, name)(**known)
         space = SearchSpace.of(policy, fixed=fixed, bounds=bounds)
@@ -108,6 +113,21 @@ class Library:
         size = getattr(getattr(pipe, "transformer", getattr(pipe, "unet", None)), "config", {}).get("sample_size")
         side = min(size) if isinstance(size, (list, tuple)) else size
         return side // 2 if isinstance(side, int) else 0
+
+
+def check(names: Sequence[str], fixed: Mapping[str, Any]) -> None:
+    """Refuse policies, fields and values that do not exist, before any pipeline is there.
+
+    Raises:
+        InvalidPolicy, UnknownPolicy: naming what is wrong.
+    """
+    everything = list(names) == [ANY]
+    known = list(policies()) if everything else [_name(name) for name in names]
+    given = {known[0]: dict(fixed)} if len(known) == 1 else _by_policy(fixed, dict.fromkeys(known))
+    for name, fields in given.items():
+        if fields or not everything:
+            own = {key: value for key, value in fields.items() if "." not in key}
+            policy_class(name)(**CONSTANTS.get(name, {}) | own)
 
 
 def _name(policy: Searched) -> str:

@@ -16,7 +16,6 @@ from experiments.options import (
     Guidance,
     Json,
     Pipe,
-    PolicyName,
     PromptFile,
     Prompts,
     Seed,
@@ -63,10 +62,23 @@ def tune(
             "--budget", help="Quality to keep: `psnr>=30`, `ssim>=0.95`, `q0.1(psnr)>=28`; several joined by commas."
         ),
     ] = "psnr>=30",
-    policy: PolicyName = None,
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            metavar="NAME",
+            rich_help_panel=POLICY,
+            help="What is searched: a policy, a file of yours, `any` for all there are; may be repeated. [fastercache]",
+        ),
+    ] = None,
     fields: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", rich_help_panel=POLICY, help="A field that is not searched."),
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            rich_help_panel=POLICY,
+            help="A field that is not searched; with several policies `POLICY.FIELD=VALUE`.",
+        ),
     ] = None,
     prompt_file: PromptFile = None,
     held_out_file: Annotated[
@@ -92,11 +104,14 @@ def tune(
     """Search the cheapest schedule within a quality budget, and export it. The same command again resumes.
 
     Quality is measured against the uncached output. The search sees only the search prompts; the outcome is measured on
-    held-out ones. The reference models bring both.
+    held-out ones, beside fewer steps without a cache at the same FLOPs. The reference models bring both. Constants that
+    a policy needs measured (TeaCache's polynomial, MagCache's ratios, ...) are measured on the first search prompts.
 
     Examples:
 
     `fastercache tune latte-digits --budget 'psnr>=30' --time-limit 120`
+
+    `fastercache tune latte-digits --policy any --trials 80`, or `--policy foca --policy teacache`
 
     `fastercache tune ./my-latte --prompts search.txt --held-out others.txt --budget 'ssim>=0.95' --set interval=2`
     """
@@ -108,7 +123,7 @@ def tune(
         held_out_file=held_out_file,
         count=count,
         budget=budget,
-        policy=policy,
+        policies=policies or (),
         fields=fields or (),
         call=call or (),
         steps=steps,
@@ -117,7 +132,7 @@ def tune(
         dtype=dtype,
         seed=seed,
     )
-    folder = study or Path("tuning") / f"{Path(pipe).name}-{job.policy}"
+    folder = study or Path("tuning") / f"{Path(pipe).name}-{'+'.join(job.policies)}"
     finish(searching.search(job, folder, out, trials=trials, seconds=time_limit, show=not as_json), as_json)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -101,6 +102,45 @@ def test_sites_answers_what_attach_sees() -> None:
     assert {site["role"] for site in found["sites"]} == {"temporal"}
 
 
+def test_sites_tells_costs_and_what_was_not_recognised() -> None:
+    """The parts of a call add up to it: sites of modules, and what belongs to none."""
+    found = answer("sites", PIPE)
+    (denoiser,) = found["denoisers"]
+    modules = sum(site["flops"] for site in found["sites"] if site["kind"] == "module")
+    assert modules + sum(part["flops"] for part in denoiser["not_recognised"]) == denoiser["flops"] > 0
+    shown = run("sites", PIPE).stdout
+    assert "proj_out" in shown and "not recognised" in shown and "100.0 %" in shown
+
+
+def test_sites_of_an_unknown_transformer(capsys: pytest.CaptureFixture[str]) -> None:
+    """A made-up class is found by structure; a pipeline that cannot be called is told by its parameters, with why."""
+    from experiments.catalog import sites
+    from experiments.pipelines import Subject
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_q = nn.Linear(4, 4)
+
+    class Madeup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.ModuleDict({"attn": Attention(), "mlp": nn.Linear(4, 4)}) for _ in range(2))
+            self.head = nn.Linear(4, 4)
+
+    class Pipeline:
+        transformer = Madeup()
+
+        def __call__(self, colour: str) -> None: ...
+
+    found = sites(Subject("madeup", Pipeline(), {}, False), None, show=True)
+    assert [s["role"] for s in found["sites"] if s["kind"] == "module"] == ["spatial", "ff"] * 2
+    assert found["denoisers"][0]["not_recognised"][0]["pattern"] == "head" and not found["denoisers"][0]["known"]
+    assert "colour" in found["not_counted"]
+    shown = capsys.readouterr()
+    assert "found by structure" in shown.out and "--call" in " ".join(shown.err.split())
+
+
 def test_generate_compares_with_the_uncached_video(tmp_path: Path) -> None:
     found = answer(
         "generate", PIPE, "a red seven moving left", "--steps", "4", "--compare", "--out", str(tmp_path),
@@ -161,6 +201,10 @@ def test_tune_reports_search_and_held_out_figures(study: tuple[Path, dict[str, A
     assert found["measured_on"] == "held-out prompts" and found["prompts"] == 2
     assert found["search"]["psnr"] >= 20 and found["search"]["prompts"] == 2
     assert found["speedup_flops"] > 1 and found["judge"] is not None
+    fewer = found["fewer_steps"]
+    below, above = (row["speedup_flops"] for row in reversed(fewer["rows"]))
+    assert fewer["beaten"] in ("yes", "no", "undecided") and below <= found["speedup_flops"] * 1.001 < above * 1.002
+    assert fewer["low"] <= fewer["difference"] <= fewer["high"]
     tuned = fc.load(folder / "tuned.json")
     assert fc.dump(tuned.policy) == found["policy"] and tuned.steps == 8
     assert tuned.measured.held_out is not None and tuned.measured.held_out.psnr == pytest.approx(found["psnr"])
@@ -182,6 +226,16 @@ def test_export_writes_the_same_config_from_the_study_alone(study: tuple[Path, d
     assert fc.load(tmp_path / "again.json").policy == fc.load(study[0] / "tuned.json").policy
     assert found["psnr"] == study[1]["psnr"]
     assert "trial 999" in refused("export", str(study[0] / "study"), "--trial", "999")
+
+
+def test_several_policies_are_tuned_at_once(tmp_path: Path) -> None:
+    words = tuning(tmp_path, "--policy", "foca", "--policy", "magcache", "--set", "foca.start=0.0")
+    found = answer(*words)
+    assert found["policy"]["policy"] in ("foca", "magcache") and found["left_out"] == {}
+    assert found["policy"]["policy"] != "foca" or found["policy"]["start"] == 0.0
+    assert answer("export", str(tmp_path / "study"), "--out", str(tmp_path / "t.json"))["policy"] == found["policy"]
+    assert "policy.field" in refused(*tuning(tmp_path, "--policy", "foca", "--policy", "fora", "--set", "start=0.0"))
+    assert "did you mean 'threshold'" in refused(*tuning(tmp_path, "--policy", "any", "--set", "teacache.treshold=0.2"))
 
 
 def test_a_tuned_config_is_applied_from_its_file(study: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

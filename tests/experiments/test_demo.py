@@ -13,6 +13,7 @@ import fastercache as fc
 from experiments import demo as story
 from experiments.contest import UNCACHED, Contest, write_json
 from experiments.pipelines import Subject, open_pipeline
+from experiments.searching import export_study
 from tuner import Evaluator
 
 PLAN = story.Plan(recorded=1, search=2, selection=2, held_out=2, trials=4, tune_seconds=60.0, shown=1)
@@ -79,6 +80,13 @@ def test_the_tuned_config_comes_back_from_its_file(result: tuple[Path, dict[str,
     tuned = fc.load(out / "tuned.json")
     assert fc.dump(tuned.policy) == payload["rows"][-1]["policy"]
     assert tuned.budget == payload["budget"] and tuned.steps == 8
+
+
+def test_its_study_can_be_exported_again(result: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, payload = result
+    found = export_study(out / "study", tmp_path / "tuned.json", trial=None, show=False)
+    assert fc.load(tmp_path / "tuned.json").steps == 8
+    assert found["budget"] == payload["budget"] and found["search"]["prompts"] == PLAN.search
 
 
 def test_the_budget_is_what_fastercache_reaches_on_the_search_prompts(

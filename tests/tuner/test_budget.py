@@ -39,6 +39,15 @@ def test_all_terms_must_hold() -> None:
         assert budget.margin({**good, name: [bad]}) < 0
 
 
+def test_terms_are_weighed_on_one_scale() -> None:
+    """The largest miss counts, in units that mean about the same: 0.02 of SSIM is more than 1 dB, 0.005 is less."""
+    budget = Budget.parse("psnr>=30,ssim>=0.95")
+    scale = METRICS["ssim"].unit
+    assert 0 < scale < 0.02
+    assert budget.violation({"psnr": [29.0], "ssim": [0.95 - 2 * scale]}) == pytest.approx(2.0)
+    assert budget.violation({"psnr": [29.0], "ssim": [0.95 - 0.5 * scale]}) == pytest.approx(1.0)
+
+
 def test_text_reads_back_the_same() -> None:
     for text in ("psnr>=30", "q0.1(psnr)>=28.5,ssim>=0.95", "lpips<=0.05"):
         assert str(Budget.parse(text)) == text

@@ -19,6 +19,13 @@ def test_far_below_is_stopped_after_one_prompt_and_says_what_is_projected() -> N
     assert reason is not None and "1 of 4 prompts" in reason and "psnr 12" in reason
 
 
+def test_what_cannot_be_met_any_more_is_stopped_whatever_is_projected() -> None:
+    """Two of three prompts at 0 dB: even 100 dB on the third has a mean below 60."""
+    lucky = [{"psnr": [0.0, 0.0, 100.0]}] * 9
+    reason = Projection(Budget.parse("psnr>=60"), 3, lucky).verdict({"psnr": [0.0, 0.0]})
+    assert reason is not None and "cannot be met any more" in reason
+
+
 def test_a_hard_first_prompt_is_no_reason() -> None:
     """Where every trial is 8 dB worse on the first prompt, 24 dB there points to 32 dB elsewhere."""
     finished = [{"psnr": [level - 8, level, level, level]} for level in (28.0, 31.0, 34.0, 40.0)]

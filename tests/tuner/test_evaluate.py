@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import fastercache as fc
 from tests.tuner.conftest import CALL, SEARCH
@@ -40,6 +41,15 @@ def test_a_damaged_reference_is_made_again(evaluator: Evaluator, damage: bytes |
     (path,) = evaluator.store.iterdir()
     path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
     assert torch.equal(evaluator.reference(case), first)
+    assert torch.equal(evaluator.reference(case), first)
+
+
+def test_a_reference_of_something_else_is_made_again(evaluator: Evaluator) -> None:
+    """A file under the right name whose key is another one, as of a copied or a colliding file."""
+    case = evaluator.cases(SEARCH)[0]
+    first = evaluator.reference(case)
+    (path,) = evaluator.store.iterdir()
+    save_file({"video": torch.zeros(first.shape)}, path, metadata={"key": "another"})
     assert torch.equal(evaluator.reference(case), first)
 
 
@@ -92,8 +102,28 @@ def test_the_pipeline_is_bare_for_references_and_afterwards(evaluator: Evaluator
     before = evaluator.run_bare(cases[0])[0]
     measured, _ = evaluator.compare(fc.FasterCache(start=0.0, cfg_start=0.0), cases)
     assert torch.equal(evaluator.run_bare(cases[0])[0], before)
+    assert not torch.equal(evaluator.run(fc.FasterCache(start=0.0, cfg_start=0.0), cases[0])[0], before)
+    assert torch.equal(evaluator.run_bare(cases[0])[0], before)
     assert "forward" not in vars(tiny_latte.transformer)
     assert measured.prompts == 2 and measured.speedup_wall is not None and measured.speedup_flops > 1
+
+
+def test_each_case_has_noise_of_its_own(tiny_latte: Any, tmp_path: Path) -> None:
+    evaluator = Evaluator(tiny_latte, CALL, store=tmp_path, seed=7)
+    assert [case.seed for case in evaluator.cases(SEARCH)] == [7, 8]
+
+
+def test_counting_is_no_part_of_a_runs_seconds(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = evaluator.generate
+
+    def slow_to_count(case: Any) -> torch.Tensor:
+        video = original(case)
+        assert evaluator._session is not None
+        evaluator._session.last.counting_seconds = 1000.0
+        return video
+
+    monkeypatch.setattr(evaluator, "generate", slow_to_count)
+    assert evaluator.run(fc.NoCache(), evaluator.cases(SEARCH)[0])[2] < -900.0
 
 
 def test_not_a_number_is_refused_with_the_prompt(evaluator: Evaluator, tiny_latte: Any) -> None:

@@ -17,6 +17,12 @@ POLICIES = [
     fc.StaticInterval(sites="block[1:3]", interval=2),
     fc.StaticInterval(sites="stack[1:3]", interval=3),
     fc.StaticInterval(sites="denoiser", interval=2),
+    fc.Schedule(  # a stack reused for one branch alone saves nothing
+        rows=(
+            fc.Row(sites="stack[1:3]", branch="cond", steps="CRCRCR"),
+            fc.Row(sites="stack[1:3]", branch="uncond", steps="CCRRCR"),
+        )
+    ),
     fc.Compose([fc.StaticInterval(sites="ff", interval=2), fc.CFGCache(interval=2, start=0.0)]),
     fc.NoCache(),
     *fc.PRESETS.values(),
