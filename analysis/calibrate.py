@@ -1,5 +1,5 @@
 """Calibrated constants of published methods, measured on any model: TeaCache's polynomial, MagCache's ratios,
-SmoothCache's curves, ERTACache's errors and gains.
+SmoothCache's curves, ERTACache's errors and correction.
 
 >>> with calibrate(pipe) as calibrator:                                                    # doctest: +SKIP
 ...     for prompt in prompts:
@@ -65,7 +65,8 @@ class Calibration(BaseModel):
             first step's is 1.
         curves: by role, relative L1 distance to the value k steps before, averaged over layers, branches and runs: list
             k - 1 belongs to lag k; steps before k are 0. The denominator is the newer value.
-        errors, gains: the same for the stack's residual, and the least-squares gain of the older for the newer.
+        errors: the same for the stack's residual. gains, offsets: the regression of its newer value on the older one,
+            over all elements, branches and runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +82,7 @@ class Calibration(BaseModel):
     curves: dict[str, tuple[tuple[float, ...], ...]]
     errors: tuple[tuple[float, ...], ...]
     gains: tuple[tuple[float, ...], ...]
+    offsets: tuple[tuple[float, ...], ...] = ()
 
     def polynomial(self, degree: int = 4) -> tuple[float, ...]:
         """The least-squares polynomial from the input's change to the output's, highest power first.
@@ -121,8 +123,8 @@ class Calibration(BaseModel):
         return self.curves[role]
 
     def ertacache(self, **fields: Any) -> fc.ERTACache:
-        """ERTACache with this model's errors and gains."""
-        return fc.ERTACache(errors=self.errors, gains=self.gains, **fields)
+        """ERTACache with this model's errors and correction."""
+        return fc.ERTACache(errors=self.errors, gains=self.gains, offsets=self.offsets, **fields)
 
     def check(self, target: Any) -> None:
         """Raises ConfigMismatch if this was not measured on the model and scheduler of `target`."""
@@ -210,7 +212,8 @@ class Calibrator:
         self._run, self._last = run, {}
         shape = (2, len(run.branches), run.count)  # mean|change| and mean|older| by branch and step
         self._pending = {name: np.full(shape, np.nan) for name in ("input", "output")}
-        self._pending["ratio"] = np.full((len(run.branches), run.count), np.nan)
+        for name in ("ratio", "mean"):
+            self._pending[name] = np.full((len(run.branches), run.count), np.nan)
 
     def _close_run(self) -> None:
         if self._run is not None and not np.isnan(self._pending["output"][:, :, 1:]).any():
@@ -233,8 +236,9 @@ class Calibrator:
             return
         norm = torch.linalg.vector_norm(seen.value.float(), dim=-1)
         before = self._last.get(("ratio", seen.branch))
-        ratio = 1.0 if before is None else float((norm / (before + 1e-8)).mean())
-        self._pending["ratio"][self._run.branches.index(seen.branch), seen.step.index] = ratio
+        at = self._run.branches.index(seen.branch), seen.step.index
+        self._pending["ratio"][at] = 1.0 if before is None else float((norm / (before + 1e-8)).mean())
+        self._pending["mean"][at] = float(seen.value.float().mean())
         self._last["ratio", seen.branch] = norm
 
     def _note(self, name: str, step: Step, branch: Branch, value: Tensor) -> None:
@@ -256,6 +260,7 @@ class Calibrator:
             for name in ("input", "output")
         )
         ratios = np.mean([run["ratio"] for run in self._done], axis=0)
+        gains, offsets = regressions(profile, "stack", np.mean([run["mean"] for run in self._done], axis=(0, 1)))
         roles = [str(role) for role in Role if matches(role, profile.sites)]
         return Calibration(
             model=identity_of(self._subject),
@@ -267,7 +272,8 @@ class Calibrator:
             ratios={branch: tuple(ratios[b].tolist()) for b, branch in enumerate(profile.branches)},
             curves={role: distances(profile, role) for role in roles},
             errors=distances(profile, "stack"),
-            gains=gains(profile, "stack"),
+            gains=gains,
+            offsets=offsets,
         )
 
 
@@ -282,14 +288,22 @@ def distances(profile: Profile, query: str) -> tuple[tuple[float, ...], ...]:
     return tuple(found)
 
 
-def gains(profile: Profile, query: str) -> tuple[tuple[float, ...], ...]:
-    """The factor on the value k steps before that is nearest to the newer one in the least-squares sense."""
+def regressions(
+    profile: Profile, query: str, means: NDArray[np.float64]
+) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
+    """Gain and offset by lag and step: the line through the value k steps before that is nearest to the newer one.
+
+    `means` (T,): mean of the value over elements, branches and runs. With second moments E[F_i F_j] of the profile,
+    gain = (E[F_t F_s] - m_t m_s) / (E[F_s^2] - m_s^2) and offset = m_t - gain m_s, s being k steps before t.
+    """
     places = [profile.sites.index(site) for site in select(query, profile.sites)]
-    gram = np.nanmean(profile.gram[places], axis=(0, 1))
-    found = []
+    spread = np.nanmean(profile.gram[places], axis=(0, 1)) - np.outer(means, means)
+    gains, offsets = [], []
     for lag in range(1, min(profile.info.lags, profile.run.count - 1) + 1):
-        own = np.diagonal(gram)[:-lag]
-        factor = np.zeros(profile.run.count)
-        factor[lag:] = np.where(own > 0, np.diagonal(gram, -lag) / np.where(own > 0, own, 1.0), 1.0)
-        found.append(tuple(factor.tolist()))
-    return tuple(found)
+        own, shared = np.diagonal(spread)[:-lag], np.diagonal(spread, -lag)
+        gain, offset = np.zeros(profile.run.count), np.zeros(profile.run.count)
+        gain[lag:] = np.where(own > 0, shared / np.where(own > 0, own, 1.0), 1.0)
+        offset[lag:] = means[lag:] - gain[lag:] * means[:-lag]
+        gains.append(tuple(gain.tolist()))
+        offsets.append(tuple(offset.tolist()))
+    return tuple(gains), tuple(offsets)

@@ -15,33 +15,35 @@ from policies.vocabulary import Branch, Run, Site, Step
 
 
 class Rectified(Predictor):
-    """The newest value times a calibrated gain: F = g F_a, g by step and by how many steps ago F_a was computed."""
+    """The newest value, calibrated: F = g F_a + b, both by step and by how many steps ago F_a was computed."""
 
     name: ClassVar[str] = "rectified"
     gains: Lags = ()
+    offsets: Lags = ()
 
     def predict(self, history: Sequence[Past], step: Step) -> Tensor:
         newest = history[-1]
         value: Tensor = newest.value
-        if not self.gains:
-            return value
-        gain = lagged(self.gains, step.index, step.index - newest.step.index, step.count)
-        return value if gain is None else value * gain
+        lag = step.index - newest.step.index
+        gain = lagged(self.gains, step.index, lag, step.count) if self.gains else None
+        if gain is not None:
+            value = value * gain
+        offset = lagged(self.offsets, step.index, lag, step.count) if self.offsets else None
+        return value if offset is None else value + offset
 
 
 @register
 class ERTACache(Policy):
     """The stack's residual is reused while its profiled change since the last computed step is below `threshold`:
 
-        mean|r_t - r_computed| / mean|r_t| < threshold,   r reused = g_t r_computed
+        mean|r_t - r_computed| / mean|r_t| < threshold,   r reused = g_t r_computed + b_t
 
-    `errors` and `gains` are measured by lag (`analysis.calibrate`), the gain being the least-squares one,
-    g = <r_t, r_computed> / <r_computed, r_computed>. As a summary of the paper has it, the error e of a reused output v
-    is fitted by sigmoid(K v + B), linearised to (K v + B) / 4 + 1/2 with K = 4 cov(v, e) / var(v), and taken off: that
-    is a gain 1 - cov(v, e) / var(v) and an offset. Ours is the gain of a fit without offset, on the residual of all
-    blocks where the paper takes the model's output less its input. The paper also scales the sampler's steps by
-    clip(1 - |e| / |v_t - v_{t+1}|, 0, 1), which is no part of a cache. Nothing is watched, so the policy compiles to a
-    schedule.
+    `errors`, `gains` and `offsets` are measured by lag (`analysis.calibrate`); g and b are the regression of r_t on
+    r_computed. As a summary of the paper has it, the error e of a reused output v is fitted by sigmoid(K v + B),
+    linearised to (K v + B) / 4 + 1/2 with K = 4 cov(v, e) / var(v), and taken off: with the B of that fit it is this
+    regression. The paper reuses the model's output less its input, here it is the residual of all blocks. It also
+    scales the sampler's steps by clip(1 - |e| / |v_t - v_{t+1}|, 0, 1), which is no part of a cache. Nothing is watched,
+    so the policy compiles to a schedule.
     """
 
     name: ClassVar[str] = "ertacache"
@@ -52,9 +54,10 @@ class ERTACache(Policy):
         "https://arxiv.org/abs/2508.21091",
         "the residual of all blocks at profiled steps, with a calibrated correction",
     )
-    unsearched: ClassVar[frozenset[str]] = frozenset({"errors", "gains"})
+    unsearched: ClassVar[frozenset[str]] = frozenset({"errors", "gains", "offsets"})
     errors: Lags
     gains: Lags = ()
+    offsets: Lags = ()
     threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     max_skip: Annotated[int, Field(ge=1, le=12)] = 6
     start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
@@ -62,7 +65,7 @@ class ERTACache(Policy):
 
     @model_validator(mode="after")
     def _measured(self) -> ERTACache:
-        for name, lags in (("errors", self.errors), ("gains", self.gains)):
+        for name, lags in (("errors", self.errors), ("gains", self.gains), ("offsets", self.offsets)):
             if len({len(curve) for curve in lags}) > 1 or (name == "errors" and not (lags and lags[0])):
                 raise ValueError(f"{name} must be one list per lag, all of the same number of steps")
         return self
@@ -85,4 +88,4 @@ class ERTACache(Policy):
         state[site.name, branch] = step.index
 
     def predictor(self, site: Site, run: Run) -> Predictor:
-        return Rectified(gains=self.gains)
+        return Rectified(gains=self.gains, offsets=self.offsets)

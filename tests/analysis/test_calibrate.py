@@ -60,7 +60,7 @@ def test_ratios_are_mean_token_norm_ratios(calibration: Calibration, values: Any
         np.testing.assert_allclose(calibration.ratios[branch], expected / 2, rtol=1e-4)
 
 
-def test_curves_errors_and_gains(calibration: Calibration, values: Any, specimen: Specimen) -> None:
+def test_curves_errors_and_regressions(calibration: Calibration, values: Any, specimen: Specimen) -> None:
     sites = fc.find_sites(specimen.pipe)
     groups = {role: [s.name for s in fc.select(role, sites)] for role in ("spatial", "temporal", "cross", "ff")}
     for lag in (1, 2, 3):
@@ -75,9 +75,10 @@ def test_curves_errors_and_gains(calibration: Calibration, values: Any, specimen
                 assert calibration.curves[role][lag - 1][i] == pytest.approx(np.mean(cells), rel=1e-3)
         for i in range(lag, STEPS):
             four = [run for branch in ("cond", "uncond") for run in runs(values, "stack", branch)]
-            over = sum(float((r[i].double() * r[i - lag].double()).mean()) for r in four)
-            under = sum(float(r[i - lag].double().square().mean()) for r in four)
-            assert calibration.gains[lag - 1][i] == pytest.approx(over / under, rel=2e-2)
+            older, newer = (torch.cat([r[j].double().flatten() for r in four]).numpy() for j in (i - lag, i))
+            gain, offset = np.polyfit(older, newer, 1)
+            assert calibration.gains[lag - 1][i] == pytest.approx(gain, rel=2e-2)
+            assert calibration.offsets[lag - 1][i] == pytest.approx(offset, abs=2e-2 * abs(newer).mean())
         assert set(calibration.errors[lag - 1][:lag]) == {0.0}
 
 

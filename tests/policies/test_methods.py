@@ -179,6 +179,9 @@ def test_ertacache_plans_from_profiled_errors() -> None:
     value = torch.tensor([2.0])
     assert predictor.predict([Past(steps[3], value)], steps[4]).item() == pytest.approx(3.0)
     assert predictor.predict([Past(steps[1], value)], steps[4]).item() == 2.0  # not measured: held
+    shifted = ERTACache(errors=errors, gains=((1.0, 0.9, 0.9, 0.9, 1.5),), offsets=((0.0, 0.0, 0.0, 0.0, 0.25),))
+    predicted = shifted.predictor(sites()[0], Run.of(5)).predict([Past(steps[3], value)], steps[4])
+    assert predicted.item() == pytest.approx(3.25)
 
 
 def test_calibrated_curves_resample_by_progress() -> None:
