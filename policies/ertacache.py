@@ -42,7 +42,7 @@ class ERTACache(Policy):
     r_computed. As a summary of the paper has it, the error e of a reused output v is fitted by sigmoid(K v + B),
     linearised to (K v + B) / 4 + 1/2 with K = 4 cov(v, e) / var(v), and taken off: with the B of that fit it is this
     regression. The paper reuses the model's output less its input, here it is the residual of all blocks. It also
-    scales the sampler's steps by clip(1 - |e| / |v_t - v_{t+1}|, 0, 1), which is no part of a cache. Nothing is watched,
+    scales the sampler's steps by clip(1 - |e| / |v_t - v_{t+1}|, 0, 1), no part of a cache. Nothing is watched,
     so the policy compiles to a schedule.
     """
 
