@@ -5,8 +5,9 @@ Each function returns the object that `--json` prints; with `show` it also print
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections import Counter
+import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ from experiments.console import results, words
 
 if TYPE_CHECKING:
     from experiments.pipelines import Subject
+    from fastercache.inventory import Inventory
+
+_RANK = {"block": 1, "stack": 2, "denoiser": 3, "branch": 4}
+"""Kinds that hold the ones above them in the table come after those."""
 
 
 def policies(name: str | None, *, show: bool) -> dict[str, Any]:
@@ -83,24 +88,32 @@ def _allowed(schema: dict[str, Any]) -> dict[str, str]:
 
 
 def sites(subject: Subject, query: str | None, *, show: bool) -> dict[str, Any]:
-    """What can be reused in a pipeline, or what a query selects of it."""
-    from fastercache import find_sites
-
-    found = find_sites(subject.pipe)
-    chosen = found if query is None else rules.select(query, found)
+    """What can be reused in a pipeline, or what a query selects of it, what each costs, and what belongs to no site."""
+    inventories, uncounted = _inventories(subject)
+    found = tuple(site for inventory in inventories for site in inventory.sites)
+    chosen = {site.name for site in (found if query is None else rules.select(query, found))}
     if show:
-        grid = Table(title=f"{subject.name}: {type(subject.pipe).__name__}", title_justify="left", header_style="bold")
-        for heading in ("kind", "role", "depth", "site"):
-            grid.add_column(heading)
-        for site in chosen:
-            grid.add_row(str(site.kind), str(site.role or ""), str(site.depth) if site.depth >= 0 else "", site.name)
-        results.print(grid)
-        counts = Counter(str(site.role or site.kind) for site in chosen)
-        results.print(f"{len(chosen)} sites: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+        for inventory in inventories:
+            results.print(_sites_table(subject, inventory, chosen))
+            if query is None and inventory.rest:
+                results.print(_rest_table(inventory))
+        if uncounted:
+            words.print(f"FLOPs were not counted: {uncounted}", markup=False)
     return {
         "pipeline": subject.name,
         "class": type(subject.pipe).__name__,
         "query": query,
+        "not_counted": uncounted,
+        "denoisers": [
+            {
+                "class": inventory.denoiser,
+                "prefix": inventory.prefix,
+                "known": inventory.known,
+                "flops": inventory.flops,
+                "not_recognised": [asdict(part) for part in inventory.rest],
+            }
+            for inventory in inventories
+        ],
         "sites": [
             {
                 "name": site.name,
@@ -108,7 +121,68 @@ def sites(subject: Subject, query: str | None, *, show: bool) -> dict[str, Any]:
                 "role": None if site.role is None else str(site.role),
                 "depth": site.depth,
                 "span": list(site.span),
+                "flops": inventory.site_flops.get(site.name),
             }
-            for site in chosen
+            for inventory in inventories
+            for site in inventory.sites
+            if site.name in chosen
         ],
     }
+
+
+def _inventories(subject: Subject) -> tuple[list[Inventory], str]:
+    """The inventories, and why FLOPs could not be counted where that is so."""
+    from fastercache.inventory import take_inventory
+
+    known = inspect.signature(type(subject.pipe).__call__).parameters
+    usual = {"prompt": "a video", "num_inference_steps": 1}
+    call = {**{key: value for key, value in usual.items() if key in known}, **subject.call}
+    try:
+        return take_inventory(subject.pipe, lambda: subject.pipe(**call)), ""
+    except Exception as error:  # whatever a pipeline raises that wants arguments we do not know
+        reason = (
+            f"the pipeline could not be called ({' '.join(str(error).split())[:200]}); give its arguments by --call"
+        )
+        return take_inventory(subject.pipe), reason
+
+
+def _sites_table(subject: Subject, inventory: Inventory, chosen: set[str]) -> Table:
+    """One line per role and place, with the blocks they lie in."""
+    groups: dict[tuple[str, str], list[rules.Site]] = {}
+    for site in inventory.sites:
+        if site.name in chosen:
+            place = re.sub(r"\.\d+(?=\.|$)", ".*", site.name)
+            groups.setdefault((str(site.role or site.kind), place), []).append(site)
+    how = "known family" if inventory.known else "unknown class, found by structure"
+    title = f"{subject.name}: {type(subject.pipe).__name__}, {inventory.denoiser} ({how})"
+    grid = Table("kind", "where", "sites", "blocks", "FLOPs", "share", title=title, title_justify="left")
+    for (what, place), members in sorted(groups.items(), key=lambda item: _RANK.get(item[0][0], 0)):
+        flops = [inventory.site_flops[site.name] for site in members if site.name in inventory.site_flops]
+        first, last = min(site.span[0] for site in members), max(site.span[1] for site in members) - 1
+        span = "" if first < 0 else str(first) if first == last else f"{first}-{last}"
+        grid.add_row(what, place, str(len(members)), span, *_cost(sum(flops) if flops else None, inventory.flops))
+    return grid
+
+
+def _rest_table(inventory: Inventory) -> Table:
+    grid = Table("not recognised", "class", "FLOPs", "share", "parameters", title_justify="left")
+    for part in inventory.rest:
+        name = part.pattern if part.count == 1 else f"{part.pattern} ({part.count})"
+        grid.add_row(name, part.kind, *_cost(part.flops, inventory.flops), _short(part.parameters))
+    return grid
+
+
+def _cost(flops: int | None, total: int | None) -> tuple[str, str]:
+    """FLOPs, and their share of a whole call; empty where they were not counted."""
+    if flops is None or not total:
+        return "", ""
+    return _short(flops), f"{100 * flops / total:.1f} %"
+
+
+def _short(count: float) -> str:
+    """A number for a person: `1.5 M`."""
+    for unit in ("", " K", " M", " G"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} T"

@@ -112,17 +112,6 @@ def find_denoiser_sites(denoiser: nn.Module, prefix: str = "", *, branches: bool
     return tuple(sites)
 
 
-def unrecognised(denoiser: nn.Module) -> list[str]:
-    """Direct children that hold a large share of the parameters but no site; they are always computed."""
-    blocks = {block.family_list for block in find_blocks(denoiser)}
-    total = sum(p.numel() for p in denoiser.parameters()) or 1
-    return [
-        name
-        for name, child in denoiser.named_children()
-        if name not in blocks and sum(p.numel() for p in child.parameters()) > 0.05 * total
-    ]
-
-
 def module_at(denoiser: nn.Module, path: str) -> nn.Module:
     """The submodule at a dotted path. Raises AttachError if the model has changed since its sites were found."""
     try:

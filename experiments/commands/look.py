@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.options import Device, Dtype, Json, Pipe, finish, opened
+from experiments.options import Call, Device, Dtype, Json, Pipe, finish, opened
 
 
 def policies(
@@ -29,12 +29,13 @@ def sites(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    call: Call = None,
     as_json: Json = False,
 ) -> None:
-    """Show what can be reused in a pipeline: its sites by kind, role and depth.
+    """Show what can be reused in a pipeline, what it costs in one denoiser call, and what was not recognised.
 
     Example: `fastercache sites latte-digits --sites 'temporal|cross'`
     """
     from experiments import catalog
 
-    finish(catalog.sites(opened(pipe, device, dtype, None), query, show=not as_json), as_json)
+    finish(catalog.sites(opened(pipe, device, dtype, call), query, show=not as_json), as_json)

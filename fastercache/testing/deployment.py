@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import accelerate
@@ -40,12 +41,19 @@ class Outcome:
 def check_compile(build: Callable[[], Specimen], policy: Policy = POLICY) -> Outcome:
     """Compiled blocks give the plain pipeline's output and decisions without a graph break (`fullgraph=True`).
 
-    `torch.compile`'s eager backend is used: it captures the same graphs and keeps every bit.
+    Where the model's own blocks have graph breaks, those are allowed and told. `torch.compile`'s eager backend is
+    used: it captures the same graphs and keeps every bit.
     """
     expected = _run(build(), policy, lambda pipe: None)
     torch._dynamo.reset()
     try:
-        return _compare({"compiled": lambda: _run(build(), policy, _compile_blocks)}, expected)
+        outcome = _compare({"compiled": lambda: _run(build(), policy, compile_blocks)}, expected)
+        own = None if outcome.passed else _fails_alone(build, compile_blocks)
+        if own is None:
+            return outcome
+        torch._dynamo.reset()
+        outcome = _compare({"compiled": lambda: _run(build(), policy, partial(compile_blocks, whole=False))}, expected)
+        return Outcome(outcome.passed, outcome.detail or f"the model's own blocks break the graph: {own}")
     finally:
         torch._dynamo.reset()
 
@@ -56,22 +64,35 @@ def check_offload(build: Callable[[], Specimen], policy: Policy = POLICY) -> Out
     runs: dict[str, Callable[[], list[Tensor]]] = {}
     left_out = []
     for mode, enable in OFFLOADING.items():
-        try:
-            enable(build().pipe)
-        except ValueError as refusal:  # diffusers' own, for models that it says cannot
-            left_out.append(f"{mode} offloading: {str(refusal).split('. ')[0]}")
+        own = _fails_alone(build, enable)
+        if own is not None:
+            left_out.append(f"{mode} offloading fails without a session too: {own}")
             continue
         for late in (False, True):
             name = f"{mode} offloading enabled {'after' if late else 'before'} attaching"
-            runs[name] = _bound(build, policy, enable, late)
+            runs[name] = partial(_fresh, build, policy, enable, late)
     outcome = _compare(runs, expected)
     return Outcome(outcome.passed, outcome.detail or "; ".join(left_out))
 
 
-def _bound(
-    build: Callable[[], Specimen], policy: Policy, enable: Callable[[Any], None], late: bool
-) -> Callable[[], list[Tensor]]:
-    return lambda: _run(build(), policy, enable, late=late)
+def _fails_alone(build: Callable[[], Specimen], prepare: Callable[[Any], None]) -> str | None:
+    """Why the pipeline fails in this mode without any session; None where it does not."""
+    specimen = build()
+    try:
+        prepare(specimen.pipe)
+        specimen.generate(steps=1)
+    except Exception as error:
+        return _line(error)
+    return None
+
+
+def _fresh(build: Callable[[], Specimen], policy: Policy, prepare: Callable[[Any], None], late: bool) -> list[Tensor]:
+    return _run(build(), policy, prepare, late=late)
+
+
+def _line(error: Exception) -> str:
+    """An error in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
 
 
 def _run(specimen: Specimen, policy: Policy, prepare: Callable[[Any], None], *, late: bool = False) -> list[Tensor]:
@@ -90,16 +111,17 @@ def _compare(runs: dict[str, Callable[[], list[Tensor]]], expected: list[Tensor]
         try:
             found = run()
         except Exception as error:
-            return Outcome(False, f"{name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            return Outcome(False, f"{name}: {_line(error)}")
         if not all(map(same, found, expected)):
             return Outcome(False, f"{name}: output or decisions differ from the plain pipeline's")
     return Outcome(True)
 
 
-def _compile_blocks(pipe: Any) -> None:
+def compile_blocks(pipe: Any, whole: bool = True) -> None:
+    """Compile every block; `whole` makes a graph break an error."""
     for _, denoiser in denoisers_of(pipe):
         for block in find_blocks(denoiser):
-            block.module.compile(backend="eager", fullgraph=True)
+            block.module.compile(backend="eager", fullgraph=whole)
 
 
 def _components(pipe: Any) -> list[torch.nn.Module]:

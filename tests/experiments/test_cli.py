@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner, Result
 
 import fastercache as fc

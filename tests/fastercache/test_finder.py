@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastercache as fc
-from fastercache.finder import unrecognised
+from fastercache.inventory import take_inventory
 from fastercache.layout import BlockIO, flatten_output, rebuild_output, strip, take_rows
 from policies.vocabulary import Kind, Role
 
@@ -62,7 +62,29 @@ def test_an_unknown_transformer_is_found_by_structure() -> None:
         "layers.0.mlp": Role.FF,
     }
     assert [s.name for s in sites if s.kind is Kind.BLOCK] == ["layers.0", "layers.1", "layers.2"]
-    assert unrecognised(Homemade()) == ["refiner", "out"]
+
+
+def test_the_inventory_adds_up_and_names_what_was_not_recognised() -> None:
+    """Module sites and the rest hold every FLOP of a call, counted by hand; without a call parameters tell the rest."""
+    model, dim, tokens, text = Homemade(), 8, 5, 3
+    x, t, c = torch.zeros(1, tokens, dim), torch.zeros(1), torch.zeros(1, text, dim)
+    (found,) = take_inventory(model, lambda: model(x, t, encoder_hidden_states=c))
+    assert not found.known and found.denoiser == "Homemade"
+    itself = 3 * 2 * tokens * dim**2 + 4 * tokens**2 * dim
+    crossing = 2 * (tokens + 2 * text) * dim**2 + 4 * tokens * text * dim
+    assert found.site_flops["layers.1.self_attn"] == found.site_flops["layers.1.temporal_attn"] == itself
+    assert found.site_flops["layers.1.cross_attn"] == crossing
+    assert [(p.pattern, p.flops) for p in found.rest] == [
+        ("refiner", 80 * tokens * dim**2),
+        ("out", 80 * tokens * dim**2),
+    ]
+    modules = sum(n for name, n in found.site_flops.items() if name.count(".") == 2)
+    assert modules + sum(p.flops for p in found.rest) == found.flops == found.site_flops["denoiser"]
+    assert found.site_flops["stack"] == sum(found.site_flops[f"layers.{i}"] for i in range(3))
+    (unrun,) = take_inventory(model)
+    assert unrun.flops is None and [p.pattern for p in unrun.rest] == ["refiner", "out"]
+    with pytest.raises(fc.FasterCacheError, match="called no denoiser"):
+        take_inventory(model, lambda: None)
 
 
 @pytest.mark.parametrize("sites", ["attention", "block", "stack[1:]", "denoiser"])
