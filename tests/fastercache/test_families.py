@@ -146,15 +146,6 @@ def test_two_transformers_share_one_clock() -> None:
     assert used["denoiser"][0] and used["transformer_2/denoiser"][-1]
 
 
-def test_deepcache_on_a_unet() -> None:
-    """Reusing all blocks but the first and last is DeepCache: the shallow ones still see each step's input."""
-    s = specimen("sdxl")
-    with fc.attach(s.pipe, fc.StaticInterval(sites="block[1:-1]", interval=2)) as session:
-        output = s.generate()
-        assert session.last.speedup_flops > 1.2
-    assert not torch.equal(output, s.generate())
-
-
 def test_naive_keys_break_law_5(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap of caches without the branch in their key: law 5 notices."""
     from fastercache.store import Entry, History
