@@ -114,13 +114,13 @@ METHODS: tuple[Method, ...] = (
     Method("HiCache", "hicache", FORECAST, levels("interval", 2, 3, 4)),
     Method("FoCa", "foca", FORECAST, levels("interval", 2, 3, 4)),
     Method("MeanCache", "meancache", FORECAST, levels("interval", 2, 3, 4)),
-    Method("TeaCache", "teacache", CALIBRATED, levels("threshold", 0.03, 0.08, 0.15), calibrated=True),
+    Method("TeaCache", "teacache", CALIBRATED, levels("threshold", 0.05, 0.1, 0.15), calibrated=True),
     Method("MagCache", "magcache", CALIBRATED, (
         {"threshold": 0.03, "max_skip": 1, "together": True}, {"threshold": 0.06, "max_skip": 3, "together": True},
         {"threshold": 0.24, "max_skip": 5, "together": True},
     ), calibrated=True),
-    Method("SmoothCache", "smoothcache", CALIBRATED, levels("alpha", 0.02, 0.05, 0.15), calibrated=True),
-    Method("ERTACache", "ertacache", CALIBRATED, levels("threshold", 0.03, 0.08, 0.15), calibrated=True),
+    Method("SmoothCache", "smoothcache", CALIBRATED, levels("alpha", 0.03, 0.05, 0.1), calibrated=True),
+    Method("ERTACache", "ertacache", CALIBRATED, levels("threshold", 0.05, 0.08, 0.15), calibrated=True),
     Method("FirstBlockCache", "first_block_cache", WATCHING, levels("threshold", 0.03, 0.08, 0.16)),
     Method("DBCache", "dual_block_cache", WATCHING, levels("threshold", 0.03, 0.08, 0.16)),
     Method(
