@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
@@ -131,7 +132,7 @@ def _front(series: Sequence[Series], base: Sequence[ComparisonPoint], panel: str
 def draw_comparison(info: ComparisonInfo) -> Figure:
     """Two panels that share the quality axis, and a legend of every method beside them."""
     with styled():
-        figure = new_figure(14.2, 7.4)
+        figure = new_figure(14.2, max(7.4, 1.0 + 0.165 * (2 + len(_legend_rows(info)))))
         left, right, side = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 0.46))
         for axes, (panel, label) in zip((left, right), PANELS, strict=True):
             _draw_panel(axes, info, panel)
@@ -228,18 +229,29 @@ def _label_front(axes: Axes, info: ComparisonInfo, panel: str) -> None:
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
-def _draw_legend(axes: Axes, info: ComparisonInfo) -> None:
-    axes.axis("off")
-    handles: list[Any] = [
-        Line2D([], [], color=BASELINE, lw=4.5, marker="o", ms=4, mec="white", label=info.reference),
-        Patch(color=BASELINE, alpha=0.13, label=f"does not beat {info.reference}"),
-    ]
+def _legend_rows(info: ComparisonInfo) -> list[tuple[str, list[Series]]]:
+    """(text, lines) in order; a family's name has no lines, a method's line has its peers' beside it."""
+    rows: list[tuple[str, list[Series]]] = []
     family = ""
     for line in info.series:
         if line.family != family:
             family = line.family
-            handles.append(Line2D([], [], lw=0, label=family))
-        handles.append(
+            rows.append((family, []))
+        own = next((r for r in rows if r[1] and (r[1][0].family, r[1][0].method) == (family, line.method)), None)
+        if own is None:
+            rows.append((line.label, [line]))
+        else:
+            rows[rows.index(own)] = (f"{own[0]} · {line.package}", [*own[1], line])
+    return rows
+
+
+def _draw_legend(axes: Axes, info: ComparisonInfo) -> None:
+    axes.axis("off")
+    handles: list[Any] = [Line2D([], [], color=BASELINE, lw=4.5, marker="o", ms=4, mec="white")]
+    handles.append(Patch(color=BASELINE, alpha=0.13))
+    rows = _legend_rows(info)
+    for _, lines in rows:
+        marks = [
             Line2D(
                 [],
                 [],
@@ -250,14 +262,15 @@ def _draw_legend(axes: Axes, info: ComparisonInfo) -> None:
                 ms=6,
                 mfc="white" if line.package else line.colour,
                 mec=line.colour,
-                label=line.label,
             )
-        )
+            for line in lines
+        ]
+        handles.append(tuple(marks) if marks else Line2D([], [], lw=0))
+    labels = [info.reference, f"does not beat {info.reference}", *(text for text, _ in rows)]
     legend = axes.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.0, fontsize=8.2,
-        labelspacing=0.32, handlelength=2.2,
+        handles, labels, loc="upper left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.0, fontsize=8.2,
+        labelspacing=0.32, handlelength=3.4, handler_map={tuple: HandlerTuple(ndivide=None, pad=0.3)},
     )  # fmt: skip
-    families = {line.family for line in info.series}
-    for text in legend.get_texts()[2:]:
-        if text.get_text() in families:
+    for text, (_, lines) in zip(legend.get_texts()[2:], rows, strict=True):
+        if not lines:
             text.set_fontweight("bold")

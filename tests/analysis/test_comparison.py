@@ -67,7 +67,7 @@ def test_the_figure_names_every_method_and_keeps_inside_its_edges() -> None:
     assert isinstance(figure, Figure) and to_image(figure).std() > 5
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     shown = [text.get_text() for text in legend.get_texts()]
-    for label in ("fewer steps", "does not beat fewer steps", "Tea", "Mag (diffusers)", "calibrated", "fixed"):
+    for label in ("fewer steps", "does not beat fewer steps", "Tea", "Mag · diffusers", "calibrated", "fixed"):
         assert label in shown
     width, height = figure.get_size_inches()
     box = figure.get_tightbbox(figure.canvas.get_renderer())  # type: ignore[attr-defined]
