@@ -104,7 +104,7 @@ def test_it_is_tuned_through_its_bounds_and_its_config_loads_where_the_file_is_g
         "--study", str(study), "--out", str(tuned),
     )  # fmt: skip
     assert found["policy"]["policy"] == "late" and 2 <= found["policy"]["gap"] <= 4 and found["speedup_flops"] > 1
-    assert json.loads((study / "job.json").read_text())["policy"] == "late"
+    assert json.loads((study / "job.json").read_text())["policies"] == ["late"]
     forget()
     apply = (
         "generate",
