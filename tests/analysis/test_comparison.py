@@ -18,7 +18,7 @@ def point(method: str, flops: float, psnr: float, *, wall: float = 0.0, package:
 
 POINTS = [
     point("fewer steps", 2.0, 40.0), point("fewer steps", 1.2, 50.0), point("fewer steps", 4.0, 30.0),
-    point("Tea", 1.5, 52.0, wall=1.1), point("Tea", 3.0, 41.0, wall=1.9), point("Tea", 1.4, 39.0),
+    point("Tea", 1.5, 52.0, wall=1.1), point("Tea", 3.0, 40.5, wall=1.9), point("Tea", 1.4, 39.0),
     point("FORA", 2.0, 39.0), point("FORA", 3.4, 32.0),  # below the line of fewer steps, which is 32.3 there
     point("Mag", 1.6, 51.0), point("Mag", 1.6, 49.0, package="diffusers"),
     point("Mag", 1.0, 100.0),
@@ -52,7 +52,7 @@ def test_a_front_holds_what_neither_a_method_nor_fewer_steps_beats() -> None:
         return [(info.series[s].label, info.series[s].points[p].flops[0]) for s, p in info.fronts[panel]]
 
     assert names("flops") == [("Tea", 1.5), ("Mag", 1.6), ("Tea", 3.0)]
-    assert names("wall") == [("Tea", 1.5), ("Mag", 1.6), ("Tea", 3.0)]
+    assert names("wall") == [("Tea", 1.5), ("Mag", 1.6)]  # at 1.9x the line of fewer steps is at 41.0
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
