@@ -52,6 +52,15 @@ def _traced_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     return output
 
 
+def _untrace_copy(module: nn.Module) -> None:
+    """Take off the traced form that a copy of a module inherited; no session of its own will."""
+    own = module.__dict__
+    if getattr(own.get("forward"), "__func__", None) is _traced_forward:
+        own["forward"] = own["_fc_inner"]
+        for name in (*_TRACED, "_fc_inner"):
+            own.pop(name, None)
+
+
 Place = tuple[dict[str, Any], str]
 
 
@@ -87,6 +96,7 @@ class SiteForward:
         self.module = module
         self.outermost = outermost  # around diffusers' hooks, not inside them
         self.attribute = "forward"
+        _untrace_copy(module)
         self.had_own = "forward" in module.__dict__
         self.inner: Inner = module.forward
         self.handler: Handler | None = None

@@ -119,6 +119,7 @@ def compiled(latte: Specimen) -> Iterator[list[nn.Module]]:
 COMPILED = {
     "nothing reused": fc.NoCache(),
     "modules": fc.StaticInterval(sites="all", interval=2),
+    "blocks": fc.StaticInterval(sites="block", interval=2),
     "stack over modules": fc.Compose(
         [fc.StaticInterval(sites="stack[1:3]"), fc.DynamicReuse(sites="spatial", start=0)]
     ),
@@ -205,6 +206,20 @@ def test_rules_that_watch_the_first_block_decide_about_compiled_stacks(wan: Spec
         with fc.attach(wan.pipe, policy) as session:
             assert torch.equal(wan.generate(), want[name][0]), name
             assert (session.last.codes == want[name][1]).all(), name
+
+
+def test_a_copy_of_an_attached_compiled_pipeline_is_bare_and_may_be_attached_and_compiled_itself(wan: Specimen) -> None:
+    policy = fc.StaticInterval(sites="attention", interval=3)
+    bare = wan.generate(steps=3)
+    wan.pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    with fc.attach(wan.pipe, policy) as session:
+        expected = wan.generate(steps=3)
+        copied = copy.deepcopy(wan)
+        assert torch.equal(copied.generate(steps=3), bare)
+        copied.pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+        with fc.attach(copied.pipe, policy):
+            assert torch.equal(copied.generate(steps=3), expected)
+        assert len(session.traces) == 1, "the copy's runs are not the session's"
 
 
 def explained(specimen: Specimen, policy: Policy) -> list[tuple[int, int]]:
