@@ -17,6 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from policies.base import Policy, Predictor
+from policies.errors import AttachError
+from policies.vocabulary import Signal, Site
+
 TOKENS = 1
 """The axis of hidden states (rows, tokens, channels) that is shared out, in all of diffusers' plans."""
 
@@ -43,6 +47,14 @@ class Ranks:
             return None
         uneven = bool(config.ulysses_anything or config.ring_anything)
         return cls(config._flattened_mesh.get_group(), config._device, uneven)
+
+    def check(self, policy: Policy, site: Site, predictor: Predictor) -> None:
+        """Raises AttachError for a predictor that measures what each rank holds a part of."""
+        if predictor.signal not in (None, Signal.INPUT):
+            raise AttachError(
+                f"{policy.name} predicts {site.name} by measuring hidden states, of which each rank of context "
+                "parallelism holds a part: use another predictor with it, or one process"
+            )
 
     def whole(self, part: Tensor) -> Tensor:
         """(rows, tokens of this rank, channels) to (rows, all tokens, channels), the same on every rank."""
