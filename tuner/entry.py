@@ -113,7 +113,7 @@ def default_seeds(space: Space, given: Mapping[str, Policy] | None = None) -> di
         encoded = space.encode(base).params
         # Interval 1 reuses nothing where all reuse goes by intervals; where none does the reference stands for it.
         off = {name: 1 for name in encoded if name.rsplit(".", 1)[-1] in ("interval", "cfg_interval")}
-        if off and base.static:
+        if off:
             seeds["no_cache"] = space.build({**encoded, **off})
             break
     alone = len(space.bases) == 1

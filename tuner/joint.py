@@ -54,9 +54,9 @@ class JointSpace(Space):
         return self.spaces[params[METHOD]].build(own)
 
     def encode(self, policy: Policy) -> Encoded:
-        fits = {name: s.encode(policy) for name, s in self.spaces.items() if type(s.base) is type(policy)}
-        if not fits:
-            raise InvalidPolicy(f"this space is of {', '.join(self.spaces)}, not of {policy.name}")
-        name = min(fits, key=lambda n: len(fits[n].changed))
-        own = {f"{name}.{key}": value for key, value in fits[name].params.items()}
-        return Encoded({METHOD: name, **own}, fits[name].changed)
+        for name, space in self.spaces.items():
+            if type(space.base) is type(policy):
+                found = space.encode(policy)
+                own = {f"{name}.{key}": value for key, value in found.params.items()}
+                return Encoded({METHOD: name, **own}, found.changed)
+        raise InvalidPolicy(f"this space is of {', '.join(self.spaces)}, not of {policy.name}")

@@ -89,12 +89,12 @@ class Library:
         left_out: dict[str, str] = {}
         for name, policy in by_name.items():
             try:
-                spaces[name] = self._one(policy, fixed[name], bounds[name])
-                spaces[name].base.claims(find_sites(self.evaluator.pipe))
+                space = self._one(policy, fixed[name], bounds[name])
+                space.base.claims(find_sites(self.evaluator.pipe))
+                spaces[name] = space
             except FasterCacheError as reason:
                 if not everything:
                     raise
-                spaces.pop(name, None)
                 left_out[name] = str(reason)
         return JointSpace.of(spaces, left_out)
 

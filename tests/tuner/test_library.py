@@ -10,6 +10,7 @@ import pytest
 
 import fastercache as fc
 from analysis.calibrate import Calibration
+from fastercache import zoo
 from policies.errors import FasterCacheError, InvalidPolicy
 from tests.tuner.conftest import CALL, SEARCH
 from tuner import Evaluator, JointSpace, Outcome, SearchSpace, Study, default_seeds, tune
@@ -72,12 +73,31 @@ def test_constants_are_measured_once_and_kept(evaluator: Evaluator, monkeypatch:
     assert library(evaluator).space("teacache").bases == first
 
 
+def test_a_radius_beyond_the_latent_is_not_searched(evaluator: Evaluator) -> None:
+    """The latent is 8 x 8: beyond 4 bins every frequency is low, whatever the field's own bound."""
+    assert library(evaluator).space("fastercache").distributions["radius"].high == 4
+    both = library(evaluator, bounds={"cfg_cache.radius": (1, 3)}).space(["cfg_cache", "fastercache"]).distributions
+    assert (both["cfg_cache.radius"].high, both["fastercache.radius"].high) == (3, 4)
+
+
 def test_any_searches_all_that_the_pipeline_allows_and_says_what_it_leaves_out(evaluator: Evaluator) -> None:
     space = library(evaluator).space(ANY)
     assert isinstance(space, JointSpace)
     assert set(space.left_out) | set(space.bases) == set(fc.known_policies())
     assert set(space.left_out) >= NOTHING and all(space.left_out.values())
     assert {"fastercache", "foca", "magcache", "teacache", "easycache", "tgate"} <= set(space.bases)
+
+
+def test_a_policy_without_a_site_on_this_model_is_refused(tmp_path: Path) -> None:
+    """SD3 has no cross-attention of its own, which TGate freezes; under `any` it would be left out."""
+    evaluator = Evaluator(zoo.build("sd3").pipe, store=tmp_path)
+    with pytest.raises(fc.NoSiteMatched, match="cross"):
+        library(evaluator).space(["fora", "tgate"])
+
+
+def test_a_policy_of_another_kind_is_no_point_of_the_space() -> None:
+    with pytest.raises(InvalidPolicy, match="not of fora"):
+        joint().encode(fc.FORA())
 
 
 def joint() -> JointSpace:

@@ -27,6 +27,7 @@ class Custom(Policy):
     level: Annotated[float, Field(ge=0.5, le=2.0)] | None = None
     blocks: Annotated[int, Field(ge=1, le=1000)] = 10
     phase: Annotated[int, Field(ge=0, le=3)] = 0
+    frames: Annotated[int, Field(ge=0, le=12, multiple_of=4)] = 4
     unbounded: float = 1.0
     label: str = "x"
 
@@ -66,9 +67,16 @@ def test_bounds_come_from_the_fields_of_any_policy() -> None:
     assert found["soft"].choices == (False, True)
     assert found["how"].choices == ("hold", "taylor")
     assert found["blocks"].log
+    assert (found["frames"].low, found["frames"].high, found["frames"].step) == (0, 12, 4)
     assert found["level:kind"].choices == ("None", "value")
     assert (found["level"].low, found["level"].high) == (0.5, 2.0)
     assert set(space.fixed) == {"phase", "unbounded", "label"}
+
+
+def test_bounds_bring_back_a_field_that_others_cover() -> None:
+    assert "divisor" not in SearchSpace.of("fastercache").distributions
+    found = SearchSpace.of("fastercache", bounds={"divisor": (2, 9)}).distributions["divisor"]
+    assert (found.low, found.high) == (2, 9)
 
 
 def test_conditional_parameters_exist_only_where_they_mean_something() -> None:
