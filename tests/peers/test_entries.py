@@ -9,7 +9,7 @@ import torch
 
 import fastercache as fc
 from experiments.lineup import DBCACHE, PEERS
-from experiments.peers import Peer, counted, reason, sets_contexts
+from experiments.peers import Peer, class_kept, counted, reason, sets_contexts
 from fastercache.attach import denoisers_of
 
 
@@ -62,3 +62,15 @@ def test_faster_cache_with_separate_calls_is_refused_in_one_line(wan: Any) -> No
     with pytest.raises(Exception) as found:
         flops_of(wan, Peer("diffusers", "FasterCache", fields))
     assert "\n" not in reason(found.value)
+
+
+def test_what_is_set_on_a_class_is_taken_back() -> None:
+    """cache-dit takes its own things back when asked; this holds also where it failed halfway."""
+
+    class Pipeline:
+        kept = 1
+
+    with pytest.raises(RuntimeError), class_kept(Pipeline):
+        Pipeline.kept, Pipeline.added = 2, 3  # type: ignore[attr-defined]
+        raise RuntimeError
+    assert Pipeline.kept == 1 and not hasattr(Pipeline, "added")
