@@ -77,6 +77,11 @@ def prepare(hook: SiteForward, unit: ModuleUnit, call: Call) -> None:
             f"{unit.policy.name} decides inside the compiled block at {unit.site}: use it without compiling, freeze a "
             "run with trace.schedule() and use that, or claim whole blocks"
         )
+    if unit.turns > 1:
+        raise AttachError(
+            f"the compiled block calls {unit.site} {unit.turns} times a step, so one value cannot stand in for it: "
+            "leave this site out, claim whole blocks, or use it without compiling"
+        )
     reused = unit.decide(call, unit.source(call))
     if not reused:
         hook.set_traced(PASS if unit.idle(call) or not _planned(unit, call) else STORE)

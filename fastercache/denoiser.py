@@ -167,6 +167,8 @@ class Denoiser:
         parts = len(self.branches.groups[0])
         for unit in self.units.values():
             unit.clones = unit.path in cost.changed
+            if isinstance(unit, ModuleUnit):
+                unit.turns = cost.turns.get(unit.path, 1)
 
         def shapes(site: Site) -> list[Shape]:
             unit = self.unit(site)

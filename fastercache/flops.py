@@ -46,12 +46,14 @@ class Cost:
         inclusive: FLOPs inside each hooked module, by module path.
         outputs: shape and dtype of each tensor a hooked module returned; the denoiser's own under `""`.
         changed: modules whose returned tensors the model later changed in place.
+        turns: how often the call called each hooked module.
     """
 
     total: int
     inclusive: dict[str, int]
     outputs: dict[str, list[Shape]]
     changed: frozenset[str]
+    turns: dict[str, int]
 
     def computed(self, skipped: list[tuple[str, float]]) -> int:
         """FLOPs of a call that skipped these shares of these modules' rows."""
@@ -167,7 +169,7 @@ def _count(hooks: dict[str, SiteForward], inner: Inner, args: tuple[Any, ...], k
     notes.note("", output)
     notes.settle()
     inclusive = {path: notes.inclusive.get(path, 0) for path in hooks}
-    return Cost(counter.get_total_flops(), inclusive, notes.outputs, frozenset(notes.changed))
+    return Cost(counter.get_total_flops(), inclusive, notes.outputs, frozenset(notes.changed), notes.turns)
 
 
 class _Notes:
@@ -180,6 +182,7 @@ class _Notes:
         self.inclusive: dict[str, int] = {}
         self.outputs: dict[str, list[Shape]] = {}
         self.changed: set[str] = set()
+        self.turns: dict[str, int] = {}
         self._held: deque[tuple[str, Tensor, int]] = deque()
 
     def handler(self, path: str) -> Handler:
@@ -194,7 +197,8 @@ class _Notes:
 
     def note(self, path: str, output: Any) -> None:
         tensors = [t for t in flatten_output(output) if t is not None]
-        self.outputs[path] = [(tuple(t.shape), t.dtype) for t in tensors]
+        self.outputs.setdefault(path, []).extend((tuple(t.shape), t.dtype) for t in tensors)
+        self.turns[path] = self.turns.get(path, 0) + 1
         self._held.extend((path, t, t._version) for t in tensors if not t.is_inference())
         while len(self._held) > self.HELD:
             self._check(*self._held.popleft())

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from fastercache.calls import Streams
+from fastercache.calls import Call, RunState, Streams
 from fastercache.hooks import Inner
 from fastercache.layout import BlockIO, flatten_output, leading_tensor, rebuild_output, strip, take_rows
 from fastercache.units import Unit, join
-from policies.vocabulary import Site
+from policies.vocabulary import Branch, Site
+
+
+@dataclass(slots=True)
+class _Turns:
+    """Where one denoiser call is among its several calls of a module."""
+
+    call: Call
+    reused: tuple[Branch, ...]
+    left: Streams  # predicted values of the turns to come
+    index: int = 0
+    fresh: Streams = field(default_factory=list)
+    values: Streams = field(default_factory=list)
 
 
 class ModuleUnit(Unit):
@@ -21,10 +34,20 @@ class ModuleUnit(Unit):
         self.io = io  # None for a plain module, whose value is its output
         self.text_first = text_first
         self.streams: list[int] = []
+        self.turns = 1
+        """How often one denoiser call calls the module, as CogView4 does its feed-forward: image, then text."""
+        self._turns: _Turns | None = None  # of the present denoiser call
+        self._templates: dict[int, Any] = {}  # by turn
+
+    def begin(self, state: RunState) -> None:
+        super().begin(state)
+        self._turns = None
 
     def handle(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert self.state is not None
         call = self.state.now
+        if self.turns > 1:
+            return self._handle_turn(call, inner, args, kwargs)
         reused = self.decide(call, self.source(call))
         computed = tuple(b for b in call.branches if b not in reused) if reused else call.branches
         inputs = self.io.inputs(args, kwargs) if self.io else []
@@ -33,10 +56,7 @@ class ModuleUnit(Unit):
         output: Any = None
         if computed:
             if reused:
-                self.state.cut()
-                lead = (leading_tensor(args, kwargs).shape[0], call.batch)
-                parts = [call.branches.index(b) for b in computed]
-                args, kwargs = (take_rows(x, lead, parts, len(call.branches)) for x in (args, kwargs))
+                args, kwargs = self._cut(call, computed, args, kwargs)
             output = inner(*args, **kwargs)
             inside = self.io.inputs(args, kwargs) if self.io else []
             fresh = self._values(flatten_output(output), inside, joined_later=bool(reused))
@@ -51,6 +71,48 @@ class ModuleUnit(Unit):
         if self.watchers:
             self.tell(call, next((v for v in values if v is not None), None) if not self.io else self._main(values))
         return output
+
+    def _handle_turn(self, call: Call, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One of several calls of the module: decided at the first, the values of all of them kept at the last."""
+        now = self._turns
+        if now is None or now.call is not call:
+            reused = self.decide(call, self.source(call))
+            now = self._turns = _Turns(call, reused, self.predict(call, reused) if reused else [])
+            if reused:
+                call.skipped.append((self.path, len(reused) / len(call.branches)))
+        turn, now.index = now.index, now.index + 1
+        computed = tuple(b for b in call.branches if b not in now.reused)
+        inputs = self.io.inputs(args, kwargs) if self.io else []
+        fresh: Streams = []
+        output: Any = None
+        if computed:
+            if now.reused:
+                args, kwargs = self._cut(call, computed, args, kwargs)
+            output = inner(*args, **kwargs)
+            inside = self.io.inputs(args, kwargs) if self.io else []
+            fresh = self._values(flatten_output(output), inside, joined_later=True)
+            self._templates[turn] = strip(output)
+        width = len(flatten_output(self._templates[turn]))
+        values = join(call, now.reused, now.left[:width], computed, fresh)
+        now.left = now.left[width:]
+        now.fresh += fresh
+        now.values += values
+        if now.index == self.turns:
+            self._turns = None
+            if computed:
+                self.keep(call, computed, now.fresh)
+            self.tell(call, next((v for v in now.values if v is not None), None))
+        return rebuild_output(self._templates[turn], self._outputs(values, inputs)) if now.reused else output
+
+    def _cut(
+        self, call: Call, computed: tuple[Branch, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments' rows of the branches that are computed."""
+        assert self.state is not None
+        self.state.cut()
+        lead = (leading_tensor(args, kwargs).shape[0], call.batch)
+        parts = [call.branches.index(b) for b in computed]
+        return take_rows(args, lead, parts, len(call.branches)), take_rows(kwargs, lead, parts, len(call.branches))
 
     def _main(self, values: Streams) -> Tensor | None:
         """The residual of the hidden-states stream."""

@@ -105,6 +105,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self.finish()
         self.detach()
 
     def detach(self) -> None:
@@ -139,6 +141,13 @@ class Session:
         """Announce a run of a sampling loop of your own: its timesteps, in order."""
         self._run_announced()
         self._clock.start(timesteps)
+
+    def finish(self) -> None:
+        """End a run of your own loop, where guidance was off in its last step: no call tells that another will follow.
+
+        Leaving the session's `with` does the same.
+        """
+        self._clock.finish()
 
     @contextmanager
     def branch(self, *names: Branch) -> Iterator[None]:

@@ -14,13 +14,14 @@ from policies.vocabulary import Kind
 
 
 def fine(pipe: Any) -> Policy:
-    """Attention extrapolated and the unconditional branch predicted, from the first step on.
+    """Attention extrapolated, feed-forwards held and the unconditional branch predicted, from the first step on.
 
-    Pipelines with perturbed-attention guidance cannot leave a branch out of a call, so there it is attention alone.
+    Pipelines with perturbed-attention guidance cannot leave a branch out of a call, so there no branch is predicted.
     """
+    held = StaticInterval(sites="ff", interval=3)
     if hasattr(type(pipe), "do_perturbed_attention_guidance"):
-        return DynamicReuse(start=0.0)
-    return FasterCache(start=0.0, cfg_start=0.0, cfg_interval=3)
+        return Compose([DynamicReuse(start=0.0), held])
+    return Compose([FasterCache(start=0.0, cfg_start=0.0, cfg_interval=3), held])
 
 
 def coarse(pipe: Any) -> Policy:

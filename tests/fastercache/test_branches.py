@@ -93,6 +93,26 @@ def test_guidance_off_part_way_is_told_by_the_timestep(loop: Loop) -> None:
     assert seen == [(COND, 0), (COND, 1), (UNCOND, 1), (COND, 2), (COND, 3), (COND, 4), (UNCOND, 4)]
 
 
+@pytest.mark.parametrize("explicit", [True, False])
+def test_guidance_off_at_the_end_leaves_a_whole_trace(loop: Loop, explicit: bool) -> None:
+    """The last step calls one branch of two: `finish`, or the end of the session, says that no other follows."""
+    with fc.attach(loop.model, POLICY, guidance="separate") as session:
+        session.start(TIMES)
+        for i, time in enumerate(TIMES):
+            for branch in (COND, UNCOND) if i < 3 else (COND,):
+                loop.call(loop.x, time, branch)
+        assert not session.last.complete
+        if explicit:
+            session.finish()
+            assert session.last.complete and session.last.bytes_per_step[-1] == 0
+    assert session.last.complete and session.last.run.count == 5
+    with pytest.raises(ZeroDivisionError), fc.attach(loop.model, POLICY, guidance="separate") as session:
+        session.start(TIMES[-1:])
+        loop.call(loop.x, TIMES[-1], COND)
+        raise ZeroDivisionError
+    assert not session.last.complete, "a loop that raised is not whole"
+
+
 def run_three(loop: Loop, session: fc.Session, style: str) -> dict[str, list[Tensor]]:
     order = (UNCOND, COND, "perturbed")
     outputs: dict[str, list[Tensor]] = {b: [] for b in order}

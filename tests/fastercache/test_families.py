@@ -136,6 +136,21 @@ def test_guidance_is_told_anew_for_each_run(name: str) -> None:
             assert session.last.run.branches == ((COND,) if overrides else (COND, UNCOND))
 
 
+def test_a_module_called_twice_in_a_call_keeps_both_values() -> None:
+    """CogView4's feed-forward serves image and text: one held value would stand in for both."""
+    s = specimen("cogview4")
+    module = s.pipe.transformer.get_submodule("transformer_blocks.0.ff")
+    shapes: list[tuple[int, ...]] = []
+    handle = module.register_forward_hook(lambda m, args, output: shapes.append(tuple(output.shape)))
+    with fc.attach(s.pipe, fc.StaticInterval(sites="transformer_blocks.0.ff", interval=2)) as session:
+        output = s.generate(steps=2, **s.unguided)
+        shapes.clear()
+        assert torch.equal(s.generate(steps=2, **s.unguided), output)
+        assert session.last.share() == 0.5
+    handle.remove()
+    assert shapes[:2] == shapes[2:] and shapes[0] != shapes[1], "image and text, computed and then held"
+
+
 def test_two_transformers_share_one_clock() -> None:
     s = specimen("wan-2.2")
     with fc.attach(s.pipe, fc.StaticInterval(sites="transformer_2/denoiser|denoiser", interval=2)) as session:

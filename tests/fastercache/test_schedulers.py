@@ -111,6 +111,27 @@ def test_guidance_that_ends_part_way(latte: Specimen) -> None:
         assert torch.equal(s.generate(), full)
 
 
+@pytest.mark.parametrize("last", [1, 3])
+def test_separate_guidance_that_ends_part_way(last: int) -> None:
+    """Wan stops its second call once a callback has lowered the scale: later calls stay the conditional ones."""
+    s = zoo.build("wan")
+
+    def off(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == last:
+            pipe._guidance_scale = 1.0
+        return {}
+
+    bare = s.generate(callback_on_step_end=off)
+    with fc.attach(s.pipe, fc.NoCache(sites="all|denoiser|branch")):
+        assert torch.equal(s.generate(callback_on_step_end=off), bare)
+    with fc.attach(s.pipe, POLICY) as session:
+        first = s.generate(callback_on_step_end=off)
+        assert session.last.complete and session.last.bytes_per_step[-1] == 0
+        branches = dict(zip(session.last.run.branches, session.last.codes[-1], strict=True))
+        assert torch.equal(s.generate(callback_on_step_end=off), first)
+    assert (branches[UNCOND][last + 1 :] == Code.UNREACHED).all() and (branches[COND] != Code.UNREACHED).all()
+
+
 def test_guidance_that_changes_from_step_to_step() -> None:
     s = zoo.build("cogvideox")
     bare = s.generate(use_dynamic_cfg=True)
