@@ -32,13 +32,13 @@ from analysis.plots import (
     timeline_info,
 )
 from experiments import render
+from experiments.bench.contest import UNCACHED, Contest, write_json
+from experiments.bench.entries import Entry, FewerSteps
+from experiments.bench.rows import Row, table
 from experiments.console import progress, results, words
-from experiments.contest import UNCACHED, Contest, write_json
-from experiments.entries import Entry, FewerSteps
 from experiments.pipelines import Subject
 from experiments.poster import poster, schedule_rows
 from experiments.recording import recorded, save_figures
-from experiments.rows import Row, table
 from experiments.searching import Job, study_of, watched
 from policies.vocabulary import matches
 from tuner import Budget, Evaluator, Outcome, Record, Study, export

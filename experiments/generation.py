@@ -13,11 +13,11 @@ from typing import Any
 import fastercache as fc
 from experiments import render
 from experiments.arguments import choose, read_prompts
+from experiments.bench.contest import UNCACHED, Contest, judged
+from experiments.bench.entries import described, once
+from experiments.bench.rows import Row, table
 from experiments.console import progress, results
-from experiments.contest import UNCACHED, Contest, judged
-from experiments.entries import described, once
 from experiments.pipelines import Subject
-from experiments.rows import Row, table
 from tuner.evaluate import Evaluator
 
 

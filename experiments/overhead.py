@@ -24,8 +24,8 @@ from torch import nn
 
 import fastercache as fc
 from analysis.record import record
+from experiments.bench.peers import Peer, Refused
 from experiments.console import progress, results, words
-from experiments.peers import Peer, Refused
 from experiments.pipelines import Subject
 
 BARE = "bare pipeline"

@@ -12,12 +12,12 @@ from typing import Any
 
 import fastercache as fc
 from experiments.arguments import assignments, named, read_prompts
+from experiments.bench.contest import UNCACHED, Contest, write_json
+from experiments.bench.entries import FewerSteps
+from experiments.bench.rows import Row, table
+from experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
 from experiments.console import progress, results, words
-from experiments.contest import UNCACHED, Contest, write_json
-from experiments.entries import FewerSteps
 from experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
-from experiments.rows import Row, table
-from experiments.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
 from tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
 from tuner.export import searched
 from tuner.library import check
@@ -216,7 +216,7 @@ def against_fewer_steps(subject: Subject, record: Record, job: Job, folder: Path
 
 
 def beats_fewer_steps(contest: Contest) -> Verdict:
-    """Whether the tuned policy has a better PSNR than fewer steps at its FLOPs; see `experiments.verdict`."""
+    """Whether the tuned policy has a better PSNR than fewer steps at its FLOPs; see `experiments.bench.verdict`."""
     values = {name: [float(run["psnr"]) for run in contest.figures(name)] for name in contest.entries}
     speedups = {name: contest.row(name).speedup_flops for name in contest.entries}
     fewer = [name for name, entry in contest.entries.items() if isinstance(entry, FewerSteps)]

@@ -11,7 +11,7 @@ import pytest
 
 import fastercache as fc
 from experiments import demo as story
-from experiments.contest import UNCACHED, Contest, write_json
+from experiments.bench.contest import UNCACHED, Contest, write_json
 from experiments.pipelines import Subject, open_pipeline
 from experiments.searching import export_study
 from tuner import Evaluator

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fastercache as fc
-from experiments.lineup import DBCACHE, PEERS
-from experiments.peers import Peer, class_kept, counted, reason, sets_contexts
+from experiments.bench.lineup import DBCACHE, PEERS
+from experiments.bench.peers import Peer, class_kept, counted, reason, sets_contexts
 from fastercache.attach import denoisers_of
 
 

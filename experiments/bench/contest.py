@@ -22,9 +22,9 @@ from torch import Tensor
 
 import fastercache as fc
 from analysis.quality import measure
-from experiments.entries import Entry, Outcome, described, once
+from experiments.bench.entries import Entry, Outcome, described, once
+from experiments.bench.rows import Row
 from experiments.pipelines import Subject
-from experiments.rows import Row
 from fastercache.tuned import Measured
 from tuner.evaluate import Evaluator, hardware
 

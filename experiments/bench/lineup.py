@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 
 import fastercache as fc
 from analysis.calibrate import Calibration
-from experiments.entries import Entry, FewerSteps
-from experiments.peers import Peer
+from experiments.bench.entries import Entry, FewerSteps
+from experiments.bench.peers import Peer
 from policies.errors import UnknownPolicy, suggest
 
 LEVELS = ("gentle", "middle", "strong")

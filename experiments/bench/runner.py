@@ -15,13 +15,13 @@ from typing import Any
 
 import fastercache as fc
 from analysis.calibrate import Calibration, calibrate
+from experiments.bench.contest import COUNTED, HEAT, UNCACHED, Contest
+from experiments.bench.lineup import FEWER, Contender, Method, lineup
+from experiments.bench.peers import Peer
+from experiments.bench.standings import Line, Results
+from experiments.bench.verdict import RULE, Baseline, Interval, Verdict, mean_interval, ratio_interval, verdict
 from experiments.console import progress, words
-from experiments.contest import COUNTED, HEAT, UNCACHED, Contest
-from experiments.lineup import FEWER, Contender, Method, lineup
-from experiments.peers import Peer
 from experiments.pipelines import Subject, with_steps
-from experiments.standings import Line, Results
-from experiments.verdict import RULE, Baseline, Interval, Verdict, mean_interval, ratio_interval, verdict
 from fastercache.tuned import package_versions
 from tuner.evaluate import Evaluator, hardware
 

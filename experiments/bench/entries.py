@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 import fastercache as fc
-from experiments.peers import Peer, Refused, counted, reason
+from experiments.bench.peers import Peer, Refused, counted, reason
 from tuner.evaluate import Case, Evaluator
 
 

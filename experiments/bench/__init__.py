@@ -1,0 +1,1 @@
+"""Comparing entries on the same prompts: the contest, its line-up, other packages, standings and verdicts."""
