@@ -27,7 +27,7 @@ from policies.base import Citation, Policy
 from policies.errors import AttachError, FasterCacheError
 from policies.registry import dump
 from policies.schedule import Table, claimed, compile_policy
-from policies.vocabulary import Branch, Kind, Run, Signal, Site, select
+from policies.vocabulary import Branch, Kind, Run, Site, select
 from policies.wrappers import citations_of
 
 
@@ -269,11 +269,8 @@ class Session:
             unit = self._owner(site).unit(site)
             unit.policy = policy
             ranks = Ranks.of(self._owner(site).module)
-            if ranks is not None and predictor.signal not in (None, Signal.INPUT):
-                raise AttachError(
-                    f"{policy.name} predicts {site.name} by measuring hidden states, of which each rank of context "
-                    "parallelism holds a part: use another predictor with it, or one process"
-                )
+            if ranks is not None:
+                ranks.check(policy, site, predictor)
             unit.jury = None if table is not None else Jury(policy, policy.owner(site, run.sites), state, site, ranks)
             unit.history = History(predictor, self._cache_dtype, self._cache_device, self._transfers)
             unit.plan = plans[s] if plans else None
