@@ -159,7 +159,7 @@ def _sites_table(subject: Subject, inventory: Inventory, chosen: set[str]) -> Ta
     for (what, place), members in sorted(groups.items(), key=lambda item: _RANK.get(item[0][0], 0)):
         flops = [inventory.site_flops[site.name] for site in members if site.name in inventory.site_flops]
         first, last = min(site.span[0] for site in members), max(site.span[1] for site in members) - 1
-        span = "" if first < 0 else str(first) if first == last else f"{first}-{last}"
+        span = "" if last < first else str(first) if first == last else f"{first}-{last}"
         grid.add_row(what, place, str(len(members)), span, *_cost(sum(flops) if flops else None, inventory.flops))
     return grid
 

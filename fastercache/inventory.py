@@ -51,7 +51,8 @@ class Inventory:
         known: whether the families table lists it; its sites are found by structure otherwise.
         sites: every site.
         flops: of one denoiser call; None where none could be made.
-        site_flops: the same for each module, block, stack and denoiser site, by name.
+        site_flops: the same for each site, by name; a branch is its share of a batched call, or a call of its own. That
+            of an unknown class is not known.
         rest: parts that belong to no attention, feed-forward or block site, the costliest first: always computed,
             unless an outer site is reused.
     """
@@ -122,6 +123,8 @@ def _inventory(prefix: str, module: nn.Module, counts: dict[str, int] | None) ->
                 flops[site.name] = sum(counts.get(block.path, 0) for block in find_blocks(module))
             elif site.kind is Kind.DENOISER:
                 flops[site.name] = counts.get("", 0)
+            elif family is not None:
+                flops[site.name] = counts.get("", 0) // (len(family.order) if family.guidance == "batched" else 1)
     taken = {site.name.removeprefix(prefix) for site in sites if site.kind is Kind.MODULE}
     rest = _group(_leftovers(module, "", taken), counts or {})
     return Inventory(prefix, type(module).__name__, family is not None, sites, total, flops, rest)
