@@ -173,19 +173,24 @@ def ship(
 ) -> dict[str, Any]:
     """Measure a trial's policy on the held-out prompts, beside fewer steps, and write the tuned config."""
     own = _searched(study, record)
-    rows, held_out, answer = [own], None, None
+    rows, held_out, answer, kept, found = [own], None, None, None, ""
     if job.held_out:
         contest = against_fewer_steps(subject, record, job, folder / "held-out")
         with progress() as bar:
             task = bar.add_task("held-out prompts", total=len(contest.entries) * len(contest.cases))
             contest.run(lambda: bar.advance(task))
         held_out, answer = contest.measured(TUNED), beats_fewer_steps(contest)
+        kept, found = keeps_budget(contest, Budget.parse(job.budget))
         rows = [row for row in contest.rows() if row.name not in (TUNED, UNCACHED)]
-        rows = [replace(contest.row(TUNED), name=f"tuned, {len(contest.cases)} held-out prompts"), *rows, own]
+        rows = [replace(contest.row(TUNED), name="tuned, held-out"), *rows, own]
     with study.evaluator:  # describing the run may take one; nothing stays attached
         path = export(study, record, held_out=held_out).save(out)
     if show:
-        results.print(table(rows, f"{subject.name}, {record.policy.name} within {job.budget}"))
+        counted = f"{rows[0].prompts} held-out and {own.prompts} search" if job.held_out else f"{own.prompts} search"
+        results.print(table(rows, f"{subject.name}, {record.policy.name} within {job.budget}: {counted} prompts"))
+        if kept is not None:
+            verb = "kept" if kept else "missed"
+            results.print(f"the budget {job.budget} is {verb} on the held-out prompts: {found}", soft_wrap=True)
         results.print(SAID[None if answer is None else answer.word].format(**_figures(answer)), soft_wrap=True)
         results.print(f"{path}: apply it with fastercache generate {subject.name} --config {path}", soft_wrap=True)
     return {
@@ -198,6 +203,7 @@ def ship(
         if answer is None
         else {"beaten": answer.word, **_figures(answer), "rows": [row.payload() for row in rows[1:-1]]},
         "budget": job.budget,
+        "kept_on_held_out": kept,
         "left_out": _left_out(study),
         "trial": record.number,
         "trials": len(study.records),
@@ -211,8 +217,20 @@ def against_fewer_steps(subject: Subject, record: Record, job: Job, folder: Path
     subject = with_steps(subject)
     steps = int(subject.call["num_inference_steps"])
     fewer = FewerSteps.within(record.ratio or 1.0, steps).steps
-    rivals = {f"{n} of {steps} steps, no cache": FewerSteps(n) for n in (fewer, min(fewer + 1, steps))}
+    rivals = {f"{n} of {steps} steps": FewerSteps(n) for n in (fewer, min(fewer + 1, steps))}
     return Contest(subject, {TUNED: record.policy, **rivals}, job.held_out, folder, seed=job.seed, keep=0)
+
+
+def keeps_budget(contest: Contest, budget: Budget) -> tuple[bool | None, str]:
+    """Whether the tuned policy keeps the budget on the contest's prompts, and its figures in words.
+
+    None, and no words, where the budget bounds a metric that the contest does not measure (LPIPS).
+    """
+    runs = contest.figures(TUNED)
+    values = {name: [float(run[name]) for run in runs] for name in budget.metrics if name in runs[0]}
+    if len(values) < len(budget.metrics):
+        return None, ""
+    return budget.violation(values) <= 0, budget.describe(values)
 
 
 def beats_fewer_steps(contest: Contest) -> Verdict:
@@ -238,7 +256,7 @@ def _searched(study: Study, record: Record) -> Row:
     """A trial's figures on the search prompts."""
     found = searched(study, record)
     return Row(
-        name=f"tuned, {found.prompts} search prompts",
+        name="tuned, search",
         speedup_flops=found.speedup_flops,
         speedup_wall=found.speedup_wall,
         psnr=found.psnr,

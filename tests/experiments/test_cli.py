@@ -201,6 +201,7 @@ def test_tune_reports_search_and_held_out_figures(study: tuple[Path, dict[str, A
     assert found["measured_on"] == "held-out prompts" and found["prompts"] == 2
     assert found["search"]["psnr"] >= 20 and found["search"]["prompts"] == 2
     assert found["speedup_flops"] > 1 and found["judge"] is not None
+    assert found["kept_on_held_out"] is (found["psnr"] >= float(found["budget"].removeprefix("psnr>=")))
     fewer = found["fewer_steps"]
     below, above = (row["speedup_flops"] for row in reversed(fewer["rows"]))
     assert fewer["beaten"] in ("yes", "no", "undecided") and below <= found["speedup_flops"] * 1.001 < above * 1.002
