@@ -34,6 +34,10 @@ class Cell:
     mark: Mark
     note: str = ""
 
+    def __str__(self) -> str:
+        """The mark; a star where it holds with a reservation."""
+        return "**no**" if self.mark == "no" else "yes*" if self.mark == "yes" and self.note else self.mark
+
 
 @dataclass(frozen=True)
 class Row:
@@ -149,14 +153,14 @@ def table(rows: dict[str, Row]) -> str:
         "`fullgraph=True` (so without a graph break) give the plain pipeline's output and decisions under a static",
         "policy at every attention and feed-forward. *offload*: so do model, sequential and group offloading, enabled",
         "before or after attaching, by accelerate's and diffusers' own hooks with the CPU as the device to compute on.",
-        "*n/a* does not apply; *refused* raises with the reason.",
+        "*n/a* does not apply; *refused* raises with the reason; *yes\\** holds with a reservation, see the notes.",
         "",
         "| " + " | ".join(["family", "denoiser", "guidance", *COLUMNS]) + " |",
         "|" + "---|" * (3 + len(COLUMNS)),
     ]
     notes = []
     for row in rows.values():
-        marks = ["**no**" if row.cells[c].mark == "no" else row.cells[c].mark for c in COLUMNS]
+        marks = [str(row.cells[c]) for c in COLUMNS]
         lines.append("| " + " | ".join([row.family, f"`{row.denoiser}`", row.guidance, *marks]) + " |")
         notes += [f"- {row.family}, {c}: {row.cells[c].note}" for c in COLUMNS if row.cells[c].note]
     return "\n".join([*lines, "", "## Notes", "", *notes]) + "\n"
@@ -170,7 +174,7 @@ def digest(rows: dict[str, Row]) -> str:
         held = [law.removeprefix("law ") for law in laws if row.cells[law].mark == "yes"]
         broken = [law.removeprefix("law ") for law in laws if row.cells[law].mark == "no"]
         text = _span(held) + (f", **not {_span(broken)}**" if broken else "")
-        others = [row.cells[c].mark for c in ("CFG-Cache", "compile", "offload")]
+        others = [str(row.cells[c]) for c in ("CFG-Cache", "compile", "offload")]
         groups.setdefault((row.guidance.partition(":")[0], text, *others), []).append(f"`{row.family}`")
     head = ["families", "guidance", "laws that apply and hold", "CFG-Cache", "compile", "offload"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

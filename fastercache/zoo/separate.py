@@ -261,7 +261,7 @@ def hunyuan_video_15() -> Specimen:
 class _Permissive(torch.nn.Module):
     """Stands in for the safety checker, which needs downloaded weights."""
 
-    device = torch.device("cpu")
+    device, dtype = torch.device("cpu"), torch.float32
 
     def check_text_safety(self, prompt: Any) -> bool:
         return True
