@@ -229,8 +229,9 @@ def explained(specimen: Specimen, policy: Policy) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
 
     def explain(*args: Any, **kwargs: Any) -> Any:
-        told = torch._dynamo.explain(block._call_impl)(*args, **kwargs)
-        found.append((told.graph_break_count, told.op_count))
+        if not isinstance(vars(block.attn1)["forward"], SiteForward):  # which is there while FLOPs are counted
+            told = torch._dynamo.explain(block._call_impl)(*args, **kwargs)
+            found.append((told.graph_break_count, told.op_count))
         return block._call_impl(*args, **kwargs)
 
     block._compiled_call_impl = explain
@@ -239,7 +240,7 @@ def explained(specimen: Specimen, policy: Policy) -> list[tuple[int, int]]:
             specimen.generate(steps=3)
     finally:
         block._compiled_call_impl = None
-    return found[-6:]  # the first calls belong to the counting of FLOPs
+    return found
 
 
 def test_dynamo_explains_no_graph_break_and_a_smaller_graph_where_attention_is_reused(wan: Specimen) -> None:
