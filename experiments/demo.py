@@ -11,7 +11,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -40,13 +40,31 @@ from experiments.pipelines import Subject
 from experiments.poster import poster, schedule_rows
 from experiments.recording import recorded, save_figures
 from experiments.searching import Job, study_of, watched
+from experiments.selecting import select
 from policies.vocabulary import matches
-from tuner import Budget, Evaluator, Outcome, Record, Study, export
+from tuner import Budget, Evaluator, Outcome, Record, export
 
-PAPER, STATIC, GENTLE, TUNED = "FasterCache (paper)", "static interval", "static interval 2", "tuned"
-FEWER = "fewer steps"
+PAPER, STATIC, GENTLE = "FasterCache (paper)", "static interval", "static interval 2"
+TUNED, ANY = "FasterCache, tuned", "any method, tuned"
+FEWER, FEWEST = "fewer steps", "even fewer steps"
 HELD_OUT_SEED = 100_000
 """Held-out prompts get noise of their own, too."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search of the demo: what it searches, the folder of its study and the file it ends in."""
+
+    policies: tuple[str, ...]
+    study: str
+    file: str
+
+
+SEARCHES = {
+    TUNED: Search(("fastercache",), "study", "tuned.json"),
+    ANY: Search(("fastercache", "meancache", "foca", "hicache"), "study-any", "tuned-any.json"),
+}
+"""The methods of the second are those whose cost is known before they run, so that few trials go far."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +75,8 @@ class Plan:
         recorded: prompts in the recording.
         search: prompts the tuner judges a trial by. selection: prompts its best trials are checked on.
         held_out: prompts of the final table; nothing was chosen by them.
-        trials, tune_seconds: limits of the search, whichever comes first.
-        seconds: what the whole demo should take; on a slow machine the search is shortened for it, to 45 s at least.
+        trials, tune_seconds: limits of each search, whichever comes first.
+        seconds: what the whole demo should take; on a slow machine the searches are shortened for it, to 45 s at least.
         shown: held-out prompts in the comparison.
     """
 
@@ -67,7 +85,7 @@ class Plan:
     selection: int = 10
     held_out: int = 20
     trials: int = 200
-    tune_seconds: float = 180.0
+    tune_seconds: float = 120.0
     seconds: float = 500.0
     shown: int = 3
 
@@ -97,9 +115,9 @@ class Demo:
         key = hashlib.sha256(what.encode()).hexdigest()
         path = self.out / "plan.json"
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("key") != key:
-            for name in ("profile", "study", "held-out", "tensorboard"):
+            for name in ("profile", "held-out", "tensorboard", *(search.study for search in SEARCHES.values())):
                 shutil.rmtree(self.out / name, ignore_errors=True)
-            for name in ("tuned.json", "budget.json"):
+            for name in ("budget.json", *(search.file for search in SEARCHES.values())):
                 (self.out / name).unlink(missing_ok=True)
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key, **asdict(self.plan)})
@@ -134,14 +152,14 @@ class Demo:
 
     @property
     def time_limit(self) -> float:
-        """Seconds for the search: what the plan gives it, or less where videos take longer."""
+        """Seconds for each search: what the plan gives it, or less where videos take longer."""
         seconds: list[float] = json.loads((self.out / "budget.json").read_text(encoding="utf-8"))["seconds"]
-        ahead: float = (6 * self.plan.held_out + 4 * self.plan.selection) * statistics.median(seconds)
-        return min(self.plan.tune_seconds, max(45.0, self.plan.seconds - ahead))
+        ahead: float = (7 * self.plan.held_out + 6 * self.plan.selection) * statistics.median(seconds)
+        return min(self.plan.tune_seconds, max(45.0, (self.plan.seconds - ahead) / len(SEARCHES)))
 
-    def tune(self) -> Path:
-        """Search within the budget, select, and export to `tuned.json`."""
-        path = self.out / "tuned.json"
+    def tune(self, search: Search) -> Path:
+        """Search within the budget, select, and export to the search's file."""
+        path = self.out / search.file
         if path.is_file():
             return path
         job = Job(
@@ -149,50 +167,32 @@ class Demo:
             tuple(self.search_prompts),
             self.budget,
             tuple(self.held_out_prompts),
+            policies=search.policies,
             call=dict(self.subject.call),
             device=str(self.subject.pipe.device),
         )
-        job.save(self.out / "study")
+        job.save(self.out / search.study)
         self.evaluator.close()  # the study attaches by itself
         limit = self.time_limit
         with watched(self.plan.trials, limit) as tick:
             study = study_of(
                 self.subject,
                 job,
-                self.out / "study",
+                self.out / search.study,
                 trials=self.plan.trials,
                 seconds=limit,
                 on_trial=tick,
                 references=self.out / "references",
-                logdir=self.out / "tensorboard" / "trials",
+                logdir=self.out / "tensorboard" / search.study,
             )
         ran = sum(r.outcome in (Outcome.MEASURED, Outcome.STOPPED) for r in study.records)
         words.print(
             f"    {ran} trials, {study.ended}; the best on the search prompts: {_gain(study.best())}", soft_wrap=True
         )
-        record = self.select(study)
+        record = select(study, self.evaluator, self.evaluator.cases(self.selection_prompts))
         words.print(f"    selected on {self.plan.selection} other prompts: {_gain(record)}", soft_wrap=True)
         with study.evaluator:
             return export(study, record).save(path)
-
-    def select(self, study: Study) -> Record:
-        """The cheapest trial within the budget that is surely no worse than FasterCache on prompts it was not found by.
-
-        The cheapest of many trials on a few prompts is partly the luckiest. So the trials that met the budget are
-        compared with FasterCache prompt by prompt on other prompts, cheapest first, and the first whose mean gain in
-        PSNR exceeds its standard error is taken. FasterCache itself, which met the budget too, ends the list.
-        """
-        cases = self.evaluator.cases(self.selection_prompts)
-        with self.evaluator as evaluator, progress() as bar:
-            feasible = sorted((r for r in study.records if r.feasible), key=lambda r: r.ratio or 1.0)
-            paper = next(r for r in feasible if r.policy == fc.FasterCache())
-            candidates = feasible[: feasible.index(paper)]
-            base = evaluator.evaluate(paper.policy, cases).values["psnr"]
-            for record in bar.track(candidates, description="selecting"):
-                found = evaluator.evaluate(record.policy, cases, lambda v: _hopeless(v["psnr"], base)).values["psnr"]
-                if len(found) == len(cases) and surely_no_worse(found, base):
-                    return record
-        return paper
 
     def static(self) -> fc.StaticInterval:
         """The gentlest fixed interval of all attention sites (self and cross) that saves what FasterCache saves.
@@ -212,15 +212,16 @@ class Demo:
         cost = self.evaluator.cost_model(self.evaluator.cases(self.search_prompts)[0])
         return FewerSteps.within(cost.forecast(policy).ratio, cost.run.count)
 
-    def contest(self, tuned: Path) -> Contest:
-        """Every policy on the held-out prompts; the tuned one comes from its file, in an attach of its own."""
-        config = fc.load(tuned)
+    def contest(self) -> Contest:
+        """Every policy on the held-out prompts; the tuned ones come from their files, in an attach of their own."""
+        tuned = {name: fc.load(self.out / search.file) for name, search in SEARCHES.items()}
         entries: dict[str, Entry] = {
-            FEWER: self.fewer_steps(config.policy),
+            FEWER: self.fewer_steps(tuned[TUNED].policy),
+            FEWEST: self.fewer_steps(tuned[ANY].policy),
             GENTLE: fc.StaticInterval(),
             STATIC: self.static(),
             PAPER: fc.FasterCache(),
-            TUNED: config,
+            **tuned,
         }
         self.evaluator.close()
         contest = Contest(
@@ -239,7 +240,7 @@ class Demo:
     def pictures(self, contest: Contest, rows: list[Row]) -> dict[str, str]:
         """The comparison GIF and the overview PNG."""
         shown = [contest.videos(i) for i in range(contest.keep)]
-        others = (STATIC, PAPER, TUNED)
+        others = (STATIC, PAPER, TUNED, ANY)
         groups = [render.comparison(v[UNCACHED], [(name, v[name]) for name in others]) for v in shown]
         gif = render.save(self.out / "comparison.gif", render.stacked(groups))
         by_name = {row.name: row for row in rows}
@@ -269,24 +270,11 @@ class Demo:
         }
 
     def trace(self) -> fc.Trace:
-        """What the tuned policy, read from its file, does in a run."""
+        """What the tuned FasterCache, read from its file, does in a run."""
         self.evaluator.close()
-        with fc.attach(self.subject.pipe, self.out / "tuned.json") as session:
+        with fc.attach(self.subject.pipe, self.out / SEARCHES[TUNED].file) as session:
             self.evaluator.generate(self.evaluator.cases(self.search_prompts)[0])
             return session.last
-
-
-def surely_no_worse(values: Sequence[float], base: Sequence[float]) -> bool:
-    """Whether the mean of the paired differences is at least its standard error; for one pair, at least 0."""
-    gains = [v - b for v, b in zip(values, base, strict=True)]
-    error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-    return statistics.fmean(gains) >= error
-
-
-def _hopeless(values: Sequence[float], base: Sequence[float]) -> str | None:
-    """Ends a comparison that is lost by half a dB after a few prompts."""
-    gains = [v - b for v, b in zip(values, base, strict=False)]
-    return "worse than FasterCache" if len(gains) >= 4 and statistics.fmean(gains) < -0.5 else None
 
 
 def _gain(record: Record) -> str:
@@ -306,7 +294,7 @@ def _caption(row: Row) -> str:
 @contextmanager
 def stage(number: int, text: str) -> Iterator[None]:
     """Say what is going on, and how long it took."""
-    words.print(f"[bold]{number}/5[/bold] {text}", soft_wrap=True)
+    words.print(f"[bold]{number}/6[/bold] {text}", soft_wrap=True)
     began = time.perf_counter()
     yield
     words.print(f"    {time.perf_counter() - began:.0f} s")
@@ -321,12 +309,15 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
     with stage(2, f"the budget: FasterCache as published on {plan.search} search prompts"):
         words.print(f"    {job.budget}")
     with stage(3, f"tuning FasterCache within it, at most {job.time_limit:.0f} s"):
-        tuned = job.tune()
-    with stage(4, f"everything on {plan.held_out} held-out prompts, the tuned policy read back from {tuned}"):
-        contest = job.contest(tuned)
+        tuned = job.tune(SEARCHES[TUNED])
+    with stage(4, f"tuning over {', '.join(SEARCHES[ANY].policies)} within it, at most {job.time_limit:.0f} s"):
+        best = job.tune(SEARCHES[ANY])
+    with stage(5, f"everything on {plan.held_out} held-out prompts, tuned policies read back from their files"):
+        contest = job.contest()
     rows = contest.rows()
-    with stage(5, "pictures"):
-        files = {**figures, **job.pictures(contest, rows), "tuned": str(tuned), "table": str(out / "demo.json")}
+    with stage(6, "pictures"):
+        files = {**figures, **job.pictures(contest, rows), "tuned": str(tuned), "tuned_any": str(best)}
+        files["table"] = str(out / "demo.json")
     payload = {
         "rows": [row.payload() for row in rows],
         "budget": job.budget,
@@ -337,15 +328,19 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
     write_json(out / "demo.json", payload)
     if show:
         results.print(table(rows, f"{subject.name}, {len(contest.cases)} held-out prompts, budget {job.budget}"))
-        few = next(row.policy["num_inference_steps"] for row in rows if row.name == FEWER)
-        results.print(f"{GENTLE}: {_described(rows, GENTLE)}; {STATIC}: {_described(rows, STATIC)}", soft_wrap=True)
+        by_name = {row.name: row.policy for row in rows}
+        results.print(
+            f"{GENTLE}: {_described(by_name[GENTLE])}; {STATIC}: {_described(by_name[STATIC])}", soft_wrap=True
+        )
         steps = subject.call["num_inference_steps"]
-        results.print(f"{FEWER}: {few} of {steps} and no cache, at what the tuned policy costs", soft_wrap=True)
+        for few, name in ((FEWER, TUNED), (FEWEST, ANY)):
+            count = by_name[few]["num_inference_steps"]
+            results.print(f"{few}: {count} of {steps} and no cache, at what '{name}' costs", soft_wrap=True)
+        results.print(f"{ANY}: {by_name[ANY]['policy']}", soft_wrap=True)
         for name, path in files.items():
             results.print(f"{name:>12}  {path}", soft_wrap=True)
     return payload
 
 
-def _described(rows: list[Row], name: str) -> str:
-    policy = next(row.policy for row in rows if row.name == name)
+def _described(policy: dict[str, Any]) -> str:
     return f"all of '{policy['sites']}' every {policy['interval']} steps"

@@ -14,6 +14,7 @@ from experiments import demo as story
 from experiments.bench.contest import UNCACHED, Contest, write_json
 from experiments.pipelines import Subject, open_pipeline
 from experiments.searching import export_study
+from experiments.selecting import surely_no_worse
 from tuner import Evaluator
 
 PLAN = story.Plan(recorded=1, search=2, selection=2, held_out=2, trials=4, tune_seconds=60.0, shown=1)
@@ -37,10 +38,12 @@ def test_the_table_has_every_policy_with_every_figure(result: tuple[Path, dict[s
     assert [row["name"] for row in written["rows"]] == [
         UNCACHED,
         story.FEWER,
+        story.FEWEST,
         story.GENTLE,
         story.STATIC,
         story.PAPER,
         story.TUNED,
+        story.ANY,
     ]
     keys = {"name", "speedup_flops", "speedup_wall", "psnr", "ssim", "judge", "cache_bytes", "prompts", "policy"}
     for row in written["rows"]:
@@ -50,8 +53,9 @@ def test_the_table_has_every_policy_with_every_figure(result: tuple[Path, dict[s
     assert (rows[UNCACHED]["speedup_flops"], rows[UNCACHED]["speedup_wall"], rows[UNCACHED]["psnr"]) == (1, 1, 100)
     assert rows[story.STATIC]["speedup_flops"] >= rows[story.PAPER]["speedup_flops"] > 1
     assert rows[story.PAPER]["policy"] == fc.dump(fc.FasterCache())
-    assert rows[story.FEWER]["speedup_flops"] >= rows[story.TUNED]["speedup_flops"] * (1 - 1e-9)
-    assert rows[story.FEWER]["speedup_flops"] == pytest.approx(8 / rows[story.FEWER]["policy"]["num_inference_steps"])
+    for few, tuned in ((story.FEWER, story.TUNED), (story.FEWEST, story.ANY)):
+        assert rows[few]["speedup_flops"] >= rows[tuned]["speedup_flops"] * (1 - 1e-9)
+        assert rows[few]["speedup_flops"] == pytest.approx(8 / rows[few]["policy"]["num_inference_steps"])
 
 
 def test_search_selection_recording_and_held_out_prompts_are_disjoint(subject: Subject, tmp_path: Path) -> None:
@@ -77,9 +81,10 @@ def test_every_file_it_names_is_there(result: tuple[Path, dict[str, Any]]) -> No
 
 def test_the_tuned_config_comes_back_from_its_file(result: tuple[Path, dict[str, Any]]) -> None:
     out, payload = result
-    tuned = fc.load(out / "tuned.json")
-    assert fc.dump(tuned.policy) == payload["rows"][-1]["policy"]
-    assert tuned.budget == payload["budget"] and tuned.steps == 8
+    for name, search in story.SEARCHES.items():
+        tuned = fc.load(out / search.file)
+        assert fc.dump(tuned.policy) == next(row["policy"] for row in payload["rows"] if row["name"] == name)
+        assert tuned.budget == payload["budget"] and tuned.steps == 8
 
 
 def test_its_study_can_be_exported_again(result: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -152,6 +157,6 @@ def test_a_contest_cut_short_goes_on_where_it_stopped(subject: Subject, tmp_path
 
 
 def test_selection_asks_for_a_gain_beyond_its_standard_error() -> None:
-    assert story.surely_no_worse([30.0, 31.0, 32.0], [29.0, 30.0, 31.1])
-    assert not story.surely_no_worse([30.0, 34.0, 29.0], [30.0, 30.0, 31.0])
-    assert not story.surely_no_worse([29.0, 29.0], [30.0, 30.0])
+    assert surely_no_worse([30.0, 31.0, 32.0], [29.0, 30.0, 31.1])
+    assert not surely_no_worse([30.0, 34.0, 29.0], [30.0, 30.0, 31.0])
+    assert not surely_no_worse([29.0, 29.0], [30.0, 30.0])
