@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 from torch import Tensor
 
 from policies.base import Hold, Past, Predictor
-from policies.predictors import derivatives
+from policies.predictors import combination, expansion
 from policies.registry import AnyPredictor
 from policies.vocabulary import Signal, Step
 
@@ -40,12 +42,8 @@ class Hermite(Predictor):
         return self.order + 1
 
     def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        k = step.index - history[-1].step.index
-        terms = derivatives(history, self.order)
-        total = terms[0]
-        for i, term in enumerate(terms[1:], start=1):
-            total = total + term * (self.scale**i * hermite(i, self.scale * k) / math.factorial(i))
-        return total
+        k, s = step.index - history[-1].step.index, self.scale
+        return expansion(history, self.order, lambda i: s**i * hermite(i, s * k) / math.factorial(i))
 
 
 class FoCaForecast(Predictor):
@@ -72,21 +70,24 @@ class FoCaForecast(Predictor):
         return 3
 
     def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        value: Tensor = history[-1].value
         if len(history) < 2:
+            value: Tensor = history[-1].value
             return value
+        # The recursion runs on the weights of the past values, newest last.
+        base = np.eye(len(history))
         a, b = history[-1].step.index, history[-2].step.index
-        anchor = (value - history[-2].value) / (a - b)
-        before: Tensor = history[-2].value
+        anchor = (base[-1] - base[-2]) / (a - b)
+        before = base[-2]
         if a - 1 > b and len(history) > 2:
             c = history[-3].step.index
-            before = before + (before - history[-3].value) * ((a - 1 - b) / (b - c))
+            before = before + (before - base[-3]) * ((a - 1 - b) / (b - c))
         k = step.index - a
-        reach = min(k, self.horizon)
-        older, newer = before, value
-        for i in range(1, reach + 1):
-            older, newer = newer, value + (i / 2) * (anchor + newer - older)
-        return newer if k <= self.horizon else value + (newer - value) * (self.horizon / k)
+        older, newer = before, base[-1]
+        for i in range(1, min(k, self.horizon) + 1):
+            older, newer = newer, base[-1] + (i / 2) * (anchor + newer - older)
+        if k > self.horizon:
+            newer = base[-1] + (newer - base[-1]) * (self.horizon / k)
+        return combination(history, newer.tolist())
 
 
 class AverageVelocity(Predictor):
@@ -118,13 +119,12 @@ class AverageVelocity(Predictor):
         whole = times[-1] - times[0]
         if whole == 0.0:
             return newest
-        average = sum(
-            (past.value * ((times[i + 1] - times[i]) / whole) for i, past in enumerate(history[1:], start=1)),
-            start=history[0].value * ((times[1] - times[0]) / whole),
-        )
-        one = (times[-1] - times[-2]) / (step.index - history[-1].step.index)
-        predicted: Tensor = newest - (history[0].value - average) * (one / whole)
-        return predicted
+        spans = [(after - now) / whole for now, after in pairwise(times)]  # what each value counts in the average
+        ahead = (times[-1] - times[-2]) / (step.index - history[-1].step.index) / whole
+        weights = [ahead * share for share in spans]
+        weights[0] -= ahead
+        weights[-1] += 1.0
+        return combination(history, weights)
 
 
 def _time(step: Step) -> float:

@@ -6,9 +6,11 @@ All are gap-aware: `history` carries the steps at which values were computed, an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -58,15 +60,13 @@ class Difference(Predictor):
         before = history[-2]
         rate = self.gap / (newest.step.index - before.step.index)
         if self.order == 1 or len(history) < 3:
-            # lerp(F_b, F_a, 1 + r w) = F_a + (F_a - F_b) r w, in one pass over memory
-            moved: Tensor = before.value.lerp(value, 1.0 + rate * w)
-            return moved
+            return combination(history, [-rate * w, 1.0 + rate * w])
         oldest = history[-3]
         rate2 = self.gap / (before.step.index - oldest.step.index)
         half = w * (w + 1.0) / 2.0
-        first: Tensor = (value - before.value) * rate
-        second: Tensor = first - (before.value - oldest.value) * rate2
-        return value + w * first + half * second
+        # F_a + w d1 + half (d1 - (F_b - F_c) rate2) with d1 = (F_a - F_b) rate
+        first, second = (w + half) * rate, half * rate2
+        return combination(history, [second, -first - second, 1.0 + first])
 
 
 class Linear(Predictor):
@@ -80,23 +80,42 @@ class Linear(Predictor):
         return 2
 
     def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        a = history[-1]
-        value: Tensor = a.value
         if len(history) < 2:
+            value: Tensor = history[-1].value
             return value
-        b = history[-2]
-        distance = (step.index - a.step.index) / (a.step.index - b.step.index)
-        moved: Tensor = b.value.lerp(value, 1.0 + self.weight * distance)
-        return moved
+        a, b = history[-1].step.index, history[-2].step.index
+        ahead = self.weight * (step.index - a) / (a - b)
+        return combination(history, [-ahead, 1.0 + ahead])
 
 
-def derivatives(history: Sequence[Past], order: int) -> list[Tensor]:
+def combination(history: Sequence[Past], weights: Sequence[float]) -> Tensor:
+    """sum_i w_i F_i over the last `len(weights)` values, which must sum to 1, in one pass over memory for each value.
+
+    A prediction that is linear in the past is best written so: the weights are plain numbers, and no intermediate
+    differences are stored.
+    """
+    newest: Tensor = history[-1].value
+    pairs = [(w, past.value) for w, past in zip(weights[:-1], history[-len(weights) : -1], strict=True) if w != 0.0]
+    if not pairs:
+        return newest
+    if len(pairs) == 1:
+        mixed: Tensor = pairs[0][1].lerp(newest, weights[-1])
+        return mixed
+    total = newest * weights[-1]
+    for weight, value in pairs:
+        total.add_(value, alpha=weight)
+    return total
+
+
+def derivatives(history: Sequence[Past], order: int) -> list[NDArray[np.float64]]:
     """Finite-difference derivatives D_0..D_m at the newest value, m = min(order, len(history) - 1).
+
+    Each is given by its weights on the values of `history`.
 
     D_{i+1} = (D_i - D_i at the previous computed step) / (distance between the two newest computed steps)
     [TaylorSeer, arXiv 2503.06923, as its code and diffusers' have it: each order divides by its own newest gap].
     """
-    levels: list[Tensor] = [past.value for past in history]
+    levels: list[NDArray[np.float64]] = list(np.eye(len(history)))
     steps = [past.step.index for past in history]
     result = [levels[-1]]
     for _ in range(min(order, len(history) - 1)):
@@ -107,6 +126,14 @@ def derivatives(history: Sequence[Past], order: int) -> list[Tensor]:
         ]
         result.append(levels[-1])
     return result
+
+
+def expansion(history: Sequence[Past], order: int, factors: Callable[[int], float]) -> Tensor:
+    """sum_i factors(i) D_i over the finite-difference derivatives; `factors(0)` is 1."""
+    terms = derivatives(history, order)
+    return combination(
+        history, sum((factors(i) * term for i, term in enumerate(terms)), np.zeros(len(history))).tolist()
+    )
 
 
 class Taylor(Predictor):
@@ -121,8 +148,4 @@ class Taylor(Predictor):
 
     def predict(self, history: Sequence[Past], step: Step) -> Tensor:
         k = step.index - history[-1].step.index
-        terms = derivatives(history, self.order)
-        total = terms[0]
-        for i, term in enumerate(terms[1:], start=1):
-            total = total + term * (k**i / math.factorial(i))
-        return total
+        return expansion(history, self.order, lambda i: k**i / math.factorial(i))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from policies import Difference, Hold, Linear, Past, Predictor, Ramp, Run, Taylor
+from policies import Difference, Hermite, Hold, Linear, Past, Predictor, Ramp, Run, Taylor
+from policies.forecasts import FoCaForecast
 from policies.predictors import derivatives
 
 RNG = np.random.default_rng(0)
@@ -93,8 +94,20 @@ def test_taylor_sums_finite_differences_each_divided_by_its_newest_gap() -> None
     expected = a + d1[2] * k + d2[1] * k**2 / 2 + d3 * k**3 / math.factorial(3)
     np.testing.assert_allclose(predict(Taylor(order=3), steps, [d, c, b, a], 7 + k), expected, rtol=1e-12)
     got = derivatives(past(steps, [d, c, b, a]), 3)
-    for mine, theirs in zip(got, [a, d1[2], d2[1], d3], strict=True):
-        np.testing.assert_allclose(mine.numpy(), theirs, rtol=1e-12)
+    for weights, theirs in zip(got, [a, d1[2], d2[1], d3], strict=True):
+        mine = sum(w * value for w, value in zip(weights, [d, c, b, a], strict=True))
+        np.testing.assert_allclose(mine, theirs, rtol=1e-10)
+
+
+def test_a_prediction_never_changes_or_aliases_the_values_it_is_made_of() -> None:
+    history = past([1, 3, 6, 7], values(4))
+    before = [p.value.clone() for p in history]
+    for predictor in (Taylor(order=3), Hermite(order=2), FoCaForecast(), Difference(order=2, weight=1.0), Linear()):
+        first = predictor.predict(history, STEPS[8])
+        moved = predictor.predict(history, STEPS[9])
+        assert all(torch.equal(p.value, old) for p, old in zip(history, before, strict=True)), predictor.name
+        assert not any(moved.data_ptr() == p.value.data_ptr() for p in history), predictor.name
+        assert first.shape == moved.shape
 
 
 def test_history_says_how_many_values_matter() -> None:
