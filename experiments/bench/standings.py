@@ -17,7 +17,7 @@ from experiments import console
 from experiments.bench.contest import write_json
 from experiments.bench.lineup import FEWER
 from experiments.bench.rows import size
-from experiments.bench.verdict import OUTSIDE, UNDECIDED, Interval
+from experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Interval
 from policies.errors import ConfigUnreadable
 
 NOTHING = 1.005
@@ -160,9 +160,12 @@ def _interval(value: Interval | None, form: str) -> str:
     return form.format(value.value) if half == 0 else f"{form.format(value.value)} ± {form.format(half)}"
 
 
+LONG = 64
+"""Characters; of a longer setting the Markdown table gives the level, and `results.json` the whole."""
+
 COLUMNS: dict[str, Callable[[Line], str]] = {
     "method": lambda line: line.method,
-    "setting": lambda line: line.setting,
+    "setting": lambda line: line.setting if len(line.setting) <= LONG else line.level,
     "FLOPs ↑": lambda line: _interval(line.speedup_flops, "{:.2f}") + ("×, skips nothing" if line.idle else "×"),
     "time ↑": lambda line: _interval(line.speedup_wall, "{:.2f}") + "×",
     "PSNR ↑": lambda line: _interval(line.psnr, "{:.1f}"),
@@ -245,10 +248,48 @@ def markdown(results: Results) -> str:
     """The results as Markdown: the table, how to read it, and what did not run."""
     found = [tuple(cell(line).replace("|", "\\|") for cell in COLUMNS.values()) for line in results.ran]
     rows = [tuple(COLUMNS), ("---",) * 2 + ("---:",) * 6 + ("---",) * 2, *found]
-    parts = [f"{results.title}.", "\n".join("| " + " | ".join(row) + " |" for row in rows), legend(results)]
+    parts = [
+        f"{results.title}.",
+        "\n".join(in_short(results.ran)),
+        "\n".join("| " + " | ".join(row) + " |" for row in rows),
+        legend(results),
+    ]
     if results.refused:
         parts.append("\n".join(["Did not run:", "", *(f"- {who}: {why}" for who, why in refusals(results.refused))]))
     return "\n\n".join(parts) + "\n"
+
+
+def in_short(lines: Sequence[Line]) -> list[str]:
+    """Which methods beat fewer steps: a list item for each outcome, at equal FLOPs and at equal time."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.family != FEWER:
+            found.setdefault(line.method, []).append(line)
+    items = []
+    for what, verdict_of in VERDICTS.items():
+        said: dict[str, list[str]] = {text: [] for text in OUTCOMES.values()}
+        for method, own in found.items():
+            verdicts = [verdict_of(line) for line in own]
+            wins, decided = verdicts.count(YES), [v for v in verdicts if v in (YES, NO)]
+            key = "all" if wins and wins == len(decided) else "some" if wins else "none" if decided else "open"
+            count = f" ({wins} of {len(own)})" if key in ("all", "some") else ""
+            said[OUTCOMES[key]].append(f"{method}{count}")
+        items += [f"- At equal {what}, {text}: {', '.join(names)}." for text, names in said.items() if names]
+    return items
+
+
+OUTCOMES = {
+    "all": "beat fewer steps wherever it is decided",
+    "some": "beat fewer steps at some settings and lose at others",
+    "none": "never beat fewer steps",
+    "open": "undecided, or outside what fewer steps were measured at",
+}
+
+
+VERDICTS: dict[str, Callable[[Line], str]] = {
+    "FLOPs": lambda line: line.beats_by_flops,
+    "time": lambda line: line.beats_by_wall,
+}
 
 
 def put_into(page: Path, results: Results) -> None:

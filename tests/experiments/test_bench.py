@@ -310,3 +310,28 @@ def test_intervals() -> None:
     assert (value, low, high) == (2.0, 2.0, 2.0)
     value, low, high = verdict.ratio_interval([2.0, 4.0, 9.0], [1.0, 2.5, 3.0])
     assert value == 1.6 and low is not None and high is not None and low <= value <= high and low < high
+
+
+def test_the_summary_counts_wins_by_method_and_says_each_once() -> None:
+    def line(label: str, level: str, flops: str, wall: str, family: str = "any") -> standings.Line:
+        who = {"label": label, "setting": level, "level": level, "family": family, "package": "fastercache"}
+        return standings.Line.model_construct(**who, beats_by_flops=flops, beats_by_wall=wall, refused=None)
+
+    said = standings.in_short(
+        [
+            line("fewer steps", "25", "outside", "outside", lineup.FEWER),
+            line("A", "gentle", "yes", "no"),
+            line("A", "strong", "undecided", "no"),
+            line("B", "gentle", "yes", "yes"),
+            line("B", "strong", "no", "no"),
+            line("C", "gentle", "outside", "outside"),
+        ]
+    )
+    assert said == [
+        "- At equal FLOPs, beat fewer steps wherever it is decided: A (1 of 2).",
+        "- At equal FLOPs, beat fewer steps at some settings and lose at others: B (1 of 2).",
+        "- At equal FLOPs, undecided, or outside what fewer steps were measured at: C.",
+        "- At equal time, beat fewer steps at some settings and lose at others: B (1 of 2).",
+        "- At equal time, never beat fewer steps: A.",
+        "- At equal time, undecided, or outside what fewer steps were measured at: C.",
+    ]
