@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_OUT ?= demo-out
 MODEL ?= latte-digits
+PARALLEL ?= --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint format train-reference clean
@@ -22,11 +23,11 @@ install: $(STAMP) ## the project and its tools into .venv, at the versions of co
 demo: $(STAMP) ## record, tune, export, apply and compare on latte-digits; at most ten minutes on two cores
 	$(BIN)/fastercache demo --out $(DEMO_OUT)
 
-test: $(STAMP) ## the tests, without the slow ones
-	$(BIN)/python -m pytest
+test: $(STAMP) ## the tests, without the slow ones, on all cores
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(STAMP) ## every test
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .
