@@ -122,6 +122,8 @@ def check(names: Sequence[str], fixed: Mapping[str, Any]) -> None:
         InvalidPolicy, UnknownPolicy: naming what is wrong.
     """
     everything = list(names) == [ANY]
+    if ANY in names and not everything:
+        raise InvalidPolicy(f"'{ANY}' already stands for every policy: give it alone")
     known = list(policies()) if everything else [_name(name) for name in names]
     given = {known[0]: dict(fixed)} if len(known) == 1 else _by_policy(fixed, dict.fromkeys(known))
     for name, fields in given.items():

@@ -15,7 +15,7 @@ from policies.errors import FasterCacheError, InvalidPolicy
 from tests.tuner.conftest import CALL, SEARCH
 from tuner import Evaluator, JointSpace, Outcome, SearchSpace, Study, default_seeds, tune
 from tuner.fields import from_unit
-from tuner.library import ANY, CONSTANTS, Library
+from tuner.library import ANY, CONSTANTS, Library, check
 from tuner.record import SPENT
 from tuner.space import METHOD
 
@@ -179,3 +179,8 @@ def test_what_cannot_be_searched_together_is_named(
     with pytest.raises(FasterCacheError, match=says) as error:
         library(evaluator, fixed=fixed).space(names)
     assert "\n" not in str(error.value)
+
+
+def test_any_stands_alone() -> None:
+    with pytest.raises(InvalidPolicy, match="'any' already stands for every policy"):
+        check(["any", "fora"], {})
