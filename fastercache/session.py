@@ -76,6 +76,7 @@ class Session:
         self._max_cache_bytes = max_cache_bytes
         self._check_run = check_run
         self._memory: MemoryPlan | None = None
+        self._planned: tuple[Any, Any, MemoryPlan] | None = None  # what the newest static plan was made for, and it
         self._dry = False
         self._book = FlopBook()
         self._watches: list[Watch] = []
@@ -290,8 +291,12 @@ class Session:
         sites, predictors = [trace.sites[i] for i in own], [trace.predictors[i] for i in own]
         run, dtype = trace.run, self._cache_dtype
         if self.policy.static and self._compiled is not None:
-            table = Table(run, tuple(sites), self._compiled[2].codes[own], tuple(predictors))
-            return plan_static(table, shapes, denoiser.branches.groups, dtype)
+            made_for = {site.name: shapes(site) for site in sites}, denoiser.branches.groups
+            if self._planned is None or self._planned[0] is not self._compiled or self._planned[1] != made_for:
+                table = Table(run, tuple(sites), self._compiled[2].codes[own], tuple(predictors))
+                plan = plan_static(table, lambda site: made_for[0][site.name], made_for[1], dtype)
+                self._planned = self._compiled, made_for, plan
+            return self._planned[2]
         return bound_dynamic(sites, predictors, run.branches, shapes, dtype, run.count)
 
     def plan(self, **call: Any) -> MemoryPlan:
