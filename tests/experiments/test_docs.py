@@ -13,6 +13,7 @@ import pytest
 
 import fastercache as fc
 from experiments import checking, reference
+from experiments.bench import standings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,3 +68,10 @@ def test_the_walk_through_keeps_the_laws_as_a_file(tmp_path: Path) -> None:
     path.write_text(blocks("docs/writing-a-policy.md")[0], encoding="utf-8")
     found = checking.check(f"{path}:Ends", [], ["latte"], steps=6, prompt="", show=False)
     assert found["passed"] and found["pipes"][0]["reused"] > 0
+
+
+@pytest.mark.parametrize("name", reference.names())
+def test_the_benchmark_tables_are_those_of_the_kept_results(name: str) -> None:
+    results = standings.Results.load(ROOT / "docs" / "bench" / name)
+    assert results.pipeline == name and results.prompts >= 12
+    assert standings.markdown(results) in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
