@@ -274,8 +274,8 @@ class Denoiser:
             hook.handler = chain(busy)
         if self._tower is not None:
             first = self._tower.block
-            busy = [first.handler] if first.handler is not None and first.handler is not self._watch_first else []
-            first.handler = chain([self._watch_first, *busy])
+            governed = any(hook is first for hook, _ in self._governed)  # else its handler is that of the call before
+            first.handler = chain([self._watch_first, *([first.handler] if governed and first.handler else [])])
         try:
             with enough_graphs() if traced else nullcontext():
                 output = inner(*args, **kwargs)

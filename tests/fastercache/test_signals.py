@@ -10,6 +10,7 @@ from pydantic import PrivateAttr
 from torch import Tensor
 
 import fastercache as fc
+from fastercache.signals import Watchtower
 from fastercache.zoo import build
 from fastercache.zoo.specimen import Specimen
 
@@ -186,3 +187,20 @@ def test_an_aligned_predictors_signal_is_counted_as_cached(wan: Specimen) -> Non
             assert session.last.bytes_per_step[:3] == session.plan().per_step[:3]
             held.append(session.last.cached_bytes)
     assert held[0] == 2 * held[1]
+
+
+def test_the_first_block_is_watched_once_a_call(wan: Specimen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no site lies in the first block its hook is not laid out anew for each call, and handlers could pile up."""
+    watched: list[int] = []
+    original = Watchtower.watch
+
+    def counting(self: Watchtower, *args: Any) -> Any:
+        watched.append(1)
+        return original(self, *args)
+
+    monkeypatch.setattr(Watchtower, "watch", counting)
+    for policy in (fc.FirstBlockCache(), fc.DiCache(), fc.TeaCache(coefficients=(1.0, 0.0))):
+        watched.clear()
+        with fc.attach(wan.pipe, policy) as session:
+            wan.generate(steps=4)
+            assert len(watched) == 4 * 2 == session.last.run.count * len(session.last.run.branches), policy.name
