@@ -53,16 +53,17 @@ HELD_OUT_SEED = 100_000
 
 @dataclass(frozen=True)
 class Search:
-    """One search of the demo: what it searches, the folder of its study and the file it ends in."""
+    """One search of the demo: what it searches, the folder of its study, the file it ends in, its part of the time."""
 
     policies: tuple[str, ...]
     study: str
     file: str
+    share: float
 
 
 SEARCHES = {
-    TUNED: Search(("fastercache",), "study", "tuned.json"),
-    ANY: Search(("fastercache", "meancache", "foca", "hicache"), "study-any", "tuned-any.json"),
+    TUNED: Search(("fastercache",), "study", "tuned.json", 0.6),
+    ANY: Search(("fastercache", "meancache", "foca", "hicache"), "study-any", "tuned-any.json", 0.4),
 }
 """The methods of the second are those whose cost is known before they run, so that few trials go far."""
 
@@ -75,7 +76,7 @@ class Plan:
         recorded: prompts in the recording.
         search: prompts the tuner judges a trial by. selection: prompts its best trials are checked on.
         held_out: prompts of the final table; nothing was chosen by them.
-        trials, tune_seconds: limits of each search, whichever comes first.
+        trials, tune_seconds: limits of each search and of both together, whichever comes first.
         seconds: what the whole demo should take; on a slow machine the searches are shortened for it, to 45 s at least.
         shown: held-out prompts in the comparison.
     """
@@ -85,7 +86,7 @@ class Plan:
     selection: int = 10
     held_out: int = 20
     trials: int = 200
-    tune_seconds: float = 120.0
+    tune_seconds: float = 300.0
     seconds: float = 500.0
     shown: int = 3
 
@@ -150,12 +151,11 @@ class Demo:
         write_json(path, record)
         return budget
 
-    @property
-    def time_limit(self) -> float:
-        """Seconds for each search: what the plan gives it, or less where videos take longer."""
+    def time_limit(self, search: Search) -> float:
+        """Seconds for a search: what the plan gives it, or less where videos take longer."""
         seconds: list[float] = json.loads((self.out / "budget.json").read_text(encoding="utf-8"))["seconds"]
         ahead: float = (7 * self.plan.held_out + 6 * self.plan.selection) * statistics.median(seconds)
-        return min(self.plan.tune_seconds, max(45.0, (self.plan.seconds - ahead) / len(SEARCHES)))
+        return max(45.0, search.share * min(self.plan.tune_seconds, self.plan.seconds - ahead))
 
     def tune(self, search: Search) -> Path:
         """Search within the budget, select, and export to the search's file."""
@@ -173,7 +173,7 @@ class Demo:
         )
         job.save(self.out / search.study)
         self.evaluator.close()  # the study attaches by itself
-        limit = self.time_limit
+        limit = self.time_limit(search)
         with watched(self.plan.trials, limit) as tick:
             study = study_of(
                 self.subject,
@@ -308,16 +308,16 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
         figures = save_figures(job.profile, out)
     with stage(2, f"the budget: FasterCache as published on {plan.search} search prompts"):
         words.print(f"    {job.budget}")
-    with stage(3, f"tuning FasterCache within it, at most {job.time_limit:.0f} s"):
-        tuned = job.tune(SEARCHES[TUNED])
-    with stage(4, f"tuning over {', '.join(SEARCHES[ANY].policies)} within it, at most {job.time_limit:.0f} s"):
-        best = job.tune(SEARCHES[ANY])
+    files = {}
+    for number, (name, search) in enumerate(SEARCHES.items(), start=3):
+        policies = ", ".join(search.policies)
+        with stage(number, f"{name}: searching {policies} within it, at most {job.time_limit(search):.0f} s"):
+            files[search.file.removesuffix(".json")] = str(job.tune(search))
     with stage(5, f"everything on {plan.held_out} held-out prompts, tuned policies read back from their files"):
         contest = job.contest()
     rows = contest.rows()
     with stage(6, "pictures"):
-        files = {**figures, **job.pictures(contest, rows), "tuned": str(tuned), "tuned_any": str(best)}
-        files["table"] = str(out / "demo.json")
+        files = {**figures, **job.pictures(contest, rows), **files, "table": str(out / "demo.json")}
     payload = {
         "rows": [row.payload() for row in rows],
         "budget": job.budget,
@@ -336,10 +336,18 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
         for few, name in ((FEWER, TUNED), (FEWEST, ANY)):
             count = by_name[few]["num_inference_steps"]
             results.print(f"{few}: {count} of {steps} and no cache, at what '{name}' costs", soft_wrap=True)
-        results.print(f"{ANY}: {by_name[ANY]['policy']}", soft_wrap=True)
+        for name in SEARCHES:
+            results.print(f"{name}: {_settings(by_name[name])}", soft_wrap=True)
         for name, path in files.items():
             results.print(f"{name:>12}  {path}", soft_wrap=True)
     return payload
+
+
+def _settings(policy: dict[str, Any]) -> str:
+    """A policy's name and what differs from its defaults."""
+    usual = fc.dump(fc.policy_class(policy["policy"])())
+    changed = [f"{key} {value}" for key, value in policy.items() if usual.get(key) != value]
+    return f"{policy['policy']} with {', '.join(changed)}" if changed else f"{policy['policy']} as it is"
 
 
 def _described(policy: dict[str, Any]) -> str:

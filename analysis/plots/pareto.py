@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.plots.style import OTHERS, heading, new_figure, styled
@@ -116,15 +117,7 @@ def draw_pareto(info: ParetoInfo) -> Figure:
                 x, y, yerr=e if any(e) else None, fmt="o", ms=6.5, color=colour, ecolor=colour, elinewidth=1.2,
                 capsize=3, label=named, zorder=3, markeredgecolor="white", markeredgewidth=0.8,
             )  # fmt: skip
-            for p in members:
-                axes.annotate(
-                    p.name,
-                    (p.speedup, p.quality),
-                    xytext=(7, 5),
-                    textcoords="offset points",
-                    fontsize=8.5,
-                    color="#333333",
-                )
+        _name(axes, [info.points[i] for i in shown])
         axes.axvline(1.0, color="#999999", lw=1, ls=":")
         axes.margins(0.14, 0.14)
         if info.exact:
@@ -140,3 +133,28 @@ def draw_pareto(info: ParetoInfo) -> Figure:
         bars = f"bars: {info.error}" if any(p.error for p in info.points) else ""
         heading(figure, "Quality against speedup", " · ".join(part for part in (info.prompts, bars) if part))
     return figure
+
+
+def _name(axes: Axes, points: Sequence[ParetoPoint]) -> None:
+    """Names beside the points: inwards at the right edge, one below the other where points lie together."""
+    if not points:
+        return
+    across = [p.speedup for p in points]
+    width = max(across) - min(across) or 1.0
+    height = max(p.quality for p in points) - min(p.quality for p in points) or 1.0
+    done: list[ParetoPoint] = []
+    for p in sorted(points, key=lambda p: -p.quality):
+        above = sum(
+            abs(p.speedup - q.speedup) < 0.2 * width and abs(p.quality - q.quality) < 0.04 * height for q in done
+        )
+        inwards = p.speedup > min(across) + 0.7 * width
+        axes.annotate(
+            p.name,
+            (p.speedup, p.quality),
+            xytext=(-7 if inwards else 7, 5 - 11 * above),
+            ha="right" if inwards else "left",
+            textcoords="offset points",
+            fontsize=8.5,
+            color="#333333",
+        )
+        done.append(p)

@@ -87,7 +87,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("demo-out"),
     pipe: Annotated[str, typer.Argument(metavar="[PIPE]", help="A reference model.")] = "latte-digits",
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.1, help="Time to search, instead of three.")
+        float | None, typer.Option("--minutes", min=0.1, help="Time for both searches, instead of five.")
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
