@@ -183,23 +183,6 @@ class Denoiser:
 
         return shapes
 
-    def site_flops(self) -> dict[str, int]:
-        """FLOPs of each site within the largest call counted so far, by site name."""
-        cost = self.book.largest(self.prefix)
-        if cost is None:
-            return {}
-        parts = len(self.branches.groups[0])
-        blocks = [cost.inclusive[block.path] for block in self.blocks]
-        found: dict[str, int] = {}
-        for site in self.sites:
-            if site.kind in (Kind.MODULE, Kind.BLOCK):
-                found[site.name] = cost.inclusive[site.name.removeprefix(self.prefix)]
-            elif site.kind is Kind.STACK:
-                found[site.name] = sum(blocks[slice(*site.span)])
-            else:
-                found[site.name] = cost.total // parts if site.kind is Kind.BRANCH else cost.total
-        return found
-
     def release(self, index: int) -> None:
         """Step `index` has ended: drop what no later step reads."""
         self.assembly.release(self.branches.cond_last)

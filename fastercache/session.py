@@ -196,14 +196,6 @@ class Session:
         """Share of a whole denoiser call's FLOPs inside each module and block site, by name, as counted so far."""
         return {d.prefix + path: share for d in self._denoisers for path, share in self._book.shares(d.prefix).items()}
 
-    def site_flops(self) -> dict[str, int]:
-        """FLOPs that one denoiser call spends in each site, by name, as counted so far; empty before the first run.
-
-        A batched call holds every branch, and its branch site is one branch's share of it; with separate calls the
-        branch site is a whole call.
-        """
-        return {name: flops for d in self._denoisers for name, flops in d.site_flops().items()}
-
     def citations(self) -> list[Citation]:
         """The works behind the policy in force, each once."""
         return citations_of(self.policy)

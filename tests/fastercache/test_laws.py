@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastercache as fc
+from fastercache.inventory import take_inventory
 from fastercache.testing import LAWS, LawBroken, check_policy
 from fastercache.testing.laws import Checker
 from fastercache.zoo.specimen import Specimen
@@ -147,11 +148,13 @@ def test_law_9_counts_every_tensor_a_session_reaches(latte: Specimen) -> None:
 
 
 def test_site_flops_add_up(latte: Specimen) -> None:
+    (found,) = take_inventory(latte.pipe, latte.generate)
+    flops = found.site_flops
     with fc.attach(latte.pipe, fc.NoCache()) as session:
-        assert session.site_flops() == {}
         latte.generate()
-        flops = session.site_flops()
         assert flops["denoiser"] == session.last.flops[0] == 2 * flops["branch"]
-    blocks = {s.name for s in session.sites if s.kind == "block"}
+        shares = session.flop_shares()
+    assert all(flops[name] == round(share * flops["denoiser"]) for name, share in shares.items())
+    blocks = {s.name for s in found.sites if s.kind == "block"}
     assert flops["stack"] == sum(flops[name] for name in blocks) < flops["denoiser"]
-    assert all(flops[s.name] < flops[s.name.rsplit(".", 1)[0]] for s in session.sites if s.role)
+    assert all(flops[s.name] < flops[s.name.rsplit(".", 1)[0]] for s in found.sites if s.role)
