@@ -346,7 +346,11 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
 def _settings(policy: dict[str, Any]) -> str:
     """A policy's name and what differs from its defaults."""
     usual = fc.dump(fc.policy_class(policy["policy"])())
-    changed = [f"{key} {value}" for key, value in policy.items() if usual.get(key) != value]
+    changed = [
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in policy.items()
+        if usual.get(key) != value
+    ]
     return f"{policy['policy']} with {', '.join(changed)}" if changed else f"{policy['policy']} as it is"
 
 
