@@ -33,7 +33,7 @@ from analysis.plots import (
 )
 from experiments import render
 from experiments.bench.contest import UNCACHED, Contest, write_json
-from experiments.bench.entries import Entry, FewerSteps
+from experiments.bench.entries import Entry, FewerSteps, in_words
 from experiments.bench.rows import Row, table
 from experiments.console import progress, results, words
 from experiments.pipelines import Subject
@@ -337,21 +337,10 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
             count = by_name[few]["num_inference_steps"]
             results.print(f"{few}: {count} of {steps} and no cache, at what '{name}' costs", soft_wrap=True)
         for name in SEARCHES:
-            results.print(f"{name}: {_settings(by_name[name])}", soft_wrap=True)
+            results.print(f"{name}: {in_words(by_name[name])}", soft_wrap=True)
         for name, path in files.items():
             results.print(f"{name:>12}  {path}", soft_wrap=True)
     return payload
-
-
-def _settings(policy: dict[str, Any]) -> str:
-    """A policy's name and what differs from its defaults."""
-    usual = fc.dump(fc.policy_class(policy["policy"])())
-    changed = [
-        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in policy.items()
-        if usual.get(key) != value
-    ]
-    return f"{policy['policy']} with {', '.join(changed)}" if changed else f"{policy['policy']} as it is"
 
 
 def _described(policy: dict[str, Any]) -> str:

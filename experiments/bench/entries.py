@@ -122,3 +122,14 @@ def described(entry: Entry) -> dict[str, Any]:
     if entry is None:
         return {"policy": fc.NoCache.name}
     return fc.dump(entry if isinstance(entry, fc.Policy) else entry.policy)
+
+
+def in_words(policy: dict[str, Any]) -> str:
+    """A policy's name and what differs from its defaults."""
+    usual = fc.dump(fc.policy_class(policy["policy"])())
+    changed = [
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in policy.items()
+        if usual.get(key) != value
+    ]
+    return f"{policy['policy']} with {', '.join(changed)}" if changed else f"{policy['policy']} as it is"
