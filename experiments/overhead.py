@@ -73,7 +73,9 @@ def no_op_hooks(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[None]:
             HookRegistry.check_if_exists_or_initialize(module).remove_hook("no_op", recurse=False)
 
 
-CACHE_DIT = Peer("cache-dit", "DBCache", {"residual_diff_threshold": 0.0})
+CACHE_DIT = Peer(
+    "cache-dit", "DBCache", {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": 0.0}
+)
 """cache-dit in place at every block, comparing at every step and never reusing."""
 
 
