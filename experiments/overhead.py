@@ -89,7 +89,7 @@ def variants(subject: Subject) -> dict[str, Callable[[], AbstractContextManager[
         BARE: nullcontext,
         "NoCache at every site": lambda: fc.attach(pipe, fc.NoCache(sites=every)),
         "diffusers' no-op hooks": lambda: no_op_hooks(denoiser, [s.name for s in sites]),
-        "cache-dit, reusing nothing": lambda: CACHE_DIT.applied(pipe, subject.call),
+        "cache-dit, no reuse": lambda: CACHE_DIT.applied(pipe, subject.call),
         "recording": lambda: record(pipe),
         "FasterCache": lambda: fc.attach(pipe, fc.FasterCache()),
         "denoiser every 2nd step": lambda: fc.attach(pipe, fc.StaticInterval(sites="denoiser")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -63,6 +64,11 @@ class SitePlan:
     reused: list[list[bool]]
     last_read: list[dict[int, int]]
     busy: list[list[bool]]
+
+    @cached_property
+    def quiet(self) -> bool:
+        """Whether no step is busy."""
+        return not any(map(any, self.busy))
 
     @classmethod
     def all_of(cls, table: Table) -> list[SitePlan]:

@@ -65,6 +65,7 @@ class Denoiser:
         self.trace: Trace | None = None
         self._tower: Watchtower | None = None  # while something watches the first block
         self._governed: list[tuple[SiteForward, list[tuple[Unit, Handler]]]] = []
+        self._quiet: list[tuple[SiteForward, list[Unit]]] = []  # hooks that never do anything in this run
 
     # -- hooks -------------------------------------------------------------------------------------------------------
     def install(self) -> None:
@@ -126,9 +127,15 @@ class Denoiser:
             if isinstance(unit, ModuleUnit):
                 handlers.setdefault(unit.path, []).append((unit, unit.handle))
         place_hooks(self.module, self.blocks, self.hooks, governed=handlers)
-        self._governed = [(self.hooks[path], pairs) for path, pairs in handlers.items()]
         for hook in self.hooks.values():
-            hook.handler = None
+            hook.handler, hook.hits = None, 0
+        self._governed, self._quiet = [], []
+        for path, pairs in handlers.items():
+            hook = self.hooks[path]
+            if not hook.traced and all(unit.quiet for unit, _ in pairs):
+                self._quiet.append((hook, [unit for unit, _ in pairs]))
+            else:
+                self._governed.append((hook, pairs))
         self._tower = self._raise_tower()
 
     def _raise_tower(self) -> Watchtower | None:
@@ -267,6 +274,11 @@ class Denoiser:
         for hook, unit in passing:
             if hook.hits:
                 unit.mark(call.step, call.branches)
+        for hook, units in self._quiet:
+            if hook.hits:
+                hook.hits = 0
+                for unit in units:
+                    unit.mark(call.step, call.branches)
         for hook, unit in traced:
             collect(hook, unit, call)
         return output

@@ -67,6 +67,11 @@ class Unit:
         i, busy = call.step.index, self.plan.busy
         return not any(busy[self._index[b]][i] for b in call.branches)
 
+    @property
+    def quiet(self) -> bool:
+        """Whether it is idle at every call of the run."""
+        return not self.watchers and self.plan is not None and self.plan.quiet
+
     def position(self, branch: Branch) -> int:
         """The branch's place in the run's order."""
         return self._index[branch]
