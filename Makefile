@@ -39,7 +39,7 @@ format: $(STAMP) ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
 
 train-reference: $(STAMP) ## train a reference model from nothing: MODEL=latte-digits or wan-digits
-	$(BIN)/python -m experiments.reference.train $(MODEL)
+	$(BIN)/python -m fastercache.experiments.reference.train $(MODEL)
 
 clean: ## remove .venv, caches and what the demo wrote
 	rm -rf $(VENV) $(DEMO_OUT) .mypy_cache .ruff_cache .pytest_cache build dist

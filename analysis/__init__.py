@@ -1,11 +1,11 @@
 """Seeing where a model repeats itself: recordings, profiles, quality metrics, figures and TensorBoard."""
 
-from analysis.board import Board
-from analysis.calibrate import Calibration, Calibrator, calibrate
-from analysis.measures import MEASURES, band_similarity, cosine, relative_l1, relative_l2, similarity
-from analysis.profile import Profile, ProfileInfo
-from analysis.quality import as_videos, measure
-from analysis.record import Recorder, record
+from fastercache.analysis.board import Board
+from fastercache.analysis.calibrate import Calibration, Calibrator, calibrate
+from fastercache.analysis.measures import MEASURES, band_similarity, cosine, relative_l1, relative_l2, similarity
+from fastercache.analysis.profile import Profile, ProfileInfo
+from fastercache.analysis.quality import as_videos, measure
+from fastercache.analysis.record import Recorder, record
 
 __all__ = [
     "MEASURES",

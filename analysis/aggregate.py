@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.measures import ORDER
-from analysis.tape import TapeStatistics
-from policies.vocabulary import Branch, Run, Site
+from fastercache.analysis.measures import ORDER
+from fastercache.analysis.tape import TapeStatistics
+from fastercache.policies.vocabulary import Branch, Run, Site
 
 
 class RunSums:

@@ -16,15 +16,15 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from analysis.measures import BANDS, ORDER
-from analysis.plots.overview import overview
-from analysis.plots.redundancy import redundancy_info
-from analysis.plots.style import to_image
-from analysis.plots.timeline import draw_timeline, timeline_info
-from analysis.profile import Profile
-from fastercache.trace import Trace
-from policies.errors import NotFinite, RecordingError
-from policies.vocabulary import COND
+from fastercache.analysis.measures import BANDS, ORDER
+from fastercache.analysis.plots.overview import overview
+from fastercache.analysis.plots.redundancy import redundancy_info
+from fastercache.analysis.plots.style import to_image
+from fastercache.analysis.plots.timeline import draw_timeline, timeline_info
+from fastercache.analysis.profile import Profile
+from fastercache.policies.errors import NotFinite, RecordingError
+from fastercache.policies.vocabulary import COND
+from fastercache.run.trace import Trace
 
 
 class Board:

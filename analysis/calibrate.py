@@ -22,13 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from torch import Tensor
 
 import fastercache as fc
-from analysis.profile import Component, Profile
-from analysis.record import Recorder, identity_of, record
+from fastercache.analysis.profile import Component, Profile
+from fastercache.analysis.record import Recorder, identity_of, record
+from fastercache.policies.base import Policy, explain
+from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, RecordingError
+from fastercache.policies.schedule import Code
+from fastercache.policies.vocabulary import Branch, Kind, Role, Signal, Site, Step, matches, select
 from fastercache.tuned import scheduler_identity
-from policies.base import Policy, explain
-from policies.errors import ConfigMismatch, ConfigUnreadable, RecordingError
-from policies.schedule import Code
-from policies.vocabulary import Branch, Kind, Role, Signal, Site, Step, matches, select
 
 FORMAT: Final = "fastercache-calibration"
 ROLES = "|".join(Role)
@@ -133,7 +133,7 @@ class Calibration(BaseModel):
             if mine is not None and theirs is not None and mine != theirs:
                 raise ConfigMismatch(
                     f"this calibration was measured on the {name} {mine.kind} ({mine.fingerprint:.12}), this one is "
-                    f"{theirs.kind} ({theirs.fingerprint:.12}): calibrate it with analysis.calibrate"
+                    f"{theirs.kind} ({theirs.fingerprint:.12}): calibrate it with fastercache.analysis.calibrate"
                 )
 
     def save(self, path: str | Path) -> Path:

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from policies.errors import MeasurementError, suggest
-from policies.frequency import band_radius, split_bands
+from fastercache.policies.errors import MeasurementError, suggest
+from fastercache.policies.predictors.frequency import band_radius, split_bands
 
 MeasureName = Literal["cosine", "rel_l1", "rel_l2"]
 Band = Literal["whole", "low", "high"]

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from analysis.measures import ORDER, from_norms, measure_of
-from policies.base import explain
-from policies.errors import ConfigUnreadable, RecordingError, suggest
-from policies.vocabulary import COND, Branch, Kind, Role, Run, Site, Step, select
+from fastercache.analysis.measures import ORDER, from_norms, measure_of
+from fastercache.policies.base import explain
+from fastercache.policies.errors import ConfigUnreadable, RecordingError, suggest
+from fastercache.policies.vocabulary import COND, Branch, Kind, Role, Run, Site, Step, select
 
 FORMAT: Final = "fastercache-profile"
 VERSION: Final = 1

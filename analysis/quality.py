@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from policies.errors import MeasurementError, MissingDependency, NotFinite, suggest
+from fastercache.policies.errors import MeasurementError, MissingDependency, NotFinite, suggest
 
 PSNR_CAP = 100.0
 WINDOW, SIGMA = 11, 1.5

@@ -11,15 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import fastercache as fc
-from analysis.aggregate import RunSums
-from analysis.profile import Component, Profile, ProfileInfo, SiteRow
-from analysis.sketch import projection_error
-from analysis.tape import Deck, GuidanceTape
+from fastercache.analysis.aggregate import RunSums
+from fastercache.analysis.profile import Component, Profile, ProfileInfo, SiteRow
+from fastercache.analysis.sketch import projection_error
+from fastercache.analysis.tape import Deck, GuidanceTape
+from fastercache.policies.errors import FasterCacheError, RecordingError
+from fastercache.policies.registry import dump
+from fastercache.policies.schedule import Code
+from fastercache.policies.vocabulary import Branch, Kind, Run, Site, matches, select
 from fastercache.tuned import model_identity, package_versions, scheduler_identity
-from policies.errors import FasterCacheError, RecordingError
-from policies.registry import dump
-from policies.schedule import Code
-from policies.vocabulary import Branch, Kind, Run, Site, matches, select
 
 DEFAULT_SITES = "attention|denoiser|branch"
 
@@ -51,7 +51,8 @@ def record(
         sites: a site query; every term must match. By default all self-attentions, the denoiser's output and the
             guidance difference, as far as the model has them.
         lags: K: similarities up to this distance in steps are exact; K values of every site are held.
-        sketch, sample: widths of the two random summaries that the rest is estimated from (see `analysis.sketch`):
+        sketch, sample: widths of the two random summaries that the rest is estimated from (see
+        `fastercache.analysis.sketch`):
             relative standard error of an L2 distance sqrt(1 / (2 sketch)).
         seed: of the summaries.
         raw: a folder for the values themselves, one safetensors file per step: `run000/step000.safetensors` with keys

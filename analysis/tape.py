@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.measures import BANDS, ORDER, band_similarity, from_norms, similarity
-from analysis.sketch import Coordinates, Projection
-from policies.vocabulary import COND, Branch
+from fastercache.analysis.measures import BANDS, ORDER, band_similarity, from_norms, similarity
+from fastercache.analysis.sketch import Coordinates, Projection
+from fastercache.policies.vocabulary import COND, Branch
 
 Array = NDArray[np.float64]
 _CACHED = 1 << 18  # elements of a step taken together, so that they stay in a processor's cache
@@ -56,7 +56,7 @@ class Deck:
 
     Args:
         rows: how many sites and branches. steps: T. value: one of the values. lags: K.
-        sketch, sample, seed: of the summaries (see `analysis.sketch`).
+        sketch, sample, seed: of the summaries (see `fastercache.analysis.sketch`).
     """
 
     def __init__(self, rows: int, steps: int, value: Tensor, *, lags: int, sketch: int, sample: int, seed: int) -> None:

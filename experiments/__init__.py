@@ -1,1 +1,5 @@
-"""Everything that runs the toolkit end to end: reference models, demo, benchmarks and the command line."""
+"""Everything that runs the toolkit end to end.
+
+`cli` is the command line: `commands` parse, `jobs` do the work, `pictures` draw what came out. `bench` compares
+methods, `reference` holds the trained reference models.
+"""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastercache.policies.base import Policy
     from fastercache.tuned import TunedConfig
-    from policies.base import Policy
 
 
 def assignments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         InvalidPolicy: for a pair without `=` or a key given twice.
     """
-    from policies.errors import InvalidPolicy
+    from fastercache.policies.errors import InvalidPolicy
 
     result: dict[str, Any] = {}
     for pair in pairs:
@@ -43,7 +43,7 @@ def named(policy: str) -> str:
     Raises:
         ConfigUnreadable, InvalidPolicy: if there is no such file, it cannot be run, or does not hold the one policy.
     """
-    from policies.files import names_file, policy_from_file
+    from fastercache.policies.files import names_file, policy_from_file
 
     return policy_from_file(policy).name if names_file(policy) else policy
 
@@ -59,8 +59,8 @@ def choose(
         UnknownPolicy, InvalidPolicy: for a name or field that does not exist, or a value out of range.
         ConfigUnreadable: for a tuned config that is missing, truncated or of another format.
     """
-    from policies import FasterCache, policy_class
-    from policies.errors import InvalidPolicy
+    from fastercache.policies import FasterCache, policy_class
+    from fastercache.policies.errors import InvalidPolicy
 
     registered = None if policy is None else named(policy)
     if config is not None:
@@ -86,7 +86,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         ConfigUnreadable: if the file is missing, is no text, or holds no prompt.
     """
-    from policies.errors import ConfigUnreadable
+    from fastercache.policies.errors import ConfigUnreadable
 
     try:
         text = path.read_text(encoding="utf-8")

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import typer
 
-from experiments import console
-from experiments.commands import against, check, cost, find, look, make
+from fastercache.experiments import console
+from fastercache.experiments.commands import against, check, cost, find, look, make
 
 app = typer.Typer(
     name="fastercache",
@@ -52,7 +52,7 @@ def guarded(command: F) -> F:
             console.words.print(RESUME if command.__name__ in RESUMABLE else "interrupted", soft_wrap=True)
             raise typer.Exit(130) from None
         except Exception as error:
-            from policies.errors import FasterCacheError
+            from fastercache.policies.errors import FasterCacheError
 
             if not isinstance(error, FasterCacheError):
                 raise

@@ -13,9 +13,9 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 
-from experiments import reference
-from experiments.arguments import assignments
-from policies.errors import ConfigUnreadable, InvalidPolicy, PipelineUnreadable, suggest
+from fastercache.experiments import reference
+from fastercache.experiments.arguments import assignments
+from fastercache.policies.errors import ConfigUnreadable, InvalidPolicy, PipelineUnreadable, suggest
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def shipped_captions(name: str, split: str) -> list[str]:
     """
     if name not in reference.names():
         raise ConfigUnreadable(f"'{name}' comes without prompts: give a file with one prompt a line (--prompts FILE)")
-    from experiments.reference.data import captions
+    from fastercache.experiments.reference.data import captions
 
     return list(captions("held_out" if split == "held_out" else "train"))
 

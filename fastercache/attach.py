@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastercache.families import COMPONENTS, Guidance, family_of
-from fastercache.finder import find_denoiser_sites
-from fastercache.hooks import is_hooked
+from fastercache.model.families import COMPONENTS, Guidance, family_of
+from fastercache.model.finder import find_denoiser_sites
+from fastercache.model.hooks import is_hooked
+from fastercache.policies.base import Policy
+from fastercache.policies.errors import AttachError
+from fastercache.policies.vocabulary import Branch, Site
 from fastercache.session import Session
 from fastercache.tuned import TunedConfig
-from policies.base import Policy
-from policies.errors import AttachError
-from policies.vocabulary import Branch, Site
 
 
 def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:

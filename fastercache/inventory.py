@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from fastercache.attach import denoisers_of
-from fastercache.families import family_of
-from fastercache.finder import find_blocks, find_denoiser_sites
-from fastercache.flops import flop_counter
-from policies.errors import FasterCacheError
-from policies.vocabulary import Kind, Site
+from fastercache.model.families import family_of
+from fastercache.model.finder import find_blocks, find_denoiser_sites
+from fastercache.model.flops import flop_counter
+from fastercache.policies.errors import FasterCacheError
+from fastercache.policies.vocabulary import Kind, Site
 
 
 class _Seen(Exception):

@@ -11,24 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastercache.calls import RunState, SitePlan, Watcher
-from fastercache.clock import Clock
-from fastercache.denoiser import Denoiser
-from fastercache.families import Guidance
-from fastercache.flops import FlopBook
-from fastercache.layout import leading_tensor, timestep_of
-from fastercache.memory import MemoryPlan, ValueShapes, bound_dynamic, plan_static
-from fastercache.parallel import Ranks
-from fastercache.signals import Jury
-from fastercache.store import History
-from fastercache.trace import Trace
-from fastercache.transfer import Transfers
-from policies.base import Citation, Policy
-from policies.errors import AttachError, FasterCacheError
-from policies.registry import dump
-from policies.schedule import Table, claimed, compile_policy
-from policies.vocabulary import Branch, Kind, Run, Site, select
-from policies.wrappers import citations_of
+from fastercache.model.families import Guidance
+from fastercache.model.flops import FlopBook
+from fastercache.model.layout import leading_tensor, timestep_of
+from fastercache.policies.base import Citation, Policy
+from fastercache.policies.errors import AttachError, FasterCacheError
+from fastercache.policies.registry import dump
+from fastercache.policies.schedule import Table, claimed, compile_policy
+from fastercache.policies.vocabulary import Branch, Kind, Run, Site, select
+from fastercache.policies.wrappers import citations_of
+from fastercache.run.calls import RunState, SitePlan, Watcher
+from fastercache.run.clock import Clock
+from fastercache.run.denoiser import Denoiser
+from fastercache.run.memory import MemoryPlan, ValueShapes, bound_dynamic, plan_static
+from fastercache.run.parallel import Ranks
+from fastercache.run.signals import Jury
+from fastercache.run.store import History
+from fastercache.run.trace import Trace
+from fastercache.run.transfer import Transfers
 
 
 class _DryRun(Exception):

@@ -19,10 +19,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from fastercache.families import COMPONENTS
-from policies.base import Policy, explain
-from policies.errors import AttachError, ConfigMismatch, ConfigUnreadable, FasterCacheError, suggest
-from policies.registry import AnyPolicy
+from fastercache.model.families import COMPONENTS
+from fastercache.policies.base import Policy, explain
+from fastercache.policies.errors import AttachError, ConfigMismatch, ConfigUnreadable, FasterCacheError, suggest
+from fastercache.policies.registry import AnyPolicy
 
 FORMAT: Literal["fastercache-tuned"] = "fastercache-tuned"
 VERSION: Literal[1] = 1

@@ -1,160 +1,60 @@
-"""Cache policies and predictors: decisions over plain values, torch tensors only, no models."""
+"""Cache policies and predictors: decisions over plain values, torch tensors only, no models.
 
-from policies.adacache import CODEBOOKS, AdaCache, BWCache
-from policies.base import Citation, Config, Hold, Past, Policy, Predictor
-from policies.cfg_cache import CFGCache
-from policies.compose import Compose
-from policies.deepcache import DeepCache
-from policies.delta_dit import DeltaDiT
-from policies.dicache import DiCache
-from policies.dynamic import Dynamic
-from policies.dynamic_reuse import DynamicReuse
-from policies.easycache import EasyCache
-from policies.errors import (
-    AttachError,
-    BranchUnknown,
-    BudgetNotMet,
-    ClockError,
-    ConfigMismatch,
-    ConfigUnreadable,
-    FasterCacheError,
-    InvalidPolicy,
-    MeasurementError,
-    MissingDependency,
-    NoSiteMatched,
-    NotFinite,
-    PipelineUnreadable,
-    RecordingError,
-    ScheduleMismatch,
-    SiteConflict,
-    UnknownPolicy,
-)
-from policies.ertacache import ERTACache, Rectified
-from policies.faster_cache import PRESETS, FasterCache
-from policies.files import names_file, policy_from_file
-from policies.first_block_cache import DualBlockCache, FirstBlockCache
-from policies.fora import FORA
-from policies.forecasts import Aligned, AverageVelocity, FoCaForecast, Hermite, Relative, Zero
-from policies.frequency import GuidanceDelta
-from policies.guidance import AdaptiveGuidance, BranchReuse, GuidanceInterval, GuidanceReuse
-from policies.magcache import MagCache
-from policies.meancache import PLANS, MeanCache
-from policies.predictors import Difference, Linear, Ramp, Taylor
-from policies.pyramid_attention_broadcast import PyramidAttentionBroadcast
-from policies.registry import dump, load_policy, load_predictor, policy_class, register
-from policies.registry import policies as known_policies
-from policies.schedule import Code, Row, Schedule, Table, compile_policy
-from policies.seacache import SeaCache
-from policies.smoothcache import SmoothCache
-from policies.static_interval import NoCache, StaticInterval
-from policies.taylorseer import FoCa, HiCache, TaylorSeer
-from policies.teacache import COEFFICIENTS, TeaCache
-from policies.tgate import TGate
-from policies.vocabulary import COND, UNCOND, Branch, Kind, Role, Run, Scope, Signal, Site, Step, select
-from policies.wrappers import MaxConsecutive, WarmUp, Window
+Begin with `base`, the contract of a policy and of a predictor, and `vocabulary`, the plain values they speak in.
+`methods` holds the published methods, one file each; `predictors` what stands in for a skipped value; `schedule` the
+explicit table that every static policy compiles to; `compose` and `wrappers` the policies that are made of others.
+"""
 
-for _predictor in (
-    Hold, Difference, Linear, Taylor, GuidanceDelta, Hermite, FoCaForecast, AverageVelocity, Zero, Relative, Aligned,
-    Rectified,
-):  # fmt: skip
-    register(_predictor)
-
-__all__ = [
-    "CODEBOOKS",
-    "COEFFICIENTS",
-    "COND",
-    "FORA",
-    "PLANS",
-    "PRESETS",
-    "UNCOND",
-    "AdaCache",
-    "AdaptiveGuidance",
-    "Aligned",
-    "AttachError",
-    "AverageVelocity",
-    "BWCache",
-    "Branch",
-    "BranchReuse",
-    "BranchUnknown",
-    "BudgetNotMet",
-    "CFGCache",
-    "Citation",
-    "ClockError",
-    "Code",
-    "Compose",
-    "Config",
-    "ConfigMismatch",
-    "ConfigUnreadable",
-    "DeepCache",
-    "DeltaDiT",
-    "DiCache",
-    "Difference",
-    "DualBlockCache",
-    "Dynamic",
-    "DynamicReuse",
-    "ERTACache",
-    "EasyCache",
-    "FasterCache",
-    "FasterCacheError",
-    "FirstBlockCache",
-    "FoCa",
-    "FoCaForecast",
-    "GuidanceDelta",
-    "GuidanceInterval",
-    "GuidanceReuse",
-    "Hermite",
-    "HiCache",
-    "Hold",
-    "InvalidPolicy",
-    "Kind",
-    "Linear",
-    "MagCache",
-    "MaxConsecutive",
-    "MeanCache",
-    "MeasurementError",
-    "MissingDependency",
-    "NoCache",
-    "NoSiteMatched",
-    "NotFinite",
-    "Past",
-    "PipelineUnreadable",
-    "Policy",
-    "Predictor",
-    "PyramidAttentionBroadcast",
-    "Ramp",
-    "RecordingError",
-    "Rectified",
-    "Relative",
-    "Role",
-    "Row",
-    "Run",
-    "Schedule",
-    "ScheduleMismatch",
-    "Scope",
-    "SeaCache",
-    "Signal",
-    "Site",
-    "SiteConflict",
-    "SmoothCache",
-    "StaticInterval",
-    "Step",
-    "TGate",
-    "Table",
-    "Taylor",
-    "TaylorSeer",
-    "TeaCache",
-    "UnknownPolicy",
-    "WarmUp",
-    "Window",
-    "Zero",
-    "compile_policy",
-    "dump",
-    "known_policies",
-    "load_policy",
-    "load_predictor",
-    "names_file",
-    "policy_class",
-    "policy_from_file",
-    "register",
-    "select",
-]
+from fastercache.policies.base import Citation as Citation
+from fastercache.policies.base import Config as Config
+from fastercache.policies.base import Hold as Hold
+from fastercache.policies.base import Past as Past
+from fastercache.policies.base import Policy as Policy
+from fastercache.policies.base import Predictor as Predictor
+from fastercache.policies.compose import Compose as Compose
+from fastercache.policies.errors import AttachError as AttachError
+from fastercache.policies.errors import BranchUnknown as BranchUnknown
+from fastercache.policies.errors import BudgetNotMet as BudgetNotMet
+from fastercache.policies.errors import ClockError as ClockError
+from fastercache.policies.errors import ConfigMismatch as ConfigMismatch
+from fastercache.policies.errors import ConfigUnreadable as ConfigUnreadable
+from fastercache.policies.errors import FasterCacheError as FasterCacheError
+from fastercache.policies.errors import InvalidPolicy as InvalidPolicy
+from fastercache.policies.errors import MeasurementError as MeasurementError
+from fastercache.policies.errors import MissingDependency as MissingDependency
+from fastercache.policies.errors import NoSiteMatched as NoSiteMatched
+from fastercache.policies.errors import NotFinite as NotFinite
+from fastercache.policies.errors import PipelineUnreadable as PipelineUnreadable
+from fastercache.policies.errors import RecordingError as RecordingError
+from fastercache.policies.errors import ScheduleMismatch as ScheduleMismatch
+from fastercache.policies.errors import SiteConflict as SiteConflict
+from fastercache.policies.errors import UnknownPolicy as UnknownPolicy
+from fastercache.policies.files import names_file as names_file
+from fastercache.policies.files import policy_from_file as policy_from_file
+from fastercache.policies.methods import *  # noqa: F403
+from fastercache.policies.predictors import *  # noqa: F403
+from fastercache.policies.registry import dump as dump
+from fastercache.policies.registry import known_policies as known_policies
+from fastercache.policies.registry import load_policy as load_policy
+from fastercache.policies.registry import load_predictor as load_predictor
+from fastercache.policies.registry import policy_class as policy_class
+from fastercache.policies.registry import register as register
+from fastercache.policies.schedule import Code as Code
+from fastercache.policies.schedule import Row as Row
+from fastercache.policies.schedule import Schedule as Schedule
+from fastercache.policies.schedule import Table as Table
+from fastercache.policies.schedule import compile_policy as compile_policy
+from fastercache.policies.vocabulary import COND as COND
+from fastercache.policies.vocabulary import UNCOND as UNCOND
+from fastercache.policies.vocabulary import Branch as Branch
+from fastercache.policies.vocabulary import Kind as Kind
+from fastercache.policies.vocabulary import Role as Role
+from fastercache.policies.vocabulary import Run as Run
+from fastercache.policies.vocabulary import Scope as Scope
+from fastercache.policies.vocabulary import Signal as Signal
+from fastercache.policies.vocabulary import Site as Site
+from fastercache.policies.vocabulary import Step as Step
+from fastercache.policies.vocabulary import select as select
+from fastercache.policies.wrappers import MaxConsecutive as MaxConsecutive
+from fastercache.policies.wrappers import WarmUp as WarmUp
+from fastercache.policies.wrappers import Window as Window

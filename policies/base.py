@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from policies.errors import InvalidPolicy, suggest
-from policies.vocabulary import Branch, Run, Scope, Signal, Site, Step, select
+from fastercache.policies.errors import InvalidPolicy, suggest
+from fastercache.policies.vocabulary import Branch, Run, Scope, Signal, Site, Step, select
 
 
 class Config(BaseModel):

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from pydantic import model_validator
 from torch import Tensor
 
-from policies.base import Policy, Predictor
-from policies.errors import SiteConflict
-from policies.registry import AnyPolicy, register
-from policies.vocabulary import Branch, Kind, Run, Signal, Site, Step, matches
+from fastercache.policies.base import Policy, Predictor
+from fastercache.policies.errors import SiteConflict
+from fastercache.policies.registry import AnyPolicy, register
+from fastercache.policies.vocabulary import Branch, Kind, Run, Signal, Site, Step, matches
 
 
 class Parts(Policy):

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from policies.base import Policy, Predictor
-from policies.errors import ConfigUnreadable, FasterCacheError, InvalidPolicy, suggest
-from policies.registry import register
+from fastercache.policies.base import Policy, Predictor
+from fastercache.policies.errors import ConfigUnreadable, FasterCacheError, InvalidPolicy, suggest
+from fastercache.policies.registry import register
 
 _SPEC = re.compile(r"^(?P<path>.+\.py)(?::(?P<name>\w+))?$")
 

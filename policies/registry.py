@@ -13,14 +13,14 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from policies.base import Config, Policy, Predictor
-from policies.errors import InvalidPolicy, UnknownPolicy, suggest
+from fastercache.policies.base import Config, Hold, Policy, Predictor
+from fastercache.policies.errors import InvalidPolicy, UnknownPolicy, suggest
 
 GROUP = "fastercache.policies"
 """Entry point group under which an installed package offers policies."""
 
 _POLICIES: dict[str, type[Policy]] = {}
-_PREDICTORS: dict[str, type[Predictor]] = {}
+_PREDICTORS: dict[str, type[Predictor]] = {Hold.name: Hold}
 P = TypeVar("P", bound=type[Config])
 
 
@@ -52,7 +52,7 @@ def _load_plugins() -> None:
         register(loaded)
 
 
-def policies() -> dict[str, type[Policy]]:
+def known_policies() -> dict[str, type[Policy]]:
     """Every known policy class by name: built in, registered, and installed as plug-ins."""
     _load_plugins()
     return dict(sorted(_POLICIES.items()))
@@ -65,7 +65,7 @@ def predictors() -> dict[str, type[Predictor]]:
 
 def policy_class(name: str) -> type[Policy]:
     """The policy class registered under `name`. Raises UnknownPolicy, naming the nearest."""
-    known = policies()
+    known = known_policies()
     if name not in known:
         raise UnknownPolicy(f"no policy is called '{name}'{suggest(name, known)}")
     return known[name]
@@ -85,7 +85,7 @@ def load_policy(data: Policy | Mapping[str, Any]) -> Policy:
         raise InvalidPolicy(f"expected a policy as an object with the key 'policy', found {data!r:.80}")
     fields = {key: value for key, value in data.items() if key != "policy"}
     name = str(data["policy"])
-    known = policies()
+    known = known_policies()
     if name not in known:
         raise UnknownPolicy(
             f"no policy is called '{name}'{suggest(name, known)}; a policy of your own has to be there first: give its "

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from policies.base import Config, Hold, Policy, Predictor
-from policies.errors import InvalidPolicy, ScheduleMismatch
-from policies.registry import AnyPredictor, dump, register
-from policies.vocabulary import COND, Branch, Kind, Run, Site, Step, select
+from fastercache.policies.base import Config, Hold, Policy, Predictor
+from fastercache.policies.errors import InvalidPolicy, ScheduleMismatch
+from fastercache.policies.registry import AnyPredictor, dump, register
+from fastercache.policies.vocabulary import COND, Branch, Kind, Run, Site, Step, select
 
 
 class Code(IntEnum):

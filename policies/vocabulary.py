@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from policies.errors import NoSiteMatched, suggest
+from fastercache.policies.errors import NoSiteMatched, suggest
 
 Branch = str
 """Name of a guidance branch: `"cond"`, `"uncond"`, or a further one such as `"perturbed"`."""

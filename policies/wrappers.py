@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from policies.base import Citation, Policy, Predictor
-from policies.compose import Parts
-from policies.registry import AnyPolicy, register
-from policies.vocabulary import Branch, Run, Signal, Site, Step
+from fastercache.policies.base import Citation, Policy, Predictor
+from fastercache.policies.compose import Parts
+from fastercache.policies.registry import AnyPolicy, register
+from fastercache.policies.vocabulary import Branch, Run, Signal, Site, Step
 
 
 class Wrapper(Policy):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastercache import zoo
+from fastercache.policies import files, registry
 from fastercache.zoo.latte import pipeline
 from fastercache.zoo.specimen import Specimen, seeded
-from policies import files, registry
 
 
 @pytest.fixture(autouse=True)

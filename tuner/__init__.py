@@ -4,17 +4,17 @@
 >>> export(study, held_out=study.verify()).save("tuned.json")                              # doctest: +SKIP
 """
 
-from tuner.budget import Budget, InvalidBudget, Metric, Term
-from tuner.certify import certificate, clopper_pearson, fixed_sequence, hoeffding_bentkus, prompts_needed
-from tuner.entry import default_seeds, tune
-from tuner.evaluate import Case, Evaluation, Evaluator
-from tuner.export import export
-from tuner.fields import Parameter
-from tuner.joint import JointSpace
-from tuner.record import Outcome, Record
-from tuner.simulate import CostModel, Forecast
-from tuner.space import Encoded, SearchSpace, Space
-from tuner.study import Study
+from fastercache.tuner.budget import Budget, InvalidBudget, Metric, Term
+from fastercache.tuner.certify import certificate, clopper_pearson, fixed_sequence, hoeffding_bentkus, prompts_needed
+from fastercache.tuner.entry import default_seeds, tune
+from fastercache.tuner.evaluate import Case, Evaluation, Evaluator
+from fastercache.tuner.export import export
+from fastercache.tuner.fields import Parameter
+from fastercache.tuner.joint import JointSpace
+from fastercache.tuner.record import Outcome, Record
+from fastercache.tuner.simulate import CostModel, Forecast
+from fastercache.tuner.space import Encoded, SearchSpace, Space
+from fastercache.tuner.study import Study
 
 __all__ = [
     "Budget",

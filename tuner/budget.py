@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from policies.errors import FasterCacheError, NotFinite, suggest
+from fastercache.policies.errors import FasterCacheError, NotFinite, suggest
 
 
 class InvalidBudget(FasterCacheError):

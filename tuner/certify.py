@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from scipy.stats import beta, binom
 
+from fastercache.policies.errors import FasterCacheError
 from fastercache.tuned import Certificate
-from policies.errors import FasterCacheError
 
 
 class InvalidCertificate(FasterCacheError):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tuner.budget import METRICS, Budget
+from fastercache.tuner.budget import METRICS, Budget
 
 PRIOR_SPREAD = 2.0
 """Spread in dB assumed before trials tell; it counts as much as `PRIOR_WEIGHT` residuals."""

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from policies.base import Policy
-from policies.errors import ConfigUnreadable
-from policies.faster_cache import PRESETS, FasterCache
-from tuner.budget import Budget
-from tuner.evaluate import Evaluator
-from tuner.fields import Bounds
-from tuner.library import Library, Searched
-from tuner.logbook import logged
-from tuner.propose import SamplerName
-from tuner.space import SearchSpace, Space
-from tuner.study import OnTrial, Study, disjoint
+from fastercache.policies.base import Policy
+from fastercache.policies.errors import ConfigUnreadable
+from fastercache.policies.methods.faster_cache import PRESETS, FasterCache
+from fastercache.tuner.budget import Budget
+from fastercache.tuner.evaluate import Evaluator
+from fastercache.tuner.fields import Bounds
+from fastercache.tuner.library import Library, Searched
+from fastercache.tuner.logbook import logged
+from fastercache.tuner.propose import SamplerName
+from fastercache.tuner.space import SearchSpace, Space
+from fastercache.tuner.study import OnTrial, Study, disjoint
 
 
 def tune(

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import fastercache as fc
-from analysis.quality import measure
+from fastercache.analysis.quality import measure
+from fastercache.policies.errors import NotFinite
 from fastercache.tuned import Measured, model_identity, scheduler_identity
-from policies.errors import NotFinite
-from tuner.simulate import CostModel
+from fastercache.tuner.simulate import CostModel
 
 Stop = Callable[[Mapping[str, Sequence[float]]], str | None]
 """Told the values so far, per metric; a reason ends the evaluation early."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 
+from fastercache.policies.errors import ConfigUnreadable
 from fastercache.tuned import Certificate, Measured, Results, TunedConfig
-from policies.errors import ConfigUnreadable
-from tuner.evaluate import hardware
-from tuner.record import Record
-from tuner.study import Study
+from fastercache.tuner.evaluate import hardware
+from fastercache.tuner.record import Record
+from fastercache.tuner.study import Study
 
 
 def export(

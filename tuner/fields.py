@@ -18,7 +18,7 @@ from optuna.distributions import (
 )
 from pydantic.fields import FieldInfo
 
-from policies.errors import InvalidPolicy
+from fastercache.policies.errors import InvalidPolicy
 
 VALUE = "value"
 KIND = ":kind"

@@ -8,10 +8,10 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from policies.base import Policy
-from policies.errors import InvalidPolicy
-from tuner.fields import Parameter
-from tuner.space import METHOD, Encoded, SearchSpace, Space
+from fastercache.policies.base import Policy
+from fastercache.policies.errors import InvalidPolicy
+from fastercache.tuner.fields import Parameter
+from fastercache.tuner.space import METHOD, Encoded, SearchSpace, Space
 
 
 @dataclass(frozen=True)

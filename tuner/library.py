@@ -7,15 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from analysis.calibrate import Calibration, calibrate
+from fastercache.analysis.calibrate import Calibration, calibrate
 from fastercache.attach import find_sites
-from policies.base import Policy
-from policies.errors import FasterCacheError, InvalidPolicy, suggest
-from policies.registry import policies, policy_class
-from tuner.evaluate import Case, Evaluator
-from tuner.fields import Bounds
-from tuner.joint import JointSpace
-from tuner.space import SearchSpace, Space
+from fastercache.policies.base import Policy
+from fastercache.policies.errors import FasterCacheError, InvalidPolicy, suggest
+from fastercache.policies.registry import known_policies, policy_class
+from fastercache.tuner.evaluate import Case, Evaluator
+from fastercache.tuner.fields import Bounds
+from fastercache.tuner.joint import JointSpace
+from fastercache.tuner.space import SearchSpace, Space
 
 ANY: Final = "any"
 """Stands for every registered policy that can be searched on the pipeline."""
@@ -78,7 +78,7 @@ class Library:
         names = [searched] if isinstance(searched, (str, Policy, type)) else list(searched)
         everything = names == [ANY]
         if everything:
-            names = list(policies())
+            names = list(known_policies())
         elif len(names) == 1:
             return self._one(names[0], self.fixed, self.bounds)
         by_name = {_name(policy): policy for policy in names}
@@ -124,7 +124,7 @@ def check(names: Sequence[str], fixed: Mapping[str, Any]) -> None:
     everything = list(names) == [ANY]
     if ANY in names and not everything:
         raise InvalidPolicy(f"'{ANY}' already stands for every policy: give it alone")
-    known = list(policies()) if everything else [_name(name) for name in names]
+    known = list(known_policies()) if everything else [_name(name) for name in names]
     given = {known[0]: dict(fixed)} if len(known) == 1 else _by_policy(fixed, dict.fromkeys(known))
     for name, fields in given.items():
         if fields or not everything:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from policies.registry import dump
-from tuner.record import SPENT, Record
-from tuner.study import OnTrial, Study
+from fastercache.policies.registry import dump
+from fastercache.tuner.record import SPENT, Record
+from fastercache.tuner.study import OnTrial, Study
 
 
 def figures(record: Record) -> dict[str, float]:
@@ -28,7 +28,7 @@ def logged(folder: str | Path | None, on_trial: OnTrial | None) -> Iterator[OnTr
     if folder is None:
         yield on_trial
         return
-    from analysis.board import Board  # imports TensorBoard and Matplotlib, which only this needs
+    from fastercache.analysis.board import Board  # imports TensorBoard and Matplotlib, which only this needs
 
     with Board(folder) as board:
 

@@ -24,14 +24,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import norm
 
-from policies.base import Policy
-from policies.errors import FasterCacheError
-from policies.registry import dump
-from tuner.fields import Parameter, from_unit, to_unit
-from tuner.record import is_interrupted
-from tuner.simulate import Forecast
-from tuner.space import METHOD, Space
-from tuner.surrogate import Surrogate
+from fastercache.policies.base import Policy
+from fastercache.policies.errors import FasterCacheError
+from fastercache.policies.registry import dump
+from fastercache.tuner.fields import Parameter, from_unit, to_unit
+from fastercache.tuner.record import is_interrupted
+from fastercache.tuner.simulate import Forecast
+from fastercache.tuner.space import METHOD, Space
+from fastercache.tuner.surrogate import Surrogate
 
 Array = NDArray[np.float64]
 CAUTION = 2.0

@@ -10,10 +10,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from policies.base import Policy
-from policies.errors import BudgetNotMet
-from policies.registry import load_policy
-from tuner.budget import Budget
+from fastercache.policies.base import Policy
+from fastercache.policies.errors import BudgetNotMet
+from fastercache.policies.registry import load_policy
+from fastercache.tuner.budget import Budget
 
 
 class Outcome(StrEnum):

@@ -15,11 +15,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from fastercache.policies.base import Policy
+from fastercache.policies.registry import dump
+from fastercache.policies.schedule import Code, Table, compile_policy
+from fastercache.policies.vocabulary import Kind, Run, Site
 from fastercache.session import Session
-from policies.base import Policy
-from policies.registry import dump
-from policies.schedule import Code, Table, compile_policy
-from policies.vocabulary import Kind, Run, Site
 
 BINS = 4
 """Stretches of the run over which staleness is averaged."""

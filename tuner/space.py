@@ -5,7 +5,7 @@ become choices, and a field that is either a constant or a number (`"ramp"` or 0
 choice with a range that exists only where it is chosen. Policies and predictors nested in a policy are searched too,
 under dotted names. What is left fixed, and why, stands in `SearchSpace.fixed`.
 
-Several policies make one space too: see `tuner.joint`.
+Several policies make one space too: see `fastercache.tuner.joint`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 from pydantic.fields import FieldInfo
 
-from policies.base import Config, Policy
-from policies.errors import InvalidPolicy, suggest
-from policies.registry import policy_class
-from tuner.fields import Bounds, Field, Parameter, options_of, to_unit
+from fastercache.policies.base import Config, Policy
+from fastercache.policies.errors import InvalidPolicy, suggest
+from fastercache.policies.registry import policy_class
+from fastercache.tuner.fields import Bounds, Field, Parameter, options_of, to_unit
 
 METHOD = "method"
 """The parameter of a joint space that chooses the policy."""
@@ -103,7 +103,7 @@ class Space(ABC):
 class SearchSpace(Space):
     """The dimensions of a policy around `base`, which gives every field that is not searched its value.
 
-    >>> from policies import StaticInterval
+    >>> from fastercache.policies import StaticInterval
     >>> [p.name for p in SearchSpace.of(StaticInterval).parameters]
     ['interval', 'start', 'stop']
     """

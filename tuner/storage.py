@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from policies.errors import ConfigUnreadable, MissingDependency
+from fastercache.policies.errors import ConfigUnreadable, MissingDependency
 
 HEARTBEAT = 30
 """Seconds between a worker's signs of life in a database; after four of them missed its trial counts as abandoned."""

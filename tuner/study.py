@@ -17,20 +17,20 @@ from typing import Any
 import optuna
 from optuna.trial import Trial, TrialState
 
-from fastercache.families import Guidance, family_of
+from fastercache.model.families import Guidance, family_of
+from fastercache.policies.base import Policy
+from fastercache.policies.errors import BudgetNotMet, ConfigMismatch, ConfigUnreadable, FasterCacheError, NotFinite
+from fastercache.policies.registry import dump, load_policy
 from fastercache.tuned import Certificate, Measured, denoisers
-from policies.base import Policy
-from policies.errors import BudgetNotMet, ConfigMismatch, ConfigUnreadable, FasterCacheError, NotFinite
-from policies.registry import dump, load_policy
-from tuner.budget import METRICS, Budget
-from tuner.certify import certificate
-from tuner.early import Projection
-from tuner.evaluate import Case, Evaluation, Evaluator
-from tuner.propose import Proposer, SamplerName, Seen, make_sampler
-from tuner.record import SAME, SPENT, Outcome, Record, cheapest, front, is_interrupted, records
-from tuner.simulate import CostModel
-from tuner.space import Space
-from tuner.storage import WORKER, heartbeat, open_storage, recover, requeue, this_worker
+from fastercache.tuner.budget import METRICS, Budget
+from fastercache.tuner.certify import certificate
+from fastercache.tuner.early import Projection
+from fastercache.tuner.evaluate import Case, Evaluation, Evaluator
+from fastercache.tuner.propose import Proposer, SamplerName, Seen, make_sampler
+from fastercache.tuner.record import SAME, SPENT, Outcome, Record, cheapest, front, is_interrupted, records
+from fastercache.tuner.simulate import CostModel
+from fastercache.tuner.space import Space
+from fastercache.tuner.storage import WORKER, heartbeat, open_storage, recover, requeue, this_worker
 
 FINGERPRINT = "fastercache"
 

@@ -4,14 +4,14 @@
 >>> save_png(figure, "redundancy.png")                                                   # doctest: +SKIP
 """
 
-from analysis.plots.comparison import ComparisonInfo, ComparisonPoint, comparison_info, draw_comparison
-from analysis.plots.guidance import GuidanceInfo, draw_guidance, guidance_info
-from analysis.plots.overview import overview
-from analysis.plots.pareto import ParetoInfo, ParetoPoint, draw_pareto, pareto_info
-from analysis.plots.redundancy import RedundancyInfo, draw_redundancy, redundancy_info
-from analysis.plots.similarity import SimilarityInfo, draw_similarity, similarity_info
-from analysis.plots.style import save_png
-from analysis.plots.timeline import TimelineInfo, draw_timeline, timeline_info
+from fastercache.analysis.plots.comparison import ComparisonInfo, ComparisonPoint, comparison_info, draw_comparison
+from fastercache.analysis.plots.guidance import GuidanceInfo, draw_guidance, guidance_info
+from fastercache.analysis.plots.overview import overview
+from fastercache.analysis.plots.pareto import ParetoInfo, ParetoPoint, draw_pareto, pareto_info
+from fastercache.analysis.plots.redundancy import RedundancyInfo, draw_redundancy, redundancy_info
+from fastercache.analysis.plots.similarity import SimilarityInfo, draw_similarity, similarity_info
+from fastercache.analysis.plots.style import save_png
+from fastercache.analysis.plots.timeline import TimelineInfo, draw_timeline, timeline_info
 
 __all__ = [
     "ComparisonInfo",

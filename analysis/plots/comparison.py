@@ -14,10 +14,10 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from analysis.plots.pareto import AXES
-from analysis.plots.style import OTHERS, heading, new_figure, styled
-from analysis.quality import PSNR_CAP
-from policies.errors import MeasurementError
+from fastercache.analysis.plots.pareto import AXES
+from fastercache.analysis.plots.style import OTHERS, heading, new_figure, styled
+from fastercache.analysis.quality import PSNR_CAP
+from fastercache.policies.errors import MeasurementError
 
 Value = tuple[float, float | None, float | None]
 """A value with the ends of its interval; the ends are None where it has none."""

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis.measures import BANDS, MEASURES, ORDER, Band, measure_of
-from analysis.plots.style import heading, new_figure, step_axis, styled
-from analysis.profile import Profile
-from policies.errors import RecordingError
-from policies.vocabulary import COND, UNCOND, Branch
+from fastercache.analysis.measures import BANDS, MEASURES, ORDER, Band, measure_of
+from fastercache.analysis.plots.style import heading, new_figure, step_axis, styled
+from fastercache.analysis.profile import Profile
+from fastercache.policies.errors import RecordingError
+from fastercache.policies.vocabulary import COND, UNCOND, Branch
 
 BAND_COLOURS = {"whole": "#222222", "low": "#0072B2", "high": "#D55E00"}
 FORMULAS = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from analysis.plots.guidance import draw_guidance, guidance_info
-from analysis.plots.redundancy import draw_redundancy, redundancy_info
-from analysis.plots.similarity import draw_similarity, similarity_info
-from analysis.profile import Profile
-from policies.vocabulary import COND
+from fastercache.analysis.plots.guidance import draw_guidance, guidance_info
+from fastercache.analysis.plots.redundancy import draw_redundancy, redundancy_info
+from fastercache.analysis.plots.similarity import draw_similarity, similarity_info
+from fastercache.analysis.profile import Profile
+from fastercache.policies.vocabulary import COND
 
 
 def overview(profile: Profile) -> dict[str, Figure]:

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.plots.style import OTHERS, heading, new_figure, styled
-from analysis.quality import HIGHER_IS_BETTER, PSNR_CAP
-from policies.errors import MeasurementError
+from fastercache.analysis.plots.style import OTHERS, heading, new_figure, styled
+from fastercache.analysis.quality import HIGHER_IS_BETTER, PSNR_CAP
+from fastercache.policies.errors import MeasurementError
 
 AXES = {
     "psnr": "PSNR to the uncached video (dB)",

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis.measures import MEASURES
-from analysis.plots.style import colour_of, heading, new_figure, prompts, step_axis, styled
-from analysis.profile import Profile
-from policies.errors import RecordingError
-from policies.vocabulary import Branch
+from fastercache.analysis.measures import MEASURES
+from fastercache.analysis.plots.style import colour_of, heading, new_figure, prompts, step_axis, styled
+from fastercache.analysis.profile import Profile
+from fastercache.policies.errors import RecordingError
+from fastercache.policies.vocabulary import Branch
 
 FORMULAS = {
     "cosine": "⟨Fᵢ₋ₖ, Fᵢ⟩ / (‖Fᵢ₋ₖ‖ ‖Fᵢ‖)",

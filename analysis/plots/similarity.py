@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from analysis.measures import MEASURES
-from analysis.plots.style import heading, new_figure, prompts, styled
-from analysis.profile import Profile
-from policies.errors import MeasurementError
-from policies.vocabulary import Branch
+from fastercache.analysis.measures import MEASURES
+from fastercache.analysis.plots.style import heading, new_figure, prompts, styled
+from fastercache.analysis.profile import Profile
+from fastercache.policies.errors import MeasurementError
+from fastercache.policies.vocabulary import Branch
 
 FORMULAS = {
     "cosine": "⟨Fⱼ, Fᵢ⟩ / (‖Fⱼ‖ ‖Fᵢ‖)",

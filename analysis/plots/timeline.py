@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from analysis.plots.style import heading, new_figure, step_axis, styled
-from fastercache.trace import Trace
-from policies.schedule import Code
-from policies.vocabulary import COND, Branch, Kind
+from fastercache.analysis.plots.style import heading, new_figure, step_axis, styled
+from fastercache.policies.schedule import Code
+from fastercache.policies.vocabulary import COND, Branch, Kind
+from fastercache.run.trace import Trace
 
 COLOURS = {Code.COMPUTED: "#1F4E79", Code.REUSED: "#F2A541", Code.UNREACHED: "#ECECEC"}
 LABELS = {

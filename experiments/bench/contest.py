@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fastercache as fc
-from analysis.quality import measure
-from experiments.bench.entries import Entry, Outcome, described, once
-from experiments.bench.rows import Row
-from experiments.pipelines import Subject
+from fastercache.analysis.quality import measure
+from fastercache.experiments.bench.entries import Entry, Outcome, described, once
+from fastercache.experiments.bench.rows import Row
+from fastercache.experiments.pipelines import Subject
 from fastercache.tuned import Measured
-from tuner.evaluate import Evaluator, hardware
+from fastercache.tuner.evaluate import Evaluator, hardware
 
 UNCACHED = "uncached"
 """Name of the bare pipeline's entry: no session is attached for it."""
@@ -49,8 +49,8 @@ def judged(subject: Subject, videos: Tensor, prompts: Sequence[str]) -> list[boo
     """For each of `(N, F, 3, H, W)`, whether it shows what its caption asks for; None where nothing can judge it."""
     if not subject.reference:
         return None
-    from experiments.reference.data import parse
-    from experiments.reference.judges import Judge
+    from fastercache.experiments.reference.data import parse
+    from fastercache.experiments.reference.judges import Judge
 
     try:
         for prompt in prompts:

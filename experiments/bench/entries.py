@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 import fastercache as fc
-from experiments.bench.peers import Peer, Refused, counted, reason
-from tuner.evaluate import Case, Evaluator
+from fastercache.experiments.bench.peers import Peer, Refused, counted, reason
+from fastercache.tuner.evaluate import Case, Evaluator
 
 
 @dataclass(frozen=True)

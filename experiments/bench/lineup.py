@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import fastercache as fc
-from analysis.calibrate import Calibration
-from experiments.bench.entries import Entry, FewerSteps
-from experiments.bench.peers import Peer
-from policies.errors import UnknownPolicy, suggest
+from fastercache.analysis.calibrate import Calibration
+from fastercache.experiments.bench.entries import Entry, FewerSteps
+from fastercache.experiments.bench.peers import Peer
+from fastercache.policies.errors import UnknownPolicy, suggest
 
 LEVELS = ("gentle", "middle", "strong")
 FEWER = "fewer steps"

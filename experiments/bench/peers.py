@@ -22,7 +22,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 import fastercache as fc
 from fastercache.attach import denoisers_of
-from fastercache.flops import flop_counter
+from fastercache.model.flops import flop_counter
 from fastercache.tuned import package_versions
 
 CONTEXT = "all"

@@ -14,16 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import fastercache as fc
-from analysis.calibrate import Calibration, calibrate
-from experiments.bench.contest import COUNTED, HEAT, UNCACHED, Contest
-from experiments.bench.lineup import FEWER, Contender, Method, lineup
-from experiments.bench.peers import Peer
-from experiments.bench.standings import Line, Results
-from experiments.bench.verdict import RULE, Baseline, Interval, Verdict, mean_interval, ratio_interval, verdict
-from experiments.console import progress, words
-from experiments.pipelines import Subject, with_steps
+from fastercache.analysis.calibrate import Calibration, calibrate
+from fastercache.experiments.bench.contest import COUNTED, HEAT, UNCACHED, Contest
+from fastercache.experiments.bench.lineup import FEWER, Contender, Method, lineup
+from fastercache.experiments.bench.peers import Peer
+from fastercache.experiments.bench.standings import Line, Results
+from fastercache.experiments.bench.verdict import (
+    RULE,
+    Baseline,
+    Interval,
+    Verdict,
+    mean_interval,
+    ratio_interval,
+    verdict,
+)
+from fastercache.experiments.console import progress, words
+from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.tuned import package_versions
-from tuner.evaluate import Evaluator, hardware
+from fastercache.tuner.evaluate import Evaluator, hardware
 
 CALIBRATED_ON = 3
 """Prompts that constants are calibrated on; none of them is measured."""

@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich import box
 from rich.table import Table
 
-from analysis.plots import ComparisonPoint, comparison_info, draw_comparison, save_png
-from experiments import console
-from experiments.bench.contest import write_json
-from experiments.bench.lineup import FEWER
-from experiments.bench.rows import size
-from experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Interval
-from policies.errors import ConfigUnreadable
+from fastercache.analysis.plots import ComparisonPoint, comparison_info, draw_comparison, save_png
+from fastercache.experiments import console
+from fastercache.experiments.bench.contest import write_json
+from fastercache.experiments.bench.lineup import FEWER
+from fastercache.experiments.bench.rows import size
+from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Interval
+from fastercache.policies.errors import ConfigUnreadable
 
 NOTHING = 1.005
 """Below this speedup in FLOPs a setting is said to skip nothing."""
@@ -28,7 +28,7 @@ class Line(BaseModel):
     """One setting of one method; figures are None where it was `refused`, which gives the reason.
 
     Attributes:
-        label, setting, level, family, package: see `experiments.bench.lineup.Contender`.
+        label, setting, level, family, package: see `fastercache.experiments.bench.lineup.Contender`.
         prompts: how many prompts the figures are over.
         speedup_flops, speedup_wall, psnr, ssim, judge: with 95 % intervals over prompts; PSNR in dB.
         beats_by_flops, beats_by_wall: the verdicts. difference_by_flops, difference_by_wall: the PSNR over fewer steps

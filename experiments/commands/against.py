@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.options import (
+from fastercache.experiments.commands.options import (
     Call,
     Device,
     Dtype,
@@ -63,9 +63,9 @@ def bench(
 
     `fastercache bench ./my-latte --prompts prompts.txt --steps 30`
     """
-    from experiments.arguments import named, read_prompts
-    from experiments.bench import lineup, standings
-    from experiments.bench import runner as work
+    from fastercache.experiments.arguments import named, read_prompts
+    from fastercache.experiments.bench import lineup, standings
+    from fastercache.experiments.bench import runner as work
 
     methods = lineup.chosen([named(name.strip()) for name in policies.split(",") if name.strip()])
     folder = out or Path("bench") / Path(pipe).name

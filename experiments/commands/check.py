@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.options import Fields, Json, finish
+from fastercache.experiments.commands.options import Fields, Json, finish
 
 
 def check_policy(
@@ -35,7 +35,7 @@ def check_policy(
 
     `fastercache check-policy my_policy.py:MyPolicy --pipe wan --pipe mochi`
     """
-    from experiments import checking
+    from fastercache.experiments.jobs import checking
 
     found = checking.check(policy, fields or (), pipes or checking.PIPES, steps=steps, prompt=prompt, show=not as_json)
     finish(found, as_json)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.options import Call, Device, Dtype, Json, Pipe, Steps, finish, opened
+from fastercache.experiments.commands.options import Call, Device, Dtype, Json, Pipe, Steps, finish, opened
 
 
 def overhead(
@@ -23,7 +23,7 @@ def overhead(
 
     Example: `fastercache overhead latte-digits --runs 20`
     """
-    from experiments import overhead as cost
+    from fastercache.experiments.jobs import overhead as cost
 
     subject = opened(pipe, device, dtype, call, steps)
     finish(cost.report(subject, prompt, runs, show=not as_json), as_json)

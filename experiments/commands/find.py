@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.options import (
+from fastercache.experiments.commands.options import (
     POLICY,
     Call,
     Count,
@@ -47,7 +47,7 @@ def analyze(
 
     Example: `fastercache analyze latte-digits --count 4 --out analysis`, then `tensorboard --logdir analysis`
     """
-    from experiments import generation, recording
+    from fastercache.experiments.jobs import generation, recording
 
     subject = opened(pipe, device, dtype, call, steps, guidance)
     texts = generation.prompts_for(subject, prompts or (), prompt_file, "train", count)
@@ -115,7 +115,7 @@ def tune(
 
     `fastercache tune ./my-latte --prompts search.txt --held-out others.txt --budget 'ssim>=0.95' --set interval=2`
     """
-    from experiments import searching
+    from fastercache.experiments.jobs import searching
 
     job = searching.job_of(
         pipe,
@@ -152,10 +152,10 @@ def export(
 
     Example: `fastercache export tuning/latte-digits-fastercache --out tuned.json`
     """
-    from experiments import searching
+    from fastercache.experiments.jobs import searching
 
     if policy is not None:
-        from policies.files import policy_from_file
+        from fastercache.policies.files import policy_from_file
 
         policy_from_file(policy)  # makes it known
     finish(searching.export_study(study, out, trial=trial, show=not as_json), as_json)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.options import Call, Device, Dtype, Json, Pipe, finish, opened
+from fastercache.experiments.commands.options import Call, Device, Dtype, Json, Pipe, finish, opened
 
 
 def policies(
@@ -17,7 +17,7 @@ def policies(
 
     Example: `fastercache policies fastercache`
     """
-    from experiments import catalog
+    from fastercache.experiments.jobs import catalog
 
     finish(catalog.policies(name, show=not as_json), as_json)
 
@@ -36,6 +36,6 @@ def sites(
 
     Example: `fastercache sites latte-digits --sites 'temporal|cross'`
     """
-    from experiments import catalog
+    from fastercache.experiments.jobs import catalog
 
     finish(catalog.sites(opened(pipe, device, dtype, call), query, show=not as_json), as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.options import (
+from fastercache.experiments.commands.options import (
     POLICY,
     Allow,
     Call,
@@ -64,7 +64,7 @@ def generate(
 
     `fastercache generate ./my-latte --prompts prompts.txt --config tuned.json --out videos`
     """
-    from experiments import generation
+    from fastercache.experiments.jobs import generation
 
     entry = generation.chosen(policy, preset, fields or (), config, uncached)
     subject = opened(pipe, device, dtype, call, steps, guidance)
@@ -97,7 +97,7 @@ def demo(
     At most ten minutes on two cores. Interrupted, the same command goes on where it stopped. Example:
     `fastercache demo --out demo-out`
     """
-    from experiments import demo as story
+    from fastercache.experiments.jobs import demo as story
 
     plan = story.Plan() if minutes is None else story.Plan(tune_seconds=60 * minutes, seconds=500 + 60 * minutes)
     finish(story.demo(opened(pipe, device, "auto", None), out, plan, show=not as_json), as_json)

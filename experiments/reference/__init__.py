@@ -1,6 +1,6 @@
 """Small trained text-to-video models that ship with the project, their data, training and judges.
 
->>> from experiments.reference import GENERATION, load
+>>> from fastercache.experiments.reference import GENERATION, load
 >>> pipe = load("latte-digits")
 >>> video = pipe("a red seven moving left", **GENERATION["latte-digits"].kwargs(), output_type="pt").frames
 >>> video.shape
@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.reference.spec import SPECS, Generation
+from fastercache.experiments.reference.spec import SPECS, Generation
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from experiments.reference.spec import SPECS, Spec
+from fastercache.experiments.reference.spec import SPECS, Spec
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ handwritten digit in a colour, moving over a textured background. It exists to s
 CPU cores. It knows nothing else.
 
 ```python
-from experiments.reference import GENERATION, load
+from fastercache.experiments.reference import GENERATION, load
 
 pipe = load("{name}")
 video = pipe("a red seven moving left", **GENERATION["{name}"].kwargs(), output_type="pt").frames
@@ -115,7 +115,7 @@ video = pipe("a red seven moving left", **GENERATION["{name}"].kwargs(), output_
 
 Judged by classifiers trained on the data generator alone (`experiments/reference/judges.py`).
 {generation.num_inference_steps} steps, guidance scale {guidance}, one seed per video counting up from {seeds}; CPU
-threads: {threads}. Again: `python -m experiments.reference.evaluate {name}`.
+threads: {threads}. Again: `python -m fastercache.experiments.reference.evaluate {name}`.
 
 ## Made of
 
@@ -129,7 +129,7 @@ strokes. Transformer and text encoder together: {training["steps"]} steps of {sp
 {spec.pool}, Muon and AdamW, {100 * spec.caption_drop:.0f} % caption drop, averaged weights,
 final loss {training["loss"]:.4f};
 {training["minutes"]:.0f} minutes on {training["machine"]}. Seed {spec.seed}. {remarks}Again, from nothing:
-`python -m experiments.reference.train {name}`.
+`python -m fastercache.experiments.reference.train {name}`.
 
 ## Limits
 

@@ -1,6 +1,6 @@
 """Generate videos of held-out captions, judge them, draw a contact sheet and write the model card.
 
-``python -m experiments.reference.evaluate latte-digits`` measures the shipped model.
+``python -m fastercache.experiments.reference.evaluate latte-digits`` measures the shipped model.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from experiments.reference import path
-from experiments.reference.card import Measured, record, write_card
-from experiments.reference.data import TEMPLATES, Split, captions, combinations
-from experiments.reference.judges import Judge
-from experiments.reference.spec import SPECS
+from fastercache.experiments.reference import path
+from fastercache.experiments.reference.card import Measured, record, write_card
+from fastercache.experiments.reference.data import TEMPLATES, Split, captions, combinations
+from fastercache.experiments.reference.judges import Judge
+from fastercache.experiments.reference.spec import SPECS
 
 app = typer.Typer(add_completion=False)
 

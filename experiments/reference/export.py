@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from experiments.reference.trainer import Trainer, write_atomically
+from fastercache.experiments.reference.trainer import Trainer, write_atomically
 
 
 def store_in_half(folder: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from experiments.reference.spec import Spec
-from experiments.reference.text import CaptionTable
+from fastercache.experiments.reference.spec import Spec
+from fastercache.experiments.reference.text import CaptionTable
 
 
 class Family(Protocol):
@@ -60,9 +60,9 @@ class Family(Protocol):
 def family_of(spec: Spec) -> Family:
     """The module of a spec's family."""
     if spec.generation.family == "latte":
-        from experiments.reference import latte
+        from fastercache.experiments.reference import latte
 
         return latte
-    from experiments.reference import wan
+    from fastercache.experiments.reference import wan
 
     return wan

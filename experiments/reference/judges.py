@@ -1,7 +1,7 @@
 """Small classifiers that say whether a video shows the digit, colour and direction its caption asks for.
 
 They are trained on the data generator alone (training strokes), never on generated videos, and checked on test strokes.
-Train again with ``python -m experiments.reference.judges``.
+Train again with ``python -m fastercache.experiments.reference.judges``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from experiments.reference.data import COLOURS, DIGITS, DIRECTIONS, SIZE, Sampler, parse
+from fastercache.experiments.reference.data import COLOURS, DIGITS, DIRECTIONS, SIZE, Sampler, parse
 
 WEIGHTS = Path(__file__).parent / "judges.safetensors"
 LOOKS = 4  # frames that are looked at, evenly spread

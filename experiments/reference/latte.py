@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransfor
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
-from experiments.reference import autoencoder as images
-from experiments.reference.spec import Spec
-from experiments.reference.text import MAX_TOKENS, CaptionTable, build_encoder, null_sequence
+from fastercache.experiments.reference import autoencoder as images
+from fastercache.experiments.reference.spec import Spec
+from fastercache.experiments.reference.text import MAX_TOKENS, CaptionTable, build_encoder, null_sequence
 
 # a ``AutoencoderKL`` and a ``LatteTransformer3DModel``; Any because diffusers' model base classes are untyped
 Autoencoder: TypeAlias = Any

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from experiments.reference.data import COLOURS, DIGITS, DIRECTIONS, TEMPLATES, Attributes, combinations
+from fastercache.experiments.reference.data import COLOURS, DIGITS, DIRECTIONS, TEMPLATES, Attributes, combinations
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 MAX_TOKENS = 120

@@ -1,4 +1,4 @@
-"""Train a reference model from nothing: ``python -m experiments.reference.train latte-digits``.
+"""Train a reference model from nothing: ``python -m fastercache.experiments.reference.train latte-digits``.
 
 Four parts, each kept in the output folder and skipped when already there: autoencoder, encoded videos, transformer with
 text encoder, export as a diffusers folder. Interrupt at will; ``--resume`` continues.
@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.reference.export import export
-from experiments.reference.families import family_of
-from experiments.reference.spec import SPECS, Spec
-from experiments.reference.trainer import Pool, Trainer, build_pool, load_pool, save_pool
+from fastercache.experiments.reference.export import export
+from fastercache.experiments.reference.families import family_of
+from fastercache.experiments.reference.spec import SPECS, Spec
+from fastercache.experiments.reference.trainer import Pool, Trainer, build_pool, load_pool, save_pool
 
 console = Console()
 app = typer.Typer(add_completion=False)

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from experiments.reference.data import Sampler
-from experiments.reference.families import Family, family_of
-from experiments.reference.spec import Spec
-from experiments.reference.text import CaptionTable, build_tokenizer, pretrain
+from fastercache.experiments.reference.data import Sampler
+from fastercache.experiments.reference.families import Family, family_of
+from fastercache.experiments.reference.spec import Spec
+from fastercache.experiments.reference.text import CaptionTable, build_tokenizer, pretrain
 
 
 class Progress(NamedTuple):

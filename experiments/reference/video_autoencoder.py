@@ -11,7 +11,7 @@ import torch.nn.functional as functional
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from experiments.reference.data import Sampler
+from fastercache.experiments.reference.data import Sampler
 
 KL_WEIGHT = 1e-4
 LATENT_NOISE = 0.05

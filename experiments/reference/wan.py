@@ -11,9 +11,9 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipe
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from experiments.reference import video_autoencoder as clips
-from experiments.reference.spec import Spec
-from experiments.reference.text import CaptionTable, settings
+from fastercache.experiments.reference import video_autoencoder as clips
+from fastercache.experiments.reference.spec import Spec
+from fastercache.experiments.reference.text import CaptionTable, settings
 
 SHIFT = 2.0
 # a ``AutoencoderKLWan`` and a ``WanTransformer3DModel``; Any because diffusers' model base classes are untyped

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from fastercache.policies.base import Policy
 from fastercache.testing.laws import Checker
 from fastercache.testing.report import LAWS, LawBroken, Report, Verdict
 from fastercache.testing.subject import specimen_of
 from fastercache.zoo.specimen import Specimen
-from policies.base import Policy
 
 
 def check_policy(

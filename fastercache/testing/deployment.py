@@ -17,12 +17,12 @@ from diffusers.hooks import apply_group_offloading
 from torch import Tensor
 
 from fastercache.attach import attach, denoisers_of
-from fastercache.finder import find_blocks
+from fastercache.model.finder import find_blocks
+from fastercache.policies.base import Policy
+from fastercache.policies.errors import FasterCacheError
+from fastercache.policies.methods.static_interval import StaticInterval
 from fastercache.testing.subject import same
 from fastercache.zoo.specimen import Specimen
-from policies.base import Policy
-from policies.errors import FasterCacheError
-from policies.static_interval import StaticInterval
 
 STEPS = 4
 POLICY = StaticInterval(sites="all", interval=2)

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from fastercache.attach import attach, find_sites
+from fastercache.policies.base import Policy
+from fastercache.policies.errors import FasterCacheError
+from fastercache.policies.methods.static_interval import NoCache
+from fastercache.policies.vocabulary import COND, Kind
+from fastercache.policies.wrappers import WarmUp
+from fastercache.run.trace import Trace
 from fastercache.session import Session
 from fastercache.testing.loop import Captured, Incompatible
 from fastercache.testing.report import Verdict
 from fastercache.testing.subject import Planted, capturing, counting, failing, held_bytes, same, state_of, weighing
-from fastercache.trace import Trace
 from fastercache.tuned import TunedConfig
 from fastercache.zoo.specimen import Specimen
-from policies.base import Policy
-from policies.errors import FasterCacheError
-from policies.static_interval import NoCache
-from policies.vocabulary import COND, Kind
-from policies.wrappers import WarmUp
 
 
 class Checker:

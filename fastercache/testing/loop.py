@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fastercache.attach import attach
-from fastercache.branches import BranchFinder
-from fastercache.families import Guidance
-from fastercache.layout import UNSLICED, flatten_output, leading_tensor, take_rows
+from fastercache.model.branches import BranchFinder
+from fastercache.model.families import Guidance
+from fastercache.model.layout import UNSLICED, flatten_output, leading_tensor, take_rows
+from fastercache.policies.base import Policy
+from fastercache.policies.vocabulary import COND, Branch
 from fastercache.session import Session
-from policies.base import Policy
-from policies.vocabulary import COND, Branch
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastercache.attach import find_sites
-from policies.base import Policy
-from policies.compose import Compose
-from policies.dynamic_reuse import DynamicReuse
-from policies.faster_cache import FasterCache
-from policies.static_interval import StaticInterval
-from policies.vocabulary import Kind
+from fastercache.policies.base import Policy
+from fastercache.policies.compose import Compose
+from fastercache.policies.methods.dynamic_reuse import DynamicReuse
+from fastercache.policies.methods.faster_cache import FasterCache
+from fastercache.policies.methods.static_interval import StaticInterval
+from fastercache.policies.vocabulary import Kind
 
 
 def fine(pipe: Any) -> Policy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policies.errors import FasterCacheError
+from fastercache.policies.errors import FasterCacheError
 
 LAWS = {
     1: "a policy that never reuses equals the bare pipeline bit for bit",

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastercache.attach import denoisers_of
-from fastercache.branches import BranchFinder
-from fastercache.clock import Clock
-from fastercache.finder import find_blocks
-from fastercache.flops import flop_counter
-from fastercache.hooks import MethodTap, SiteForward
+from fastercache.model.branches import BranchFinder
+from fastercache.model.finder import find_blocks
+from fastercache.model.flops import flop_counter
+from fastercache.model.hooks import MethodTap, SiteForward
+from fastercache.run.clock import Clock
 from fastercache.session import Session
 from fastercache.testing.loop import Arguments
 from fastercache.zoo.specimen import Specimen

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+from fastercache.policies.errors import PipelineUnreadable, suggest
 from fastercache.zoo.specimen import Specimen
-from policies.errors import PipelineUnreadable, suggest
 
 FAMILIES: dict[str, str] = {
     "latte": "latte:latte",

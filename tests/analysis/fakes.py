@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastercache.trace import Observation
-from policies.schedule import Code
-from policies.static_interval import NoCache
-from policies.vocabulary import COND, UNCOND, Kind, Role, Run, Site, select
+from fastercache.policies.methods.static_interval import NoCache
+from fastercache.policies.schedule import Code
+from fastercache.policies.vocabulary import COND, UNCOND, Kind, Role, Run, Site, select
+from fastercache.run.trace import Observation
 
 SITES = (
     Site("blocks.0.attn1", Kind.MODULE, Role.SPATIAL, 0, (0, 1)),

@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams.backend_context import Context
 
-from analysis import plots
-from analysis.board import Board
-from policies.errors import NotFinite, RecordingError
+from fastercache.analysis import plots
+from fastercache.analysis.board import Board
+from fastercache.policies.errors import NotFinite, RecordingError
 from tests.analysis.test_plots import recorded, some_trace
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import fastercache as fc
-from analysis.calibrate import Calibration, calibrate
+from fastercache.analysis.calibrate import Calibration, calibrate
+from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, RecordingError
 from fastercache.zoo import build
 from fastercache.zoo.specimen import Specimen
-from policies.errors import ConfigMismatch, ConfigUnreadable, RecordingError
 
 STEPS = 7
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.plots import ComparisonPoint, comparison_info, draw_comparison
-from analysis.plots.style import to_image
-from policies.errors import MeasurementError
+from fastercache.analysis.plots import ComparisonPoint, comparison_info, draw_comparison
+from fastercache.analysis.plots.style import to_image
+from fastercache.policies.errors import MeasurementError
 
 
 def point(method: str, flops: float, psnr: float, *, wall: float = 0.0, package: str = "") -> ComparisonPoint:

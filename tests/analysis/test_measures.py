@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from analysis import measures
-from policies.errors import MeasurementError
+from fastercache.analysis import measures
+from fastercache.policies.errors import MeasurementError
 
 
 def pair(*shape: int) -> tuple[Tensor, Tensor]:

@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import fastercache as fc
-from analysis import plots
-from analysis.plots.style import to_image
-from analysis.profile import Profile
-from analysis.record import Recorder
-from fastercache.trace import Trace
-from policies.errors import MeasurementError, RecordingError
-from policies.schedule import Code, compile_policy
-from policies.vocabulary import COND, UNCOND, Kind, Role, Run, Site
+from fastercache.analysis import plots
+from fastercache.analysis.plots.style import to_image
+from fastercache.analysis.profile import Profile
+from fastercache.analysis.record import Recorder
+from fastercache.policies.errors import MeasurementError, RecordingError
+from fastercache.policies.schedule import Code, compile_policy
+from fastercache.policies.vocabulary import COND, UNCOND, Kind, Role, Run, Site
+from fastercache.run.trace import Trace
 from tests.analysis.fakes import FakeSession, drifting
 
 STEPS = 6

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.profile import ARRAYS_NAME, JSON_NAME, Profile
-from analysis.record import Recorder
-from policies.errors import ConfigUnreadable, MeasurementError, NoSiteMatched, RecordingError
-from policies.schedule import compile_policy
-from policies.static_interval import StaticInterval
+from fastercache.analysis.profile import ARRAYS_NAME, JSON_NAME, Profile
+from fastercache.analysis.record import Recorder
+from fastercache.policies.errors import ConfigUnreadable, MeasurementError, NoSiteMatched, RecordingError
+from fastercache.policies.methods.static_interval import StaticInterval
+from fastercache.policies.schedule import compile_policy
 from tests.analysis.fakes import SITES, FakeSession, drifting
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from scipy.signal import convolve2d
 from torch import Tensor
 
-from analysis import quality
-from policies.errors import MeasurementError, MissingDependency, NotFinite
+from fastercache.analysis import quality
+from fastercache.policies.errors import MeasurementError, MissingDependency, NotFinite
 
 
 def videos(n: int = 2, frames: int = 3, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import fastercache as fc
-from analysis.measures import band_similarity, similarity
-from analysis.record import Recorder, record
-from policies.errors import NoSiteMatched, RecordingError
-from policies.schedule import Code
-from policies.vocabulary import COND, UNCOND, Kind
+from fastercache.analysis.measures import band_similarity, similarity
+from fastercache.analysis.record import Recorder, record
+from fastercache.policies.errors import NoSiteMatched, RecordingError
+from fastercache.policies.schedule import Code
+from fastercache.policies.vocabulary import COND, UNCOND, Kind
 from tests.analysis.fakes import SITES, FakeSession, drifting
 
 STEPS = 9

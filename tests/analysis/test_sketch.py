@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from analysis.sketch import Coordinates, Projection, projection_error
+from fastercache.analysis.sketch import Coordinates, Projection, projection_error
 
 CPU = torch.device("cpu")
 

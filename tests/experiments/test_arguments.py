@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.arguments import assignments, choose, read_prompts
-from experiments.console import plain
-from policies import FasterCache, StaticInterval
-from policies.errors import ConfigUnreadable, InvalidPolicy, UnknownPolicy
+from fastercache.experiments.arguments import assignments, choose, read_prompts
+from fastercache.experiments.console import plain
+from fastercache.policies import FasterCache, StaticInterval
+from fastercache.policies.errors import ConfigUnreadable, InvalidPolicy, UnknownPolicy
 
 
 def test_values_are_read_as_json_and_else_as_text() -> None:

@@ -14,14 +14,14 @@ import torch
 from typer.testing import CliRunner
 
 import fastercache as fc
-from experiments import cli
-from experiments.bench import lineup, standings, verdict
-from experiments.bench import runner as work
-from experiments.bench.contest import UNCACHED, heats
-from experiments.bench.entries import FewerSteps, once
-from experiments.bench.peers import Peer, Refused, counted, twin
-from experiments.pipelines import Subject
-from tuner.evaluate import Evaluator
+from fastercache.experiments import cli
+from fastercache.experiments.bench import lineup, standings, verdict
+from fastercache.experiments.bench import runner as work
+from fastercache.experiments.bench.contest import UNCACHED, heats
+from fastercache.experiments.bench.entries import FewerSteps, once
+from fastercache.experiments.bench.peers import Peer, Refused, counted, twin
+from fastercache.experiments.pipelines import Subject
+from fastercache.tuner.evaluate import Evaluator
 
 PROMPTS = ("a red seven moving left", "a blue two moving up", "one", "two", "three")
 CALL = {"height": 32, "width": 32, "video_length": 4, "clean_caption": False, "num_inference_steps": 4}
@@ -130,7 +130,7 @@ def test_a_method_that_cannot_apply_is_listed_with_its_reason(subject: Subject, 
 def test_seconds_are_compared_within_a_heat(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine gets ten times slower from one heat to the next: every ratio stays what it is within its own."""
     monkeypatch.setattr(work, "HEAT", 2)
-    monkeypatch.setattr("experiments.bench.contest.HEAT", 2)
+    monkeypatch.setattr("fastercache.experiments.bench.contest.HEAT", 2)
     turn = [0]
 
     def timed(evaluator: Any, entry: Any, case: Any, *rest: Any, **more: Any) -> Any:
@@ -138,7 +138,7 @@ def test_seconds_are_compared_within_a_heat(subject: Subject, tmp_path: Path, mo
         turn[0] += 1
         return replace(outcome, seconds=(1.0 if entry is None else 0.5) * 10 ** ((turn[0] - 1) // 3))
 
-    monkeypatch.setattr("experiments.bench.contest.once", timed)
+    monkeypatch.setattr("fastercache.experiments.bench.contest.once", timed)
     entries = {str(n): fc.FORA(interval=n) for n in range(2, 8)}
     contest = work.Contest(subject, entries, PROMPTS[:1], tmp_path, keep=0)
     contest.run()

@@ -18,9 +18,9 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import fastercache as fc
-from analysis import Profile
-from experiments import cli, pipelines
-from experiments.pipelines import open_pipeline
+from fastercache.analysis import Profile
+from fastercache.experiments import cli, pipelines
+from fastercache.experiments.pipelines import open_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPE = "latte-digits"
@@ -64,7 +64,11 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_is_quick_and_shows_every_command() -> None:
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.cli", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "fastercache.experiments.cli", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert time.perf_counter() - began < 5
     for name in ("sites", "generate", "analyze", "tune", "export", "demo", "policies", "check-policy"):
@@ -73,7 +77,7 @@ def test_help_is_quick_and_shows_every_command() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from experiments.cli import app; from typer.testing import CliRunner; "
+        "import sys; from fastercache.experiments.cli import app; from typer.testing import CliRunner; "
         "CliRunner().invoke(app, ['tune', '--help']); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'optuna', 'matplotlib')))"
     )
@@ -114,8 +118,8 @@ def test_sites_tells_costs_and_what_was_not_recognised() -> None:
 
 def test_sites_of_an_unknown_transformer(capsys: pytest.CaptureFixture[str]) -> None:
     """A made-up class is found by structure; a pipeline that cannot be called is told by its parameters, with why."""
-    from experiments.catalog import sites
-    from experiments.pipelines import Subject
+    from fastercache.experiments.jobs.catalog import sites
+    from fastercache.experiments.pipelines import Subject
 
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -164,7 +168,7 @@ def test_generate_takes_prompts_from_a_file_and_can_leave_the_cache_out(tmp_path
 
 
 def test_a_folder_works_like_the_short_name(tmp_path: Path) -> None:
-    from experiments import reference
+    from fastercache.experiments import reference
 
     folder = str(reference.path(PIPE))
     assert len(answer("sites", folder)["sites"]) == len(answer("sites", PIPE)["sites"])
@@ -355,7 +359,7 @@ def test_missing_prompts_and_studies(tmp_path: Path) -> None:
 
 def test_errors_have_no_traceback_in_a_real_process() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.cli", "policies", "nope", "--json"],
+        [sys.executable, "-m", "fastercache.experiments.cli", "policies", "nope", "--json"],
         cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
@@ -366,8 +370,8 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> N
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.arguments.choose", interrupted)
-    monkeypatch.setattr("experiments.generation.choose", interrupted)
+    monkeypatch.setattr("fastercache.experiments.arguments.choose", interrupted)
+    monkeypatch.setattr("fastercache.experiments.jobs.generation.choose", interrupted)
     result = run("generate", PIPE, "x")
     assert (result.exit_code, result.stdout) == (130, "")
     assert "interrupted" in result.stderr

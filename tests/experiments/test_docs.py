@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import fastercache as fc
-from experiments import checking, reference
-from experiments.bench import standings
+from fastercache.experiments import reference
+from fastercache.experiments.bench import standings
+from fastercache.experiments.jobs import checking
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
     words = [
-        sys.executable, "-m", "experiments.cli", "tune", "latte-digits", "--budget", "psnr>=20", "--steps", "12",
-        "--count", "2", "--study", str(tmp_path / "study"), "--out", str(tmp_path / "tuned.json"), "--json", "--trials",
+        sys.executable, "-m", "fastercache.experiments.cli", "tune", "latte-digits", "--budget", "psnr>=20", "--steps",
+        "12", "--count", "2", "--study", str(tmp_path / "study"), "--out", str(tmp_path / "tuned.json"), "--json",
+        "--trials",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(

@@ -9,12 +9,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from experiments.reference import GENERATION, load, names, path
-from experiments.reference.data import Sampler, captions
-from experiments.reference.export import export
-from experiments.reference.judges import Judge, check
-from experiments.reference.spec import SPECS
-from experiments.reference.trainer import Pool, Trainer
+from fastercache.experiments.reference import GENERATION, load, names, path
+from fastercache.experiments.reference.data import Sampler, captions
+from fastercache.experiments.reference.export import export
+from fastercache.experiments.reference.judges import Judge, check
+from fastercache.experiments.reference.spec import SPECS
+from fastercache.experiments.reference.trainer import Pool, Trainer
 
 
 def test_judges_know_handwriting_they_never_saw() -> None:

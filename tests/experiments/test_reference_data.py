@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments.reference.data import (
+from fastercache.experiments.reference.data import (
     COLOURS,
     DIGITS,
     DIRECTIONS,

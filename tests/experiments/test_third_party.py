@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from experiments import cli, pipelines
-from policies import files, registry
+from fastercache.experiments import cli, pipelines
+from fastercache.policies import files, registry
 
 PIPE = "latte-digits"
 CODE = '''

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import fastercache as fc
 from fastercache import zoo
-from fastercache.finder import find_blocks
-from fastercache.hooks import SiteForward
+from fastercache.model.finder import find_blocks
+from fastercache.model.hooks import SiteForward
+from fastercache.policies.base import Policy
+from fastercache.policies.vocabulary import Signal
 from fastercache.zoo.specimen import Specimen
-from policies.base import Policy
-from policies.vocabulary import Signal
 
 PAIR = fc.FasterCache(start=0.2, cfg_start=0.2, cfg_interval=3)
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 import fastercache as fc
 from fastercache import zoo
-from policies.schedule import Code
-from policies.vocabulary import COND, UNCOND
+from fastercache.policies.schedule import Code
+from fastercache.policies.vocabulary import COND, UNCOND
 from tests.fastercache.naive import Naive, faster_cache, outputs_of, replaced, specimen, theirs
 
 HALF = fc.StaticInterval(sites="denoiser", interval=2, start=0.0)

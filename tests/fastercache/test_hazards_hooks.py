@@ -17,7 +17,7 @@ from torch.fft import fft2, fftshift, ifft2, ifftshift
 
 import fastercache as fc
 from fastercache import zoo
-from policies.frequency import split_bands
+from fastercache.policies.predictors.frequency import split_bands
 from tests.fastercache.naive import outputs_of, replaced, specimen, theirs
 
 HALF = fc.StaticInterval(sites="denoiser", interval=2, start=0.0)

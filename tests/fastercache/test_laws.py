@@ -10,11 +10,11 @@ from torch import Tensor
 
 import fastercache as fc
 from fastercache.inventory import take_inventory
+from fastercache.policies.base import Policy
+from fastercache.policies.vocabulary import Branch, Run, Signal, Site, Step
 from fastercache.testing import LAWS, LawBroken, check_policy
 from fastercache.testing.laws import Checker
 from fastercache.zoo.specimen import Specimen
-from policies.base import Policy
-from policies.vocabulary import Branch, Run, Signal, Site, Step
 
 
 class Drift(Policy):

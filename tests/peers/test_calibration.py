@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from diffusers import MagCacheConfig
 
-from analysis.calibrate import calibrate
+from fastercache.analysis.calibrate import calibrate
 
 
 def test_magcache_ratios(cogvideox: Any, capsys: pytest.CaptureFixture[str]) -> None:

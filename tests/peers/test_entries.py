@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import fastercache as fc
-from experiments.bench.lineup import DBCACHE, PEERS
-from experiments.bench.peers import Peer, class_kept, counted, reason, sets_contexts
 from fastercache.attach import denoisers_of
+from fastercache.experiments.bench.lineup import DBCACHE, PEERS
+from fastercache.experiments.bench.peers import Peer, class_kept, counted, reason, sets_contexts
 
 
 def modules(pipe: Any) -> list[tuple[str, type, tuple[str, ...]]]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 from torch import Tensor
 
-from policies import (
+from fastercache.policies import (
     CFGCache,
     Compose,
     Difference,
@@ -37,7 +37,7 @@ from policies import (
     load_predictor,
     register,
 )
-from policies.registry import predictors
+from fastercache.policies.registry import predictors
 
 SITES = (
     Site("blocks.0.attn1", Kind.MODULE, Role.SPATIAL, 0, (0, 1)),

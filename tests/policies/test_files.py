@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from policies import (
+from fastercache.policies import (
     ConfigUnreadable,
     InvalidPolicy,
     UnknownPolicy,
@@ -17,7 +17,7 @@ from policies import (
     policy_from_file,
     registry,
 )
-from policies.files import names_file
+from fastercache.policies.files import names_file
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 

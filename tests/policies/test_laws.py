@@ -8,10 +8,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from fastercache.attach import find_sites
-from fastercache.testing import check_policy
-from fastercache.zoo import build
-from fastercache.zoo.specimen import Specimen
-from policies import (
+from fastercache.policies import (
     FORA,
     AdaCache,
     AdaptiveGuidance,
@@ -44,7 +41,10 @@ from policies import (
     dump,
     load_policy,
 )
-from tuner import Parameter, SearchSpace
+from fastercache.testing import check_policy
+from fastercache.tuner import Parameter, SearchSpace
+from fastercache.zoo import build
+from fastercache.zoo.specimen import Specimen
 
 FLAT = tuple(tuple([0.0] * lag + [0.05] * (6 - lag)) for lag in (1, 2, 3))
 POLICIES: dict[str, Policy] = {

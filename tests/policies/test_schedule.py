@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from policies import (
+from fastercache.policies import (
     CFGCache,
     Code,
     Compose,
@@ -28,7 +28,7 @@ from policies import (
     dump,
     load_policy,
 )
-from policies.schedule import Row, last_reads
+from fastercache.policies.schedule import Row, last_reads
 
 SITES = (
     Site("blocks.0", Kind.BLOCK, None, 0, (0, 1)),

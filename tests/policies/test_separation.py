@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastercache as fc
-from experiments.arguments import choose
+from fastercache.experiments.arguments import choose
 from fastercache.zoo import build
 from fastercache.zoo.specimen import Specimen
 

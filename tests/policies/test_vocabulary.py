@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from policies.errors import NoSiteMatched
-from policies.vocabulary import Kind, Role, Run, Site, Step, matches, select
+from fastercache.policies.errors import NoSiteMatched
+from fastercache.policies.vocabulary import Kind, Role, Run, Site, Step, matches, select
 
 
 def model(blocks: int = 4) -> list[Site]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tuner import Evaluator
+from fastercache.tuner import Evaluator
 
 STEPS = 6
 CALL = {

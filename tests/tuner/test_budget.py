@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from policies.errors import NotFinite
-from tuner import Budget, InvalidBudget
-from tuner.budget import METRICS
+from fastercache.policies.errors import NotFinite
+from fastercache.tuner import Budget, InvalidBudget
+from fastercache.tuner.budget import METRICS
 
 
 def test_mean_and_quantile_against_numpy() -> None:

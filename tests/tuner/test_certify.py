@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from tuner import clopper_pearson, fixed_sequence, hoeffding_bentkus, prompts_needed
-from tuner.certify import InvalidCertificate, binomial_p_value, certificate
+from fastercache.tuner import clopper_pearson, fixed_sequence, hoeffding_bentkus, prompts_needed
+from fastercache.tuner.certify import InvalidCertificate, binomial_p_value, certificate
 
 
 def test_fifty_nine_prompts_without_a_miss_certify_five_percent() -> None:

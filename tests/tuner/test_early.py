@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tuner import Budget
-from tuner.early import Projection
+from fastercache.tuner import Budget
+from fastercache.tuner.early import Projection
 
 BUDGET = Budget.parse("psnr>=30")
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import fastercache as fc
+from fastercache.tuner import Evaluator
 from tests.tuner.conftest import CALL, SEARCH
-from tuner import Evaluator
 
 
 def count_runs(monkeypatch: pytest.MonkeyPatch, evaluator: Evaluator) -> list[str]:
@@ -139,7 +139,7 @@ def test_an_unwritable_store_leaves_no_half_file(
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("tuner.evaluate.os.replace", fail)
+    monkeypatch.setattr("fastercache.tuner.evaluate.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         evaluator.reference(evaluator.cases(SEARCH)[0])
     assert not list(evaluator.store.iterdir())

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import fastercache as fc
-from analysis.calibrate import Calibration
 from fastercache import zoo
-from policies.errors import FasterCacheError, InvalidPolicy
+from fastercache.analysis.calibrate import Calibration
+from fastercache.policies.errors import FasterCacheError, InvalidPolicy
+from fastercache.tuner import Evaluator, JointSpace, Outcome, SearchSpace, Study, default_seeds, tune
+from fastercache.tuner.fields import from_unit
+from fastercache.tuner.library import ANY, CONSTANTS, Library, check
+from fastercache.tuner.record import SPENT
+from fastercache.tuner.space import METHOD
 from tests.tuner.conftest import CALL, SEARCH
-from tuner import Evaluator, JointSpace, Outcome, SearchSpace, Study, default_seeds, tune
-from tuner.fields import from_unit
-from tuner.library import ANY, CONSTANTS, Library, check
-from tuner.record import SPENT
-from tuner.space import METHOD
 
 WRAPPERS = {"warm_up", "window", "max_consecutive"}
 NOTHING = {"no_cache", "schedule", "compose"} | WRAPPERS

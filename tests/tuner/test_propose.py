@@ -7,10 +7,10 @@ import optuna
 import pytest
 
 import fastercache as fc
-from tuner import CostModel, SearchSpace
-from tuner.propose import Proposer, Seen
-from tuner.simulate import staleness
-from tuner.surrogate import Surrogate
+from fastercache.tuner import CostModel, SearchSpace
+from fastercache.tuner.propose import Proposer, Seen
+from fastercache.tuner.simulate import staleness
+from fastercache.tuner.surrogate import Surrogate
 
 SITES = [fc.Site("b.0.attn1", fc.Kind.MODULE, fc.Role.SPATIAL, 0, (0, 1)), fc.Site("branch", fc.Kind.BRANCH)]
 STEPS = 20

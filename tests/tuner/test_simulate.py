@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fastercache as fc
-from policies.schedule import Code
-from tuner import CostModel, Evaluator
-from tuner.simulate import BINS, staleness
+from fastercache.policies.schedule import Code
+from fastercache.tuner import CostModel, Evaluator
+from fastercache.tuner.simulate import BINS, staleness
 
 POLICIES = [
     fc.FasterCache(start=0.2, cfg_start=0.2),

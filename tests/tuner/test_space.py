@@ -10,10 +10,10 @@ import pytest
 from pydantic import Field
 
 import fastercache as fc
-from policies.base import Policy
-from policies.errors import InvalidPolicy
-from tuner import SearchSpace, default_seeds
-from tuner.fields import from_unit, to_unit
+from fastercache.policies.base import Policy
+from fastercache.policies.errors import InvalidPolicy
+from fastercache.tuner import SearchSpace, default_seeds
+from fastercache.tuner.fields import from_unit, to_unit
 
 
 class Custom(Policy):

@@ -13,11 +13,11 @@ import pytest
 from optuna.trial import TrialState
 
 import fastercache as fc
+from fastercache.tuner import Evaluator, Outcome, Study, export, tune
+from fastercache.tuner.record import SPENT, Record
 from fastercache.zoo.latte import pipeline
 from fastercache.zoo.specimen import seeded
 from tests.tuner.conftest import CALL, HELD_OUT, SEARCH
-from tuner import Evaluator, Outcome, Study, export, tune
-from tuner.record import SPENT, Record
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVERS = {"weighting": "paper", "stop": 1.0, "cfg_stop": 1.0}
@@ -206,7 +206,7 @@ import os, signal, sys
 from fastercache.zoo.latte import pipeline
 from fastercache.zoo.specimen import seeded
 from tests.tuner.test_study import study
-from tuner import Evaluator
+from fastercache.tuner import Evaluator
 import torch
 torch.set_num_threads(1)
 original, runs = Evaluator.run, []

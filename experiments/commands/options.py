@@ -1,0 +1,75 @@
+"""The options that several commands share, as types of their parameters, and what the commands do with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastercache.experiments import console
+
+Pipe = Annotated[str, typer.Argument(metavar="PIPE", help="Short name, folder or hub id.", show_default=False)]
+Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to generate.")]
+PromptFile = Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line.")]
+Count = Annotated[int | None, typer.Option("--count", min=1, help="Use the first N prompts.", metavar="N")]
+Seed = Annotated[int, typer.Option("--seed", help="Prompt i is generated with seed SEED + i.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+POLICY = "Policy"
+PolicyName = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        rich_help_panel=POLICY,
+        help="See `fastercache policies`; or a file of yours, FILE.py or FILE.py:Class. [fastercache]",
+    ),
+]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", rich_help_panel=POLICY, help="Set a field; may be repeated."),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="MODEL", rich_help_panel=POLICY, help="FasterCache as published for a model."),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", rich_help_panel=POLICY, help="A tuned config to apply.")
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="PART",
+        rich_help_panel=POLICY,
+        help="Use a tuned config although this differs: model, pipeline, scheduler, steps, guidance_scale, guidance.",
+    ),
+]
+
+CALL = "Pipeline"
+Steps = Annotated[int | None, typer.Option("--steps", min=1, rich_help_panel=CALL, help="Denoising steps.")]
+Guidance = Annotated[float | None, typer.Option("--guidance", rich_help_panel=CALL, help="Guidance scale.")]
+Call = Annotated[
+    list[str] | None,
+    typer.Option("--call", metavar="KEY=VALUE", rich_help_panel=CALL, help="Any other argument of the pipeline."),
+]
+Device = Annotated[str, typer.Option("--device", rich_help_panel=CALL, help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option("--dtype", rich_help_panel=CALL, help="auto, float32, bfloat16, float16.")]
+
+
+def opened(
+    pipe: str, device: str, dtype: str, call: list[str] | None, steps: int | None = None, guidance: float | None = None
+) -> Any:
+    """The pipeline that a command was given, as a `Subject`."""
+    from fastercache.experiments.pipelines import open_pipeline
+
+    return open_pipeline(
+        pipe, device=device, dtype=dtype, call=call or (), num_inference_steps=steps, guidance_scale=guidance
+    )
+
+
+def finish(payload: dict[str, Any], as_json: bool) -> None:
+    """Print what `--json` asks for."""
+    if as_json:
+        console.emit(payload)

@@ -1,0 +1,173 @@
+"""What the toolkit itself costs: a policy that reuses nothing, a recording, and how much of a saving is realised.
+
+Beside them stand what other packages' caches start from: diffusers' hook registry with hooks that do nothing, and
+cache-dit with a threshold that nothing stays under.
+
+All variants run in turn within each round and their medians are compared, since nothing else holds on a shared machine.
+Every timed run follows an untimed one of the same variant, so that what is done once per session (counting FLOPs,
+compiling the schedule) is not counted as a cost of each run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import nn
+
+import fastercache as fc
+from fastercache.analysis.record import record
+from fastercache.experiments.bench.peers import Peer, Refused
+from fastercache.experiments.console import progress, results, words
+from fastercache.experiments.pipelines import Subject
+
+BARE = "bare pipeline"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One variant against the bare pipeline.
+
+    Attributes:
+        name: the variant.
+        seconds: median of its runs.
+        ratio: its median over the bare pipeline's.
+        low, high: quartiles of the ratio, run by run within each round.
+        speedup_flops: computed FLOPs saved, by the flop counter; 1 where nothing is reused.
+        realised: wall-clock speedup over computed-FLOPs speedup.
+        runs: how many timed runs.
+    """
+
+    name: str
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+    speedup_flops: float
+    realised: float
+    runs: int
+
+    def payload(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@contextmanager
+def no_op_hooks(denoiser: nn.Module, paths: Sequence[str]) -> Iterator[None]:
+    """diffusers' own hook registry with a hook that does nothing, at the same modules: what its caches start from."""
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    modules = [denoiser.get_submodule(path) for path in paths]
+    for module in modules:
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(ModelHook(), "no_op")
+    try:
+        yield
+    finally:
+        for module in modules:
+            HookRegistry.check_if_exists_or_initialize(module).remove_hook("no_op", recurse=False)
+
+
+CACHE_DIT = Peer(
+    "cache-dit", "DBCache", {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": 0.0}
+)
+"""cache-dit in place at every block, comparing at every step and never reusing."""
+
+
+def variants(subject: Subject) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
+    """Name -> what to enter around a run; it may yield another pipeline to run instead."""
+    pipe = subject.pipe
+    every = "all|block|denoiser"
+    sites = [s for s in fc.find_sites(pipe) if s.kind in (fc.Kind.MODULE, fc.Kind.BLOCK) and "/" not in s.name]
+    denoiser = getattr(pipe, "transformer", None) or pipe.unet
+    return {
+        BARE: nullcontext,
+        "NoCache at every site": lambda: fc.attach(pipe, fc.NoCache(sites=every)),
+        "diffusers' no-op hooks": lambda: no_op_hooks(denoiser, [s.name for s in sites]),
+        "cache-dit, no reuse": lambda: CACHE_DIT.applied(pipe, subject.call),
+        "recording": lambda: record(pipe),
+        "FasterCache": lambda: fc.attach(pipe, fc.FasterCache()),
+        "denoiser every 2nd step": lambda: fc.attach(pipe, fc.StaticInterval(sites="denoiser")),
+    }
+
+
+def measure(subject: Subject, prompt: str, runs: int, tick: Callable[[], None] = lambda: None) -> list[Line]:
+    """Time every variant `runs` times, in rounds whose order rotates."""
+    entered = {name: enter for name, enter in variants(subject).items() if _possible(name, enter)}
+    seconds: dict[str, list[float]] = {name: [] for name in entered}
+    flops: dict[str, float] = dict.fromkeys(entered, 1.0)
+    names = list(entered)
+    _run(subject, subject.pipe, prompt)
+    for turn in range(runs):
+        at = turn % len(names)
+        for name in names[at:] + names[:at]:
+            with entered[name]() as active:
+                pipe = active if isinstance(active, type(subject.pipe)) else subject.pipe
+                _run(subject, pipe, prompt)
+                started = time.perf_counter()
+                _run(subject, pipe, prompt)
+                seconds[name].append(time.perf_counter() - started)
+                if isinstance(active, fc.Session):
+                    flops[name] = active.last.speedup_flops
+            tick()
+    bare = statistics.median(seconds[BARE])
+    return [_line(name, seconds[name], seconds[BARE], bare, flops[name]) for name in names]
+
+
+def report(subject: Subject, prompt: str | None, runs: int, *, show: bool) -> dict[str, Any]:
+    """Measure, and return what `--json` prints; with `show` also print it for a person."""
+    text = prompt or subject.captions("held_out")[0]
+    with progress() as bar:
+        task = bar.add_task("timing", total=runs * len(variants(subject)))
+        lines = measure(subject, text, runs, lambda: bar.advance(task))
+    if show:
+        results.print(table(lines, f"{subject.name}: medians of {runs} interleaved runs"))
+    return {"pipeline": subject.name, "prompt": text, "runs": runs, "rows": [line.payload() for line in lines]}
+
+
+def _line(name: str, own: list[float], bare: list[float], bare_median: float, flops: float) -> Line:
+    ratios = sorted(a / b for a, b in zip(own, bare, strict=True))
+    low, high = ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]
+    median = statistics.median(own)
+    return Line(name, median, median / bare_median, low, high, flops, bare_median / median / flops, len(own))
+
+
+def _possible(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> bool:
+    """Whether a variant can be entered here; another package that refuses is named with its reason."""
+    try:
+        with enter():
+            return True
+    except Refused as refused:
+        words.print(f"left out: {name}: {refused}", soft_wrap=True)
+        return False
+
+
+def _run(subject: Subject, pipe: Any, prompt: str) -> None:
+    generator = torch.Generator("cpu").manual_seed(0)
+    with torch.inference_mode():
+        pipe(prompt=prompt, generator=generator, output_type="pt", **subject.call)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def table(lines: Sequence[Line], title: str) -> Table:
+    """The lines for a person."""
+    result = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    result.add_column("variant", no_wrap=True)
+    for heading in ("seconds", "/ bare", "quartiles", "FLOPs ↑", "share ↑"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        result.add_row(
+            line.name,
+            f"{line.seconds:.3f}",
+            f"{line.ratio:.3f}",
+            f"{line.low:.3f} - {line.high:.3f}",
+            f"{line.speedup_flops:.2f}x",
+            f"{line.realised:.2f}",
+        )
+    return result

@@ -1,0 +1,87 @@
+"""What `analyze` does: a recording of a pipeline, and what is drawn and told from it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from fastercache.analysis import Board, Profile, record
+from fastercache.analysis.plots import overview, redundancy_info, save_png
+from fastercache.experiments.console import progress, results
+from fastercache.experiments.pipelines import Subject
+from fastercache.tuner import Evaluator
+
+
+def recorded(evaluator: Evaluator, prompts: Sequence[str], folder: Path, query: str | None = None) -> Profile:
+    """Record the uncached pipeline on some prompts, and keep the profile in `folder`."""
+    evaluator.close()
+    with record(evaluator.pipe, query) as recorder, progress() as bar:
+        for case in bar.track(evaluator.cases(prompts), description="recording"):
+            evaluator.generate(case)
+    profile = recorder.profile()
+    profile.save(folder)
+    return profile
+
+
+def save_figures(profile: Profile, out: Path) -> dict[str, str]:
+    """Every figure as PNG, and the same with the curves' scalars in TensorBoard: name -> path."""
+    files = {name: str(save_png(figure, out / f"{name}.png")) for name, figure in overview(profile).items()}
+    board = out / "tensorboard"
+    shutil.rmtree(board / "profile", ignore_errors=True)  # events of an older call would be shown beside the new ones
+    with Board(board / "profile") as writer:
+        writer.add_profile(profile)
+    return {**files, "tensorboard": str(board)}
+
+
+def changes(profile: Profile) -> list[dict[str, Any]]:
+    """Per role or kind, the relative L1 change from the step before: mean, least and greatest over steps."""
+    rows = []
+    for group in redundancy_info(profile).groups:
+        at = np.flatnonzero(np.isfinite(group.mean))
+        least, most = at[np.argmin(group.mean[at])], at[np.argmax(group.mean[at])]
+        rows.append(
+            {
+                "group": group.name,
+                "sites": len(group.sites),
+                "mean": float(group.mean[at].mean()),
+                "least": float(group.mean[least]),
+                "least_at_step": int(least),
+                "most": float(group.mean[most]),
+                "most_at_step": int(most),
+            }
+        )
+    return rows
+
+
+def tell(profile: Profile) -> Table:
+    """`changes` for a person."""
+    grid = Table(
+        title=f"relative L1 change from one step to the next, {profile.runs} prompts",
+        title_justify="left",
+        header_style="bold",
+    )
+    for heading in ("group", "sites", "mean", "least", "most"):
+        grid.add_column(heading, justify="left" if heading == "group" else "right")
+    for row in changes(profile):
+        least, most = (f"{row[which]:.3f} (step {row[f'{which}_at_step']})" for which in ("least", "most"))
+        grid.add_row(row["group"], str(row["sites"]), f"{row['mean']:.3f}", least, most)
+    return grid
+
+
+def analyze(
+    subject: Subject, prompts: Sequence[str], query: str | None, out: Path, *, seed: int, show: bool
+) -> dict[str, Any]:
+    """Record a pipeline, draw what was found, and keep both in `out`."""
+    evaluator = Evaluator(subject.pipe, subject.call, store=out, seed=seed)  # no reference is asked for, none stored
+    profile = recorded(evaluator, prompts, out / "profile", query)
+    files = {"profile": str(out / "profile"), **save_figures(profile, out)}
+    if show:
+        results.print(tell(profile))
+        for name, path in files.items():
+            results.print(f"{name:>12}  {path}", soft_wrap=True)
+    return {"pipeline": subject.name, "prompts": profile.runs, "changes": changes(profile), "files": files}

@@ -1,0 +1,301 @@
+"""What `tune` and `export` do: a tuner study in a folder, and the tuned config that comes out of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import fastercache as fc
+from fastercache.experiments.arguments import assignments, named, read_prompts
+from fastercache.experiments.bench.contest import UNCACHED, Contest, write_json
+from fastercache.experiments.bench.entries import FewerSteps
+from fastercache.experiments.bench.rows import Row, table
+from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
+from fastercache.experiments.console import progress, results, words
+from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
+from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
+from fastercache.tuner.export import searched
+from fastercache.tuner.library import check
+
+JOB, TUNED = "job.json", "tuned"
+_GAP = "{difference:+.2f} dB (95 % interval {low:+.2f} to {high:+.2f}) at equal FLOPs on the held-out prompts"
+SAID = {
+    YES: f"the tuned policy beats fewer steps without a cache: {_GAP}",
+    NO: f"the tuned policy does not beat fewer steps without a cache: {_GAP}",
+    UNDECIDED: "whether the tuned policy beats fewer steps without a cache is undecided on these held-out prompts",
+    OUTSIDE: "the tuned policy cannot be compared with fewer steps: no number of steps costs as much",
+    None: "no held-out prompts were given: the tuned policy was not compared with fewer steps",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a study is about. Written beside the study, so that `export` needs only the folder.
+
+    Attributes:
+        pipe, device, dtype, call: how the pipeline is opened and called.
+        prompts, held_out: what trials are judged by, and what the outcome is measured on.
+        budget: the quality demanded.
+        policies, fields: what is searched (`any`: all there are), and the fields that are not.
+        seed: of the noise and of the search.
+    """
+
+    pipe: str
+    prompts: tuple[str, ...]
+    budget: str
+    held_out: tuple[str, ...] = ()
+    policies: tuple[str, ...] = (fc.FasterCache.name,)
+    fields: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    dtype: str = "auto"
+    seed: int = 0
+
+    def save(self, folder: Path) -> None:
+        """Write the job. Raises ConfigMismatch if the folder holds a study of something else."""
+        if (folder / JOB).is_file():
+            before = asdict(Job.load(folder))
+            for name, value in asdict(self).items():
+                if before[name] != value:
+                    raise fc.ConfigMismatch(
+                        f"the study in {folder} was made with {name} {_short(before[name])}, this call has "
+                        f"{_short(value)}: repeat the old call to continue it, or give another --study folder"
+                    )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / JOB, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """The job of a study's folder. Raises ConfigUnreadable."""
+        path = folder / JOB
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**data | {name: tuple(data[name]) for name in ("prompts", "held_out", "policies")})
+        except FileNotFoundError:
+            raise fc.ConfigUnreadable(f"there is no study in {folder}: {JOB} is missing; make one with tune") from None
+        except OSError as error:
+            raise fc.ConfigUnreadable(f"cannot read the study in {folder}: {error.strerror or error}") from None
+        except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
+            raise fc.ConfigUnreadable(f"{path} is no study's job, or was cut off ({error})") from None
+
+    def open(self) -> Subject:
+        """The pipeline the job is about."""
+        return open_pipeline(self.pipe, device=self.device, dtype=self.dtype, **self.call)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def study_of(
+    subject: Subject,
+    job: Job,
+    folder: Path,
+    *,
+    trials: int,
+    seconds: float | None,
+    on_trial: Callable[[Study, Record], None] | None = None,
+    references: Path | None = None,
+    logdir: Path | None = None,
+) -> Study:
+    """The job's study, continued by up to `trials` trials in all; 0 only opens it. `logdir`: for TensorBoard."""
+    return tune(
+        subject.pipe,
+        job.prompts,
+        budget=job.budget,
+        policy=job.policies,
+        held_out=job.held_out,
+        call=subject.call,
+        trials=trials,
+        timeout=seconds,
+        out=folder,
+        seed=job.seed,
+        fixed=job.fields,
+        on_trial=on_trial,
+        references=references,
+        logdir=logdir,
+    )
+
+
+@contextmanager
+def watched(trials: int, seconds: float | None) -> Iterator[Callable[[Study, Record], None]]:
+    """A progress bar over trials, or over the time limit where there is one, with the best so far."""
+    began = time.monotonic()
+    with progress() as bar:
+        task = bar.add_task("tuning", total=seconds or trials)
+
+        def tick(study: Study, record: Record) -> None:
+            ran = sum(r.outcome in (Outcome.MEASURED, Outcome.STOPPED) for r in study.records)
+            saving = [r.speedup_flops or 1.0 for r in study.records if r.feasible]
+            text = f"tuning, {ran} trials, best {max(saving, default=1.0):.2f}x"
+            bar.update(task, description=text, completed=time.monotonic() - began if seconds else ran)
+
+        yield tick
+
+
+def search(job: Job, folder: Path, out: Path, *, trials: int, seconds: float | None, show: bool) -> dict[str, Any]:
+    """Search, measure the best policy on the held-out prompts, export it to `out`."""
+    job.save(folder)
+    subject = job.open()
+    with watched(trials, seconds) as tick:
+        logdir = folder / "tensorboard"
+        study = study_of(subject, job, folder, trials=trials, seconds=seconds, on_trial=tick, logdir=logdir)
+    best = study.best()
+    words.print(f"search ended: {study.ended}", soft_wrap=True)
+    if left_out := _left_out(study):
+        words.print(f"not searched: {', '.join(left_out)} (--json says why)", soft_wrap=True)
+    return ship(subject, job, study, best, folder, out, show=show)
+
+
+def export_study(folder: Path, out: Path, *, trial: int | None, show: bool) -> dict[str, Any]:
+    """Export the best trial of a study, or another one, without searching on."""
+    job = Job.load(folder)
+    subject = job.open()
+    study = study_of(subject, job, folder, trials=0, seconds=None)
+    record = study.best()
+    if trial is not None:
+        measured = {r.number: r for r in study.records if r.outcome is Outcome.MEASURED}
+        if trial not in measured:
+            listed = ", ".join(map(str, measured)) or "none"
+            raise fc.ConfigUnreadable(f"trial {trial} of {folder} was not measured; measured were: {listed}")
+        record = measured[trial]
+    return ship(subject, job, study, record, folder, out, show=show)
+
+
+def ship(
+    subject: Subject, job: Job, study: Study, record: Record, folder: Path, out: Path, *, show: bool
+) -> dict[str, Any]:
+    """Measure a trial's policy on the held-out prompts, beside fewer steps, and write the tuned config."""
+    own = _searched(study, record)
+    rows, held_out, answer, kept, found = [own], None, None, None, ""
+    if job.held_out:
+        contest = against_fewer_steps(subject, record, job, folder / "held-out")
+        with progress() as bar:
+            task = bar.add_task("held-out prompts", total=len(contest.entries) * len(contest.cases))
+            contest.run(lambda: bar.advance(task))
+        held_out, answer = contest.measured(TUNED), beats_fewer_steps(contest)
+        kept, found = keeps_budget(contest, Budget.parse(job.budget))
+        rows = [row for row in contest.rows() if row.name not in (TUNED, UNCACHED)]
+        rows = [replace(contest.row(TUNED), name="tuned, held-out"), *rows, own]
+    with study.evaluator:  # describing the run may take one; nothing stays attached
+        path = export(study, record, held_out=held_out).save(out)
+    if show:
+        counted = f"{rows[0].prompts} held-out and {own.prompts} search" if job.held_out else f"{own.prompts} search"
+        results.print(table(rows, f"{subject.name}, {record.policy.name} within {job.budget}: {counted} prompts"))
+        if kept is not None:
+            verb = "kept" if kept else "missed"
+            results.print(f"the budget {job.budget} is {verb} on the held-out prompts: {found}", soft_wrap=True)
+        results.print(SAID[None if answer is None else answer.word].format(**_figures(answer)), soft_wrap=True)
+        results.print(f"{path}: apply it with fastercache generate {subject.name} --config {path}", soft_wrap=True)
+    return {
+        "pipeline": subject.name,
+        **rows[0].payload(),
+        "name": TUNED,
+        "measured_on": "held-out prompts" if job.held_out else "search prompts",
+        "search": own.payload(),
+        "fewer_steps": None
+        if answer is None
+        else {"beaten": answer.word, **_figures(answer), "rows": [row.payload() for row in rows[1:-1]]},
+        "budget": job.budget,
+        "kept_on_held_out": kept,
+        "left_out": _left_out(study),
+        "trial": record.number,
+        "trials": len(study.records),
+        "ended": study.ended,
+        "files": {"tuned": str(path), "study": str(folder), "tensorboard": str(folder / "tensorboard")},
+    }
+
+
+def against_fewer_steps(subject: Subject, record: Record, job: Job, folder: Path) -> Contest:
+    """A trial's policy and the two step counts between which its FLOPs lie, on the held-out prompts."""
+    subject = with_steps(subject)
+    steps = int(subject.call["num_inference_steps"])
+    fewer = FewerSteps.within(record.ratio or 1.0, steps).steps
+    rivals = {f"{n} of {steps} steps": FewerSteps(n) for n in (fewer, min(fewer + 1, steps))}
+    return Contest(subject, {TUNED: record.policy, **rivals}, job.held_out, folder, seed=job.seed, keep=0)
+
+
+def keeps_budget(contest: Contest, budget: Budget) -> tuple[bool | None, str]:
+    """Whether the tuned policy keeps the budget on the contest's prompts, and its figures in words.
+
+    None, and no words, where the budget bounds a metric that the contest does not measure (LPIPS).
+    """
+    runs = contest.figures(TUNED)
+    values = {name: [float(run[name]) for run in runs] for name in budget.metrics if name in runs[0]}
+    if len(values) < len(budget.metrics):
+        return None, ""
+    return budget.violation(values) <= 0, budget.describe(values)
+
+
+def beats_fewer_steps(contest: Contest) -> Verdict:
+    """Whether the tuned policy has a better PSNR than fewer steps at its FLOPs, by the rule of `bench.verdict`."""
+    values = {name: [float(run["psnr"]) for run in contest.figures(name)] for name in contest.entries}
+    speedups = {name: contest.row(name).speedup_flops for name in contest.entries}
+    fewer = [name for name, entry in contest.entries.items() if isinstance(entry, FewerSteps)]
+    return verdict(speedups[TUNED], values[TUNED], Baseline.of([(speedups[name], values[name]) for name in fewer]))
+
+
+def _figures(answer: Verdict | None) -> dict[str, Any]:
+    """The difference in PSNR to fewer steps at equal FLOPs, in dB, with its 95 % interval."""
+    gap = None if answer is None else answer.difference
+    return {"difference": None, "low": None, "high": None} if gap is None else gap._asdict() | {"difference": gap.value}
+
+
+def _left_out(study: Study) -> dict[str, str]:
+    """Policies that were asked for with `any` but cannot be searched on this pipeline, and why."""
+    return dict(study.space.left_out) if isinstance(study.space, JointSpace) else {}
+
+
+def _searched(study: Study, record: Record) -> Row:
+    """A trial's figures on the search prompts."""
+    found = searched(study, record)
+    return Row(
+        name="tuned, search",
+        speedup_flops=found.speedup_flops,
+        speedup_wall=found.speedup_wall,
+        psnr=found.psnr,
+        ssim=found.ssim,
+        judge=None,
+        cache_bytes=found.cached_bytes,
+        prompts=found.prompts,
+        policy=fc.dump(record.policy),
+    )
+
+
+def job_of(
+    pipe: str,
+    *,
+    prompt_file: Path | None,
+    held_out_file: Path | None,
+    count: int,
+    budget: str,
+    policies: Sequence[str],
+    fields: Sequence[str],
+    call: Sequence[str],
+    steps: int | None,
+    guidance: float | None,
+    device: str,
+    dtype: str,
+    seed: int,
+) -> Job:
+    """A job from what was typed; whatever is wrong with it is said before a model is loaded.
+
+    Reference models bring search and held-out prompts of their own. Raises as the parts do.
+    """
+    Budget.parse(budget)
+    values, names = assignments(fields), tuple(map(named, policies)) or (fc.FasterCache.name,)
+    check(names, values)
+    given = {"num_inference_steps": steps, "guidance_scale": guidance}
+    arguments = assignments(call) | {key: value for key, value in given.items() if value is not None}
+    prompts = read_prompts(prompt_file) if prompt_file else shipped_captions(pipe, "train")
+    held_out = read_prompts(held_out_file) if held_out_file else []
+    if not (prompt_file or held_out_file):
+        held_out = shipped_captions(pipe, "held_out")
+    chosen, measured = tuple(prompts[:count]), tuple(held_out[:count])
+    return Job(pipe, chosen, budget, measured, names, values, arguments, device, dtype, seed)

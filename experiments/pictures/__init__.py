@@ -1,0 +1,1 @@
+"""Videos side by side and the pictures of a demo."""

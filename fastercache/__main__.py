@@ -1,0 +1,5 @@
+"""`python -m fastercache`: the command line."""
+
+from fastercache.experiments.cli import main
+
+main()

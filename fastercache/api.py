@@ -1,0 +1,11 @@
+"""What `import fastercache as fc` offers: the runtime's public names, and every policy and predictor."""
+
+from fastercache.attach import attach as attach
+from fastercache.attach import find_sites as find_sites
+from fastercache.policies import *  # noqa: F403
+from fastercache.run.trace import Observation as Observation
+from fastercache.run.trace import Trace as Trace
+from fastercache.session import Session as Session
+from fastercache.session import Watch as Watch
+from fastercache.tuned import TunedConfig as TunedConfig
+from fastercache.tuned import load as load

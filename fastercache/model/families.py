@@ -1,0 +1,123 @@
+"""What differs between model families, as data.
+
+Everything here was read off the pinned diffusers' pipelines, and every family is run small in the tests. A denoiser
+class that is not listed still works where detection by structure succeeds; its guidance style must then be passed to
+`attach`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastercache.policies.vocabulary import COND, UNCOND, Branch, Role
+
+Guidance = Literal["batched", "separate", "none"]
+Layout = Literal["rows", "frames", "tokens", "joined"]
+"""Axes of a block's hidden states: `rows` (B, N, D), `frames` (B*F, N, D), `tokens` (B*N, F, D); `joined` is `rows`
+with the text's tokens before the image's in one stream."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family's pipelines call their denoiser.
+
+    Attributes:
+        guidance: both halves in one call (`batched`), one call per branch (`separate`), or no second branch (`none`).
+        order: branches in the order of the rows of a batched call, or of the calls of a step.
+        interleaved: block lists run in turn (a.0, b.0, a.1, ...) instead of one list after the other.
+        roles: glob over module names -> role, where structure alone does not tell.
+        layouts: block list -> layout of its hidden states, where it is not `rows`.
+        contexts: the pipeline's cache-context name -> branch, where it is not the branch's own name.
+        tokens: the denoiser's output is packed tokens (B, N, C); the keyword arguments or pipeline that unpack them.
+        text_first: blocks return (text, image); needed only where both streams can have one shape.
+        passes: further calls of a step with the conditional rows alone: cache context -> the branch, and the pipeline's
+            property that says whether a run makes them.
+        null_class: label of the unconditional class: a call without it has no guidance.
+        true_cfg: guidance-distilled, but a pipeline call with a negative prompt adds a separate second call.
+    """
+
+    guidance: Guidance
+    order: tuple[Branch, ...] = (UNCOND, COND)
+    interleaved: bool = False
+    roles: dict[str, Role] = field(default_factory=dict)
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    contexts: dict[str, Branch] = field(default_factory=dict)
+    passes: dict[str, tuple[Branch, str]] = field(default_factory=dict)
+    tokens: Literal["", "num_frames", "img_shapes", "img_ids"] = ""
+    null_class: int | None = None
+    text_first: bool = False
+    true_cfg: bool = False
+
+
+_BATCHED = Family("batched")
+_SEPARATE = Family("separate", order=(COND, UNCOND))
+_SINGLE_IS_JOINT = {"single_transformer_blocks.*.attn": Role.JOINT}
+
+FAMILIES: dict[str, Family] = {
+    "LatteTransformer3DModel": Family(
+        "batched",
+        interleaved=True,
+        roles={"temporal_transformer_blocks.*.attn1": Role.TEMPORAL, "transformer_blocks.*.attn1": Role.SPATIAL},
+        layouts={"transformer_blocks": "frames", "temporal_transformer_blocks": "tokens"},
+    ),
+    "CogVideoXTransformer3DModel": Family("batched", roles={"transformer_blocks.*.attn1": Role.JOINT}),
+    "MochiTransformer3DModel": _BATCHED,
+    "LTXVideoTransformer3DModel": Family("batched", tokens="num_frames"),
+    "LTX2VideoTransformer3DModel": Family(
+        "batched",
+        tokens="num_frames",
+        passes={
+            "uncond_stg": ("stg", "do_spatio_temporal_guidance"),
+            "uncond_modality": ("modality", "do_modality_isolation_guidance"),
+        },
+        roles={
+            "transformer_blocks.*.audio_attn1": Role.TEMPORAL,  # the audio's tokens lie along time
+            "transformer_blocks.*.audio_attn2": Role.CROSS,
+            "transformer_blocks.*.audio_to_video_attn": Role.CROSS,
+            "transformer_blocks.*.video_to_audio_attn": Role.CROSS,
+            "transformer_blocks.*.audio_ff": Role.FF,
+        },
+    ),
+    "AllegroTransformer3DModel": _BATCHED,
+    "PixArtTransformer2DModel": _BATCHED,
+    "SD3Transformer2DModel": Family("batched", text_first=True),
+    "UNet2DConditionModel": _BATCHED,
+    "DiTTransformer2DModel": Family("batched", order=(COND, UNCOND), null_class=1000),
+    "SanaTransformer2DModel": _BATCHED,
+    "SanaVideoTransformer3DModel": _BATCHED,
+    "HunyuanDiT2DModel": _BATCHED,
+    "WanTransformer3DModel": _SEPARATE,
+    "SkyReelsV2Transformer3DModel": _SEPARATE,
+    "CogView4Transformer2DModel": Family(
+        "separate", order=(COND, UNCOND), roles={"transformer_blocks.*.attn1": Role.JOINT}
+    ),
+    "CosmosTransformer3DModel": _SEPARATE,
+    "QwenImageTransformer2DModel": Family("separate", order=(COND, UNCOND), tokens="img_shapes", text_first=True),
+    "HunyuanVideo15Transformer3DModel": Family(
+        "separate", order=(COND, UNCOND), contexts={"pred_cond": COND, "pred_uncond": UNCOND}
+    ),
+    "VchitectXLTransformerModel": Family(
+        "separate", order=(UNCOND, COND), text_first=True, roles={"transformer_blocks.*.attn": Role.JOINT}
+    ),
+    "FluxTransformer2DModel": Family(
+        "none", order=(COND,), tokens="img_ids", text_first=True, true_cfg=True, roles=_SINGLE_IS_JOINT
+    ),
+    "ChromaTransformer2DModel": Family(
+        "separate",
+        order=(COND, UNCOND),
+        tokens="img_ids",
+        text_first=True,
+        layouts={"single_transformer_blocks": "joined"},
+        roles=_SINGLE_IS_JOINT,
+    ),
+    "HunyuanVideoTransformer3DModel": Family("none", order=(COND,), true_cfg=True, roles=_SINGLE_IS_JOINT),
+}
+
+COMPONENTS = ("transformer", "transformer_2", "unet")
+"""Pipeline components that are denoisers, in the order in which a run uses them."""
+
+
+def family_of(class_name: str) -> Family | None:
+    """The family of a denoiser class, or None where only detection by structure is left."""
+    return FAMILIES.get(class_name)

@@ -1,0 +1,212 @@
+"""What a full denoiser call costs and leaves behind, counted by torch's own flop counter, never estimated.
+
+Each input signature of the denoiser is counted once: one extra call with everything computed, whose output is thrown
+away, gives the total and the inclusive share of every hooked module. A later call's FLOPs are that total less what it
+skipped, which is exact because skipped modules are simply not called. The same pass notes the shapes of every site's
+value, so that memory is known before the run, and whether the model changes a value in place after returning it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from fastercache.model.hooks import Handler, Inner, SiteForward
+from fastercache.model.layout import flatten_output
+
+Signature = tuple[Any, ...]
+Dimensions = tuple[int, ...]
+Shape = tuple[Dimensions, torch.dtype]
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, with its formula for attention also for the CPU's kernel, which torch 2.13 leaves out."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
+
+
+def _attention_flops(query: Dimensions, key: Dimensions, value: Dimensions, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One full denoiser call.
+
+    Attributes:
+        total: its FLOPs.
+        inclusive: FLOPs inside each hooked module, by module path.
+        outputs: shape and dtype of each tensor a hooked module returned; the denoiser's own under `""`.
+        changed: modules whose returned tensors the model later changed in place.
+        turns: how often the call called each hooked module.
+    """
+
+    total: int
+    inclusive: dict[str, int]
+    outputs: dict[str, list[Shape]]
+    changed: frozenset[str]
+    turns: dict[str, int]
+
+    def computed(self, skipped: list[tuple[str, float]]) -> int:
+        """FLOPs of a call that skipped these shares of these modules' rows."""
+        return self.total - round(sum(self.inclusive[path] * share for path, share in skipped))
+
+
+def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
+    """What determines a call's FLOPs: the shapes of its tensors, and the plain flags beside them."""
+    return tuple(_sign(value) for value in args), tuple((k, _sign(v)) for k, v in kwargs.items())
+
+
+def _sign(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (tuple, list)):
+        return tuple(_sign(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _sign(v)) for k, v in value.items())
+    # Numbers differ from step to step (a timestep, say) without changing the FLOPs, so only their type counts.
+    return value if isinstance(value, (bool, str, type(None))) else type(value).__name__
+
+
+def make_of(module: nn.Module) -> int:
+    """A number that changes when layers are put in, taken out or switched, as adapters (LoRA) are.
+
+    Read are every submodule's class and parameter shapes, and of a layer that wraps another one, as peft's do, which
+    adapters are in use.
+    """
+    found = []
+    for part in module.modules():
+        shapes = tuple(tuple(p.shape) for p in part._parameters.values() if p is not None)
+        switches = (
+            (str(part.active_adapters), bool(part.merged), bool(part.disable_adapters))
+            if hasattr(part, "base_layer") and hasattr(part, "active_adapters")
+            else None
+        )
+        found.append((type(part), shapes, switches))
+    return hash(tuple(found))
+
+
+@contextmanager
+def _eager(modules: list[nn.Module]) -> Iterator[None]:
+    """Inside compiled regions the counter sees nothing, so counting runs them eagerly."""
+    if any(getattr(m, "_compiled_call_impl", None) is not None for m in modules):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
+class FlopBook:
+    """Costs by denoiser and input signature."""
+
+    def __init__(self) -> None:
+        self._costs: dict[tuple[str, Signature], Cost] = {}
+        self._makes: dict[str, int] = {}
+        self.seconds = 0.0
+        """Time spent counting since the value was last set to zero."""
+
+    def renew(self, prefix: str, module: nn.Module) -> None:
+        """Forget what was counted of a denoiser if its layers have changed since, as loading a LoRA does."""
+        make = make_of(module)
+        if self._makes.setdefault(prefix, make) != make:
+            self._makes[prefix] = make
+            self._costs = {key: cost for key, cost in self._costs.items() if key[0] != prefix}
+
+    def largest(self, prefix: str) -> Cost | None:
+        """The cost of the largest call counted so far."""
+        counted = [cost for (owner, _), cost in self._costs.items() if owner == prefix]
+        return max(counted, key=lambda cost: cost.total) if counted else None
+
+    def shares(self, prefix: str) -> dict[str, float]:
+        """Share of a whole call's FLOPs spent inside each hooked module, by path; empty before the first call."""
+        whole = self.largest(prefix)
+        if whole is None:
+            return {}
+        return {path: flops / max(whole.total, 1) for path, flops in whole.inclusive.items()}
+
+    def cost(
+        self,
+        prefix: str,
+        hooks: dict[str, SiteForward],
+        inner: Inner,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Cost:
+        """The cost of a full call with these arguments, counted on its first use."""
+        key = (prefix, signature(args, kwargs))
+        if key not in self._costs:
+            started = time.perf_counter()
+            self._costs[key] = _count(hooks, inner, args, kwargs)
+            self.seconds += time.perf_counter() - started
+        return self._costs[key]
+
+
+def _count(hooks: dict[str, SiteForward], inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cost:
+    counter = flop_counter()
+    notes = _Notes(counter)
+    previous = {path: (hook.handler, hook.hits) for path, hook in hooks.items()}
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    modules = [hook.module for hook in hooks.values()]
+    try:
+        for path, hook in hooks.items():
+            hook.show_traced(False)
+            hook.handler = notes.handler(path)
+        # Inference tensors carry no version counter, so the pass makes ordinary ones.
+        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad(), _eager(modules), counter:
+            output = inner(*args, **kwargs)
+    finally:
+        for path, (handler, hits) in previous.items():
+            hooks[path].handler, hooks[path].hits = handler, hits
+            hooks[path].show_traced(True)
+    notes.note("", output)
+    notes.settle()
+    inclusive = {path: notes.inclusive.get(path, 0) for path in hooks}
+    return Cost(counter.get_total_flops(), inclusive, notes.outputs, frozenset(notes.changed), notes.turns)
+
+
+class _Notes:
+    """What the counting pass writes down. Returned tensors are held for a few modules only, to see them change."""
+
+    HELD = 16
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        self.counter = counter
+        self.inclusive: dict[str, int] = {}
+        self.outputs: dict[str, list[Shape]] = {}
+        self.changed: set[str] = set()
+        self.turns: dict[str, int] = {}
+        self._held: deque[tuple[str, Tensor, int]] = deque()
+
+    def handler(self, path: str) -> Handler:
+        def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            before = self.counter.get_total_flops()
+            output = inner(*args, **kwargs)
+            self.inclusive[path] = self.inclusive.get(path, 0) + self.counter.get_total_flops() - before
+            self.note(path, output)
+            return output
+
+        return handle
+
+    def note(self, path: str, output: Any) -> None:
+        tensors = [t for t in flatten_output(output) if t is not None]
+        self.outputs.setdefault(path, []).extend((tuple(t.shape), t.dtype) for t in tensors)
+        self.turns[path] = self.turns.get(path, 0) + 1
+        self._held.extend((path, t, t._version) for t in tensors if not t.is_inference())
+        while len(self._held) > self.HELD:
+            self._check(*self._held.popleft())
+
+    def settle(self) -> None:
+        while self._held:
+            self._check(*self._held.popleft())
+
+    def _check(self, path: str, tensor: Tensor, version: int) -> None:
+        if tensor._version != version:
+            self.changed.add(path)

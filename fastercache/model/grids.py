@@ -1,0 +1,78 @@
+"""From a denoiser's output to a grid whose last two axes are latent height and width, and back.
+
+Frequency-weighted guidance works per frame over height and width; packed tokens must be unpacked first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastercache.model.families import Family
+from fastercache.policies.errors import AttachError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A pair of inverse rearrangements."""
+
+    to: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+
+
+IDENTITY = Grid(lambda x: x, lambda x: x)
+
+
+def patch_grid(frames: int, height: int, width: int, patch: int) -> Grid:
+    """Tokens (B, F*H*W, C*p*p) of a grid of `patch` x `patch` patches <-> (B, C, F, H*p, W*p).
+
+    A token holds its channels first, then the patch's rows and columns, as Flux's and Qwen's packing does.
+    """
+
+    def to(x: Tensor) -> Tensor:
+        batch, _, channels = x.shape
+        x = x.reshape(batch, frames, height, width, channels // patch**2, patch, patch)
+        return x.permute(0, 4, 1, 2, 5, 3, 6).reshape(batch, -1, frames, height * patch, width * patch)
+
+    def back(x: Tensor) -> Tensor:
+        batch, channels = x.shape[:2]
+        x = x.reshape(batch, channels, frames, height, patch, width, patch)
+        return x.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, frames * height * width, channels * patch**2)
+
+    return Grid(to, back)
+
+
+def line_grid() -> Grid:
+    """Tokens (B, L, C) along one axis, as LTX-2's audio has them <-> (B, C, L, 1): its low band is the mean over L."""
+    return Grid(lambda x: x.transpose(1, 2)[..., None], lambda x: x[..., 0].transpose(1, 2))
+
+
+def grid_of(family: Family | None, kwargs: dict[str, Any], output: Tensor, stream: int = 0) -> Grid:
+    """The grid of one denoiser output, from the call's own arguments; `stream` is its place among the outputs.
+
+    Raises:
+        AttachError: for packed tokens (B, N, C) of a family whose packing is not known.
+    """
+    if output.ndim >= 4:
+        return IDENTITY
+    rule = family.tokens if family else ""
+    if stream > 0 and "audio_num_frames" in kwargs:
+        return line_grid()
+    if rule == "num_frames" and all(k in kwargs for k in ("num_frames", "height", "width")):
+        return patch_grid(int(kwargs["num_frames"]), int(kwargs["height"]), int(kwargs["width"]), 1)
+    if rule == "img_shapes" and kwargs.get("img_shapes"):
+        shapes = kwargs["img_shapes"][0]
+        frames, height, width = shapes[0] if isinstance(shapes[0], (tuple, list)) else shapes
+        return patch_grid(int(frames), int(height), int(width), 2)
+    if rule == "img_ids" and isinstance(kwargs.get("img_ids"), Tensor):
+        ids = kwargs["img_ids"].reshape(-1, 3)
+        height, width = (int(v) + 1 for v in torch.amax(ids, dim=0)[1:].tolist())
+        return patch_grid(1, height, width, 2)
+    raise AttachError(
+        f"the denoiser's output is packed tokens of shape {tuple(output.shape)} height and width unknown: "
+        "CFG-Cache needs them; use a policy without the branch site for this model"
+    )

@@ -1,0 +1,80 @@
+"""One denoiser call, the run it belongs to and what a static plan says about it, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from fastercache.policies.errors import BranchUnknown
+from fastercache.policies.schedule import Code, Table
+from fastercache.policies.vocabulary import Branch, Run, Step
+from fastercache.run.signals import Sighted
+from fastercache.run.trace import Observation
+
+Watcher = Callable[[Observation], None]
+Streams = list[Tensor | None]
+
+
+@dataclass(slots=True)
+class Call:
+    """One denoiser call: its step, the branches it computes in row order, and what was skipped inside it."""
+
+    step: Step
+    branches: tuple[Branch, ...]
+    batch: int  # leading size of the denoiser's input rows that are computed
+    input: Tensor | None = None
+    sighted: Sighted = field(default_factory=Sighted)  # what the first block's hook saw
+    skipped: list[tuple[str, float]] = field(default_factory=list)  # module path, share of its rows that was skipped
+
+
+@dataclass
+class RunState:
+    """What a unit needs of the current run."""
+
+    run: Run
+    coupled: bool = False  # some module looks at all rows of a call at once
+    call: Call | None = None
+
+    @property
+    def now(self) -> Call:
+        assert self.call is not None  # units are only reached from inside a denoiser call
+        return self.call
+
+    def cut(self) -> None:
+        """Ask to compute some branches' rows only. Raises BranchUnknown where rows cannot be told apart."""
+        if self.coupled:
+            raise BranchUnknown(
+                "perturbed-attention guidance tells its branches by their place in the call, so none can be left out: "
+                "use a policy that reuses every branch at the same steps (no CFG-Cache, no per-branch schedule)"
+            )
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """What a static policy does at one site, as plain lists by branch and step, made once for all runs of a shape.
+
+    `last_read` maps a computed step to the last step that reads its value; `busy` is false where the site computes and
+    nothing is kept, so that its modules run without any handler.
+    """
+
+    computed: list[list[bool]]
+    reused: list[list[bool]]
+    last_read: list[dict[int, int]]
+    busy: list[list[bool]]
+
+    @cached_property
+    def quiet(self) -> bool:
+        """Whether no step is busy."""
+        return not any(map(any, self.busy))
+
+    @classmethod
+    def all_of(cls, table: Table) -> list[SitePlan]:
+        """One plan per site of a compiled table."""
+        computed, reused = ((table.codes == code).tolist() for code in (Code.COMPUTED, Code.REUSED))
+        return [
+            cls(c, r, k, [[hit or i in kept for i, hit in enumerate(row)] for row, kept in zip(r, k, strict=True)])
+            for c, r, k in zip(computed, reused, table.reads(), strict=True)
+        ]

@@ -1,0 +1,303 @@
+"""One hooked denoiser: its hooks and units, and how one call of it is planned and run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastercache.model.branches import BranchFinder
+from fastercache.model.families import Guidance, family_of
+from fastercache.model.finder import find_blocks, find_denoiser_sites, is_unet, module_at
+from fastercache.model.flops import FlopBook
+from fastercache.model.grids import grid_of
+from fastercache.model.hooks import Handler, Inner, SiteForward, chain
+from fastercache.model.layout import (
+    BlockIO,
+    leading_tensor,
+    take_rows,
+    timestep_of,
+)
+from fastercache.policies.vocabulary import Branch, Kind, Signal, Site
+from fastercache.run.assembly import Assembly
+from fastercache.run.calls import Call, RunState
+from fastercache.run.clock import Clock
+from fastercache.run.compiled import collect, enough_graphs, place_hooks, prepare
+from fastercache.run.memory import Shape, ValueShapes
+from fastercache.run.module_unit import ModuleUnit
+from fastercache.run.signals import Watchtower
+from fastercache.run.stack_unit import StackUnit
+from fastercache.run.store import storages
+from fastercache.run.trace import Trace
+from fastercache.run.units import Unit
+
+OnRun = Callable[["Denoiser", tuple[Any, ...], dict[str, Any]], None]
+
+
+class Denoiser:
+    """A denoiser whose calls run through a session's policy."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        prefix: str,
+        pipe: Any | None,
+        guidance: Guidance | None,
+        branches: Sequence[Branch] | None,
+        clock: Clock,
+        book: FlopBook,
+        on_run: OnRun,
+    ) -> None:
+        self.module, self.prefix = module, prefix
+        self.clock, self.book, self.on_run = clock, book, on_run
+        self.family = family_of(type(module).__name__)
+        self.branches = BranchFinder(module, pipe, self.family, guidance, branches)
+        self.sites = find_denoiser_sites(module, prefix, branches=len(self.branches.order) > 1)
+        self.blocks = find_blocks(module)
+        self.hooks: dict[str, SiteForward] = {}
+        self.root = SiteForward(module, outermost=True)
+        self.units: dict[str, Unit] = {}
+        self.assembly = Assembly(self.family)
+        self.state: RunState | None = None
+        self.trace: Trace | None = None
+        self._tower: Watchtower | None = None  # while something watches the first block
+        self._governed: list[tuple[SiteForward, list[tuple[Unit, Handler]]]] = []
+        self._quiet: list[tuple[SiteForward, list[Unit]]] = []  # hooks that never do anything in this run
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+    def install(self) -> None:
+        """Hook every block and module site, and the denoiser itself."""
+        for site in self.sites:
+            if site.kind in (Kind.MODULE, Kind.BLOCK):
+                path = site.name.removeprefix(self.prefix)
+                hook = SiteForward(module_at(self.module, path))
+                self.hooks[path] = hook
+                hook.install()
+        self.root.handler = self._call
+        self.root.install()
+
+    def verify(self) -> None:
+        """Put back hooks that others' re-hooking dropped (accelerate re-hooks after each call under model offload), and
+        count anew where layers have changed."""
+        for hook in (*self.hooks.values(), self.root):
+            if not hook.installed:
+                hook.reinstall()
+        self.book.renew(self.prefix, self.module)
+
+    def remove(self) -> None:
+        for hook in (*self.hooks.values(), self.root):
+            hook.remove()
+        self.branches.remove()
+
+    # -- units -------------------------------------------------------------------------------------------------------
+    def unit(self, site: Site) -> Unit:
+        """The unit of a site, made on first use."""
+        if site.name not in self.units:
+            self.units[site.name] = self._make(site)
+        return self.units[site.name]
+
+    def _make(self, site: Site) -> Unit:
+        path = site.name.removeprefix(self.prefix)
+        text_first = bool(self.family and self.family.text_first)
+        if site.kind is Kind.MODULE:
+            return ModuleUnit(site, path, None)
+        if site.kind is Kind.BLOCK:
+            io = None if is_unet(self.module) else BlockIO.of(module_at(self.module, path))
+            return ModuleUnit(site, path, io, text_first)
+        if site.kind is Kind.STACK:
+            blocks = self.blocks[slice(*site.span)]
+            layouts = [self.family.layouts.get(b.family_list, "rows") if self.family else "rows" for b in blocks]
+            ios = [BlockIO.of(b.module) for b in blocks]
+            return StackUnit(site, [b.path for b in blocks], ios, layouts, text_first)
+        return Unit(site, path)
+
+    def govern(self) -> None:
+        """Lay out which units' handlers each hook runs, outermost first, and forget units nobody needs."""
+        self.units = {name: u for name, u in self.units.items() if u.policy is not None or u.watchers}
+        self.assembly.govern(self.units.values())
+        handlers: dict[str, list[tuple[Unit, Handler]]] = {}
+        stacks = [u for u in self.units.values() if isinstance(u, StackUnit)]
+        for stack in sorted(stacks, key=lambda u: u.site.span[0] - u.site.span[1]):
+            for position, path in enumerate(stack.paths):
+                handlers.setdefault(path, []).append((stack, stack.handler(position)))
+        for unit in self.units.values():
+            if isinstance(unit, ModuleUnit):
+                handlers.setdefault(unit.path, []).append((unit, unit.handle))
+        place_hooks(self.module, self.blocks, self.hooks, governed=handlers)
+        for hook in self.hooks.values():
+            hook.handler, hook.hits = None, 0
+        self._governed, self._quiet = [], []
+        for path, pairs in handlers.items():
+            hook = self.hooks[path]
+            if not hook.traced and all(unit.quiet for unit, _ in pairs):
+                self._quiet.append((hook, [unit for unit, _ in pairs]))
+            else:
+                self._governed.append((hook, pairs))
+        self._tower = self._raise_tower()
+
+    def _raise_tower(self) -> Watchtower | None:
+        """What watches the first block, if a rule or a predictor needs it."""
+        wanted: set[Signal | None] = set()
+        for unit in self.units.values():
+            wanted.add(unit.jury.owner.signal if unit.jury is not None else None)
+            wanted.add(unit.history.predictor.signal if unit.history is not None else None)
+        watched = frozenset(s for s in wanted if s is not None and s is not Signal.INPUT)
+        if not watched or not self.blocks:
+            return None
+        first = self.blocks[0]
+        inside = next((p for p in self.hooks if p.startswith(f"{first.path}.")), None)
+        layout = self.family.layouts.get(first.family_list, "rows") if self.family else "rows"
+        text_first = bool(self.family and self.family.text_first)
+        tower = Watchtower(self.hooks[first.path], self.hooks[inside] if inside else None, layout, text_first)
+        tower.wanted = watched
+        return tower
+
+    def _watch_first(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert self._tower is not None and self.state is not None
+        call = self.state.now
+        return self._tower.watch(inner, args, kwargs, call.batch, call.sighted)
+
+    def begin(self, state: RunState, trace: Trace) -> None:
+        """Forget the last run."""
+        self.state, self.trace = state, trace
+        self.assembly.clear()
+        for unit in self.units.values():
+            unit.begin(state)
+
+    def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ValueShapes:
+        """Count a full call with these arguments, note which modules' values need copying, and give value shapes."""
+        cost = self.book.cost(self.prefix, self.hooks, self.root.inner, args, kwargs)
+        assert self.state is not None
+        parts = len(self.branches.groups[0])
+        for unit in self.units.values():
+            unit.clones = unit.path in cost.changed
+            if isinstance(unit, ModuleUnit):
+                unit.turns = cost.turns.get(unit.path, 1)
+
+        def shapes(site: Site) -> list[Shape]:
+            unit = self.unit(site)
+            path = unit.paths[-1] if isinstance(unit, StackUnit) else unit.path
+            outer = site.kind in (Kind.DENOISER, Kind.BRANCH)
+            rows = [((s[0] // parts, *s[1:]), dtype) for s, dtype in cost.outputs["" if outer else path]]
+            if site.kind is not Kind.BRANCH:
+                return rows
+            empty = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in rows]
+            grids = [grid_of(self.family, kwargs, t, i).to(t) for i, t in enumerate(empty)]
+            return [(tuple(t.shape), t.dtype) for t in grids]
+
+        return shapes
+
+    def release(self, index: int) -> None:
+        """Step `index` has ended: drop what no later step reads."""
+        self.assembly.release(self.branches.cond_last)
+        for unit in self.units.values():
+            unit.release(index)
+
+    def held(self) -> dict[int, int]:
+        """What is held between steps, storage -> bytes: histories, a dynamic policy's state, and the conditional output
+        where the next step needs it."""
+        found = self.assembly.held()
+        for unit in self.units.values():
+            if unit.history is not None and unit.history.entries:
+                found.update(unit.history.storages())
+        states = {id(u.jury.state): u.jury.state for u in self.units.values() if u.jury is not None}
+        return found | storages(list(states.values()))
+
+    def clear(self) -> None:
+        """Drop every cached value."""
+        self.assembly.clear()
+        for unit in self.units.values():
+            unit.forget()
+
+    # -- one call ----------------------------------------------------------------------------------------------------
+    def _call(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = leading_tensor(args, kwargs)
+        if self.clock.pending or self.state is None or self.clock.replaced(self.branches.pipe):
+            self.on_run(self, args, kwargs)
+        state = self.state
+        assert state is not None  # on_run begins a run or raises
+        branches = self.branches.of(self.clock.index, x.shape[0], lambda: timestep_of(args, kwargs))
+        step = self.clock.now(branches)
+        self.assembly.enter(step.index)
+        call = Call(step, branches, x.shape[0], x)
+        predicted = self.assembly.decide(call)
+        computed = tuple(b for b in branches if b not in predicted)
+        part_args, part_kwargs, output = args, kwargs, None
+        if computed and computed != branches:
+            state.cut()
+            parts = [branches.index(b) for b in computed]
+            part_args, part_kwargs = (take_rows(v, x.shape[0], parts, len(branches)) for v in (args, kwargs))
+        if computed:
+            rows = leading_tensor(part_args, part_kwargs)
+            inside = Call(step, computed, rows.shape[0], rows)
+            output = self._run(inside, inner, part_args, part_kwargs)
+            self._account(inner, args, kwargs, part_args, part_kwargs, inside)
+        else:
+            self._account(inner, args, kwargs, args, kwargs, None)
+        output = self.assembly.finish(call, state.run.branches, predicted, computed, output, kwargs)
+        self.clock.called(state.run.branches)
+        return output
+
+    def _run(self, call: Call, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the denoiser for some branches, with the handlers their plan needs."""
+        assert self.state is not None
+        self.state.call = call
+        passing: list[tuple[SiteForward, Unit]] = []
+        traced: list[tuple[SiteForward, ModuleUnit]] = []
+        for hook, pairs in self._governed:
+            if hook.traced:
+                for unit, _ in pairs:
+                    assert isinstance(unit, ModuleUnit)  # only modules lie inside a block
+                    prepare(hook, unit, call)
+                    traced.append((hook, unit))
+                continue
+            hook.hits = 0
+            busy = []
+            for unit, handler in pairs:
+                if unit.idle(call):
+                    passing.append((hook, unit))
+                else:
+                    busy.append(handler)
+            hook.handler = chain(busy)
+        if self._tower is not None:
+            first = self._tower.block
+            governed = any(hook is first for hook, _ in self._governed)  # else its handler is that of the call before
+            first.handler = chain([self._watch_first, *([first.handler] if governed and first.handler else [])])
+        try:
+            with enough_graphs() if traced else nullcontext():
+                output = inner(*args, **kwargs)
+        finally:
+            self.state.call = None
+        for hook, unit in passing:
+            if hook.hits:
+                unit.mark(call.step, call.branches)
+        for hook, units in self._quiet:
+            if hook.hits:
+                hook.hits = 0
+                for unit in units:
+                    unit.mark(call.step, call.branches)
+        for hook, unit in traced:
+            collect(hook, unit, call)
+        return output
+
+    def _account(
+        self,
+        inner: Inner,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        part_args: tuple[Any, ...],
+        part_kwargs: dict[str, Any],
+        inside: Call | None,
+    ) -> None:
+        """Add this call's FLOPs to the trace: what was computed, and what all of it would have been."""
+        assert self.trace is not None
+        full = self.book.cost(self.prefix, self.hooks, inner, args, kwargs)
+        index = self.clock.index
+        self.trace.flops_full[index] += full.total
+        if inside is not None:
+            sliced = part_kwargs is not kwargs
+            cost = self.book.cost(self.prefix, self.hooks, inner, part_args, part_kwargs) if sliced else full
+            self.trace.flops[index] += cost.computed(inside.skipped) + inside.sighted.flops

@@ -1,0 +1,121 @@
+"""Cached bytes before the run: a static plan's stores and releases played through without any values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from fastercache.policies.base import Predictor
+from fastercache.policies.errors import FasterCacheError
+from fastercache.policies.schedule import Code, Table
+from fastercache.policies.vocabulary import Branch, Kind, Site
+from fastercache.run.store import History, tensors_in
+
+Shape = tuple[tuple[int, ...], torch.dtype]
+
+
+class CacheTooLarge(FasterCacheError):
+    """A policy would cache more than `max_cache_bytes`; the message names the sites that need most."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Cached bytes of a run.
+
+    Attributes:
+        per_step: bytes held at the end of each step; for a dynamic policy an upper bound at every step.
+        by_site: the most bytes each site holds at the end of any step.
+        exact: whether these are the bytes a run will hold (static policy), or a bound (dynamic policy).
+    """
+
+    per_step: list[int]
+    by_site: dict[str, int]
+    exact: bool
+
+    @property
+    def peak(self) -> int:
+        return max(self.per_step, default=0)
+
+    def check(self, limit: int | None) -> None:
+        """Raises CacheTooLarge if the peak is above `limit` bytes."""
+        if limit is None or self.peak <= limit:
+            return
+        largest = sorted(self.by_site.items(), key=lambda item: -item[1])[:3]
+        named = ", ".join(f"{name} {_mib(size)}" for name, size in largest)
+        raise CacheTooLarge(
+            f"this policy caches up to {_mib(self.peak)}, more than max_cache_bytes={limit} ({_mib(limit)}); "
+            f"most of it at {named}: narrow its sites, set cache_dtype or cache_device, or raise the limit"
+        )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.2f} MiB"
+
+
+ValueShapes = Callable[[Site], list[Shape]]
+"""The shapes of one branch's rows of a site's value, as it is handed to the predictor."""
+
+
+def plan_static(
+    table: Table, shapes: ValueShapes, calls: Sequence[tuple[Branch, ...]], dtype: torch.dtype | None
+) -> MemoryPlan:
+    """Play a compiled table through real histories of tensors without storage content (the `meta` device).
+
+    `calls`: the branches of each denoiser call of a step.
+    """
+    count, order = table.run.count, table.run.branches
+    per_step = [0] * count
+    by_site: dict[str, int] = {}
+    reads = table.reads()
+    for s, (site, predictor) in enumerate(zip(table.sites, table.predictors, strict=True)):
+        history = History(predictor, dtype)
+        one = shapes(site)
+        last = dict(zip(order, reads[s], strict=True))
+        codes = dict(zip(order, table.codes[s].tolist(), strict=True))
+        # A branch's difference is always stored alone; other values of one call share an entry.
+        groups = calls if site.kind is not Kind.BRANCH else [(b,) for b in order]
+        by_site[site.name] = 0
+        for i in range(count):
+            for group in groups:
+                kept = tuple(b for b in group if codes[b][i] == Code.COMPUTED and i in last[b])
+                if kept:
+                    values = [_empty(shape, len(kept)) for shape in one]
+                    watched = values[0] if predictor.signal is not None else None
+                    history.add(table.run.steps[i], kept, values, own=True, signal=watched)
+            history.release(partial(_unread, last, i))
+            per_step[i] += history.nbytes
+            by_site[site.name] = max(by_site[site.name], history.nbytes)
+    return MemoryPlan(per_step, by_site, exact=True)
+
+
+def bound_dynamic(
+    sites: Sequence[Site],
+    predictors: Sequence[Predictor],
+    branches: tuple[Branch, ...],
+    shapes: ValueShapes,
+    dtype: torch.dtype | None,
+    count: int,
+) -> MemoryPlan:
+    """What a dynamic policy can hold at most: every site, every branch, its predictor's whole history."""
+    by_site = {}
+    for site, predictor in zip(sites, predictors, strict=True):
+        encoded = [predictor.encode(_empty(shape, 1)) for shape in shapes(site)]
+        one = sum(t.numel() * (dtype or t.dtype).itemsize for t in tensors_in(encoded))
+        if predictor.signal is not None:
+            one += _empty(shapes(site)[0], 1).nbytes
+        others = len(branches) - 1 if site.kind is Kind.BRANCH else len(branches)
+        by_site[site.name] = one * predictor.history * others
+    return MemoryPlan([sum(by_site.values())] * count, by_site, exact=False)
+
+
+def _unread(last: Mapping[Branch, Mapping[int, int]], now: int, step: int, branch: Branch) -> bool:
+    """Whether no step after `now` reads what was stored at `step`."""
+    return last[branch].get(step, -1) <= now
+
+
+def _empty(shape: Shape, branches: int) -> torch.Tensor:
+    size, dtype = shape
+    return torch.empty((size[0] * branches, *size[1:]), dtype=dtype, device="meta")

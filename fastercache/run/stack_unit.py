@@ -1,0 +1,112 @@
+"""The unit of a run of blocks: the residual they add together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastercache.model.families import Layout
+from fastercache.model.hooks import Handler, Inner
+from fastercache.model.layout import (
+    BlockIO,
+    canonical,
+    flatten_output,
+    from_canonical,
+    joined,
+    rebuild_output,
+    strip,
+    take_rows,
+)
+from fastercache.policies.vocabulary import Branch, Site
+from fastercache.run.calls import Call, Streams
+from fastercache.run.units import Unit, join
+
+
+class StackUnit(Unit):
+    """The residual a run of blocks adds. The first block decides, the last one adds the residual, all between pass on.
+
+    Where the run starts and ends in different layouts (Latte's spatial and temporal blocks), the residual is taken
+    between the canonical forms, so what the denoiser does to the hidden states in between (position embeddings) is
+    part of it.
+    """
+
+    def __init__(
+        self, site: Site, paths: list[str], ios: list[BlockIO], layouts: list[Layout], text_first: bool = False
+    ) -> None:
+        super().__init__(site, paths[0])
+        self.paths, self.ios, self.layouts, self.text_first = paths, ios, layouts, text_first
+        self.templates: list[Any] = [None] * len(paths)
+        self.streams: list[list[int]] = [[] for _ in paths]
+        self._entry: Streams = []
+        self._reused: tuple[Branch, ...] = ()
+
+    def handler(self, position: int) -> Handler:
+        """The handler of the block at `position` within the span."""
+
+        def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return self._handle(position, inner, args, kwargs)
+
+        return handle
+
+    def _handle(self, position: int, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert self.state is not None
+        call = self.state.now
+        io, last = self.ios[position], position == len(self.paths) - 1
+        inputs = io.inputs(args, kwargs)
+        if position == 0:
+            self._entry = [
+                None if x is None else canonical(x, self.layouts[0] if s == 0 else "rows", call.batch)
+                for s, x in enumerate(inputs)
+            ]
+            self._reused = self.decide(call, self.source(call, self._entry[0]))
+            if self.layouts[-1] == "joined" and self.layouts[0] != "joined":
+                self._entry = joined(self._entry)
+        whole = self._reused == call.branches  # some of the branches: all rows are computed, then replaced at the end
+        if not whole:
+            output = inner(*args, **kwargs)
+            outputs = flatten_output(output)
+            if not self.streams[position]:
+                self.streams[position] = io.match(outputs, inputs, self.text_first)
+            self.templates[position] = strip(output)
+            return self._finish(call, output, outputs) if last else output
+        call.skipped.append((self.paths[position], 1.0))
+        if not last:
+            return rebuild_output(self.templates[position], [inputs[i] for i in self.streams[position]])
+        residuals = self.predict(call, call.branches)
+        self.tell(call, residuals[0])
+        return self._exit(call, residuals)
+
+    def _finish(self, call: Call, output: Any, outputs: Streams) -> Any:
+        position = len(self.paths) - 1
+        residuals: Streams = [None] * len(self._entry)
+        for out, s in zip(outputs, self.streams[position], strict=True):
+            entry = self._entry[s] if s >= 0 else None
+            if out is not None and entry is not None:
+                residuals[s] = canonical(out, self.layouts[position] if s == 0 else "rows", call.batch) - entry
+        computed = tuple(b for b in call.branches if b not in self._reused)
+        if not self._reused:
+            self.keep(call, computed, residuals)
+            self.tell(call, residuals[0])
+            self._entry = []
+            return output
+        parts = [call.branches.index(b) for b in computed]
+        fresh: Streams = [None if r is None else take_rows(r, r.shape[0], parts, len(call.branches)) for r in residuals]
+        predicted = self.predict(call, self._reused)
+        self.keep(call, computed, fresh)
+        whole = join(call, self._reused, predicted, computed, fresh)
+        self.tell(call, whole[0])
+        return self._exit(call, whole)
+
+    def _exit(self, call: Call, residuals: Streams) -> Any:
+        """The last block's output: the run's input plus its residual, in that block's layout and container."""
+        position = len(self.paths) - 1
+        outputs: Streams = []
+        for s in self.streams[position]:
+            entry, residual = (self._entry[s], residuals[s]) if s >= 0 else (None, None)
+            if entry is None or residual is None:
+                outputs.append(None)
+            else:
+                outputs.append(
+                    from_canonical(entry + residual, self.layouts[position] if s == 0 else "rows", call.batch)
+                )
+        self._entry = []
+        return rebuild_output(self.templates[position], outputs)

@@ -1,0 +1,187 @@
+"""The runtime of one site: decides, computes or stands in, keeps what later steps read, tells its watchers.
+
+A unit handles calls of the modules its site is made of. The branches of a call are given by `Call.branches`, in row
+order; a unit may compute some of them and predict others within one call. What a site's value is, and how a call yields
+it, is said by the kinds of units: `module_unit`, `stack_unit`, and `assembly` for the denoiser and branch sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastercache.model.layout import take_rows
+from fastercache.policies.base import Policy
+from fastercache.policies.schedule import Code
+from fastercache.policies.vocabulary import Branch, Site, Step
+from fastercache.run.calls import Call, RunState, SitePlan, Streams, Watcher
+from fastercache.run.signals import Jury, Source, signal_value
+from fastercache.run.store import History, rows_of
+from fastercache.run.trace import Observation
+
+
+class Unit:
+    """Decisions and history of one site."""
+
+    def __init__(self, site: Site, prefix_path: str) -> None:
+        self.site = site
+        self.path = prefix_path
+        self.policy: Policy | None = None
+        self.jury: Jury | None = None  # of a dynamic policy
+        self.watchers: list[Watcher] = []
+        self.history: History | None = None
+        self.plan: SitePlan | None = None  # of a static policy
+        self.rows: list[bytearray] = []
+        self.state: RunState | None = None
+        self._index: dict[Branch, int] = {}
+        self.template: Any = None
+        self.clones = False  # a block changed the returned tensor in place: keep copies
+        self._aligned: Tensor | None = None  # what an aligned predictor watches in the present call
+
+    # -- a run -------------------------------------------------------------------------------------------------------
+    def begin(self, state: RunState) -> None:
+        """Forget the last run."""
+        self.state = state
+        run = state.run
+        self.rows = [bytearray([Code.UNREACHED]) * run.count for _ in run.branches]
+        self._index = {branch: i for i, branch in enumerate(run.branches)}
+        self._aligned = None
+        if self.history is not None:
+            self.history.clear()
+
+    def forget(self) -> None:
+        """Drop every value and the policy's state."""
+        self.jury, self._aligned = None, None
+        if self.history is not None:
+            self.history.clear()
+
+    def idle(self, call: Call) -> bool:
+        """Whether a static plan computes here, keeps nothing and nobody watches: the module needs no handler."""
+        if self.watchers:
+            return False
+        if self.plan is None:
+            return self.policy is None
+        i, busy = call.step.index, self.plan.busy
+        return not any(busy[self._index[b]][i] for b in call.branches)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it is idle at every call of the run."""
+        return not self.watchers and self.plan is not None and self.plan.quiet
+
+    def position(self, branch: Branch) -> int:
+        """The branch's place in the run's order."""
+        return self._index[branch]
+
+    def reuses(self, branch: Branch, step: Step) -> bool:
+        """What was noted for a branch at a step of this run."""
+        return self.rows[self._index[branch]][step.index] == Code.REUSED
+
+    def mark(self, step: Step, branches: Sequence[Branch]) -> None:
+        """Note that these branches were computed and nothing of them is kept."""
+        for branch in branches:
+            self.rows[self._index[branch]][step.index] = Code.COMPUTED
+
+    def release(self, index: int) -> None:
+        """Drop what only step `index` needed, and values that no later step reads (a static plan knows those)."""
+        self._aligned = None
+        if self.plan is not None and self.history is not None and self.history.entries:
+            last = self.plan.last_read
+            self.history.release(lambda step, branch: last[self._index[branch]].get(step, -1) <= index)
+
+    # -- one call ----------------------------------------------------------------------------------------------------
+    def decide(self, call: Call, source: Source) -> tuple[Branch, ...]:
+        """The branches of this call that are reused."""
+        if self.policy is None or self.history is None:
+            return ()
+        watched = self.history.predictor.signal
+        self._aligned = None if watched is None else source(watched)
+        if self.plan is not None:
+            i = call.step.index
+            wanted = tuple(b for b in call.branches if self.plan.reused[self._index[b]][i])
+        else:
+            assert self.jury is not None
+            wanted = self.jury.ask(call.step, call.branches, source)
+        return tuple(b for b in wanted if self.history.has(b))
+
+    def keep(self, call: Call, branches: tuple[Branch, ...], streams: Streams, base: Tensor | None = None) -> None:
+        """Note computed branches, whose rows `streams` holds in this order, and store what a later step reads.
+
+        `base`: what a relative predictor's values are relative to, in the same rows.
+        """
+        i = call.step.index
+        for branch in branches:
+            self.rows[self._index[branch]][i] = Code.COMPUTED
+        if self.history is None or self.policy is None:
+            return
+        if self.jury is not None:
+            self.jury.teach(call.step, branches, next((s for s in streams if s is not None), None))
+        wanted = branches
+        if self.plan is not None:
+            wanted = tuple(b for b in branches if i in self.plan.last_read[self._index[b]])
+        if not wanted:
+            return
+        if base is not None:
+            streams = [None if s is None else s - base for s in streams]
+        aligned = self._rows(call, wanted)
+        if wanted == branches:
+            self.history.add(call.step, wanted, streams, own=base is not None or not self.clones, signal=aligned)
+            return
+        parts = [branches.index(b) for b in wanted]
+        chosen = [None if s is None else take_rows(s, s.shape[0], parts, len(branches)) for s in streams]
+        self.history.add(call.step, wanted, chosen, own=False, signal=aligned)
+
+    def _rows(self, call: Call, branches: tuple[Branch, ...]) -> Tensor | None:
+        """Some branches' rows of what the predictor watches."""
+        if self._aligned is None or branches == call.branches:
+            return self._aligned
+        parts = [call.branches.index(b) for b in branches]
+        rows: Tensor = take_rows(self._aligned, self._aligned.shape[0], parts, len(call.branches))
+        return rows
+
+    def predict(self, call: Call, branches: tuple[Branch, ...]) -> Streams:
+        assert self.history is not None
+        for branch in branches:
+            self.rows[self._index[branch]][call.step.index] = Code.REUSED
+        streams = self.history.predict(call.step, branches, self._rows(call, branches))
+        return [s.clone() if s is not None and self.clones else s for s in streams]
+
+    def source(self, call: Call, entry: Tensor | None = None) -> Source:
+        """Where this site's signals come from; `entry` is the input of a run of blocks."""
+        return lambda wanted: signal_value(wanted, self.site, call.input, call.sighted, entry)
+
+    def tell(self, call: Call, value: Tensor | None) -> None:
+        """Report a site's value, rows ordered as the call's branches, to the watchers."""
+        if value is None or not self.watchers:
+            return
+        assert self.state is not None
+        for position, branch in enumerate(call.branches):
+            code = Code(self.rows[self._index[branch]][call.step.index])
+            part = rows_of(value, position, len(call.branches))
+            observation = Observation(self.site, call.step, branch, part, code, self.state.run)
+            for watcher in self.watchers:
+                watcher(observation)
+
+
+def join(
+    call: Call, reused: tuple[Branch, ...], predicted: Streams, computed: tuple[Branch, ...], fresh: Streams
+) -> Streams:
+    """Rows of predicted and computed branches, put together in the order of the call."""
+    if not reused:
+        return fresh
+    if not computed:
+        return predicted
+    result: Streams = []
+    for p, f in zip(predicted, fresh, strict=True):
+        if p is None or f is None:
+            result.append(None)
+            continue
+        parts = [
+            rows_of(p, reused.index(b), len(reused)) if b in reused else rows_of(f, computed.index(b), len(computed))
+            for b in call.branches
+        ]
+        result.append(torch.cat(parts))
+    return result

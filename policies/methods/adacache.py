@@ -1,0 +1,153 @@
+"""AdaCache [arXiv 2411.02397] and BWCache [arXiv 2509.13789]: computed block values tell how long to reuse."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fastercache.policies.base import Citation
+from fastercache.policies.errors import UnknownPolicy, suggest
+from fastercache.policies.methods.dynamic import Dynamic, Threshold, relative_l1
+from fastercache.policies.registry import register
+from fastercache.policies.vocabulary import Branch, Run, Site, Step
+
+
+@dataclass
+class Watch:
+    """What one decision maker knows of all its sites.
+
+    Attributes:
+        values: each site's last computed value, and the step it was computed at.
+        changes: how much each site changed, at the newest computed step.
+        step: that step's index; -1 before the first.
+        until: the next step to be computed; those before it are reused.
+        trigger: the step at which a rule that triggers once did.
+    """
+
+    values: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    changes: list[float] = field(default_factory=list)
+    step: int = -1
+    until: int = 0
+    trigger: int | None = None
+
+
+class BlockWatching(Dynamic):
+    """Base of rules that look at how much the blocks changed from one computed step to the next."""
+
+    sites: str = "block"
+
+    def init(self, run: Run) -> dict[Branch, Watch]:  # type: ignore[override]  # one memory for all sites
+        return {}
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        watch: Watch = state.setdefault(branch, Watch())
+        if watch.changes and step.index > watch.step:
+            watch.until = self.due(watch, sum(watch.changes) / len(watch.changes), step.count)
+            watch.changes = []
+        return step.index < watch.until
+
+    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
+        watch: Watch = state.setdefault(branch, Watch())
+        if step.index > watch.step:
+            watch.step, watch.changes = step.index, []
+        if value is None:
+            return
+        before = watch.values.get(site.name)
+        if before is not None and step.index > before[0]:
+            watch.changes.append(self.change(value, before[1], step.index - before[0]))
+        watch.values[site.name] = (step.index, value)
+
+    def change(self, new: Tensor, old: Tensor, gap: int) -> float:
+        """How much one block changed over `gap` steps."""
+        return relative_l1(new, old)
+
+    def due(self, watch: Watch, mean: float, count: int) -> int:
+        """Index of the next step to compute in a run of `count`, the blocks having changed by `mean` on average."""
+        raise NotImplementedError(f"{type(self).__name__} must implement due(watch, mean, count)")
+
+
+Codebook = tuple[tuple[float, int], ...]
+FAST: Codebook = ((0.03, 12), (0.05, 10), (0.07, 8), (0.09, 6), (0.11, 4), (1.0, 3))
+CODEBOOKS: dict[str, Codebook] = {
+    "open-sora-100": FAST,
+    "open-sora-30-fast": ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2), (1.0, 1)),
+    "open-sora-30-slow": ((0.08, 3), (0.16, 2), (0.24, 1), (0.32, 1), (0.40, 1), (1.0, 1)),
+}
+"""The published codebooks, by model and number of steps."""
+
+
+@register
+class AdaCache(BlockWatching):
+    """c = relL1(residual, cached residual) / gap, averaged over the blocks, relative to the cached one; the `codebook`
+    maps c to the distance of the next computed step: the first entry whose bound is above c / `scale`, else the last.
+    The first two and the last `cool_down` steps are computed.
+
+    Rule, codebooks and the last two steps are those of a copy of the official code (github.com/ChloeMVan/AdaCache, for
+    Open-Sora). It watches one layer's temporal attention, the 14th of 28; here all blocks are averaged. Its motion
+    regularisation, a factor on c of (m / 0.385)^8 plus its rate of change, m being how much the residual differs from
+    frame to frame, is not part of this. `scale` adapts a codebook to another model.
+    """
+
+    name: ClassVar[str] = "adacache"
+    citation: ClassVar[Citation] = Citation(
+        "Adaptive Caching for Faster Video Generation with Diffusion Transformers",
+        "Kahatapitiya et al.",
+        2024,
+        "https://arxiv.org/abs/2411.02397",
+        "every block's residual, for as long as a codebook gives for its rate of change",
+    )
+    unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "codebook", "cool_down"})
+    codebook: Codebook = Field(default=FAST, min_length=1)
+    scale: Annotated[float, Field(ge=0.1, le=10.0)] = 1.0
+    cool_down: Annotated[int, Field(ge=0, le=20)] = 2
+
+    def change(self, new: Tensor, old: Tensor, gap: int) -> float:
+        return relative_l1(new, old) / gap
+
+    def due(self, watch: Watch, mean: float, count: int) -> int:
+        gap = next((gap for bound, gap in self.codebook if mean < bound * self.scale), self.codebook[-1][1])
+        return min(watch.step + gap, count - self.cool_down)
+
+    @classmethod
+    def published(cls, name: str, **fields: Any) -> AdaCache:
+        """With a published codebook. Raises UnknownPolicy, naming those there are."""
+        if name not in CODEBOOKS:
+            raise UnknownPolicy(f"AdaCache has no published codebook '{name}'{suggest(name, CODEBOOKS)}")
+        return cls(codebook=CODEBOOKS[name], **fields)
+
+
+@register
+class BWCache(BlockWatching):
+    """Once the blocks changed by less than `threshold` from one step to the next, averaged over the blocks, all of them
+    are reused for a share `rest` of the run's steps (at least one), computed once, reused again, and so on; of the
+    steps that were left at that moment, a share `tail` at the end is computed.
+
+    Rule and defaults are the paper's, as a published summary gives them (2509.13789, ICLR 2026); the code was not at
+    hand. A re-implementation of the official code differs: it watches the modulated input of each block's attention
+    where the paper compares what blocks put out, and its tail is half of the steps done before the trigger. Here a
+    block's value is what it adds.
+    """
+
+    name: ClassVar[str] = "bwcache"
+    citation: ClassVar[Citation] = Citation(
+        "BWCache: Accelerating Video Diffusion Transformers through Block-Wise Caching",
+        "Cui et al.",
+        2025,
+        "https://arxiv.org/abs/2509.13789",
+        "every block, periodically from the step on at which all changed little",
+    )
+    threshold: Threshold = 0.15
+    rest: Annotated[float, Field(ge=0.01, le=0.5)] = 0.1
+    tail: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+
+    def due(self, watch: Watch, mean: float, count: int) -> int:
+        if watch.trigger is None and mean < self.threshold:
+            watch.trigger = watch.step
+        if watch.trigger is None:
+            return watch.step + 1
+        left = count - 1 - watch.trigger
+        return min(watch.step + 1 + max(round(self.rest * count), 1), count - math.ceil(self.tail * left))

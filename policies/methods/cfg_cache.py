@@ -1,0 +1,64 @@
+"""CFG-Cache of FasterCache [eqs. 6-11, arXiv 2410.19355]: reuse of the unconditional branch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from fastercache.policies.base import Citation, Policy, Predictor
+from fastercache.policies.methods.dynamic_reuse import FASTERCACHE
+from fastercache.policies.methods.static_interval import due
+from fastercache.policies.predictors.frequency import GuidanceDelta
+from fastercache.policies.registry import register
+from fastercache.policies.vocabulary import Branch, Kind, Run, Site, Step
+from fastercache.policies.wrappers import within
+
+
+@register
+class CFGCache(Policy):
+    """A full step every `interval`; on the others only the conditional branch runs, and
+
+        F(uncond)_low = F(cond)_low + w1 dLF,   F(uncond)_high = F(cond)_high + w2 dHF
+
+    with w1 = 1 + alpha_low before `switch` (in progress) and w2 = 1 + alpha_high from `switch_high` (default:
+    `switch`) on. `weighting="repo"` compounds the factors on every reused step, as the published code does.
+    `radius` of the low band in spectral bins; by default min(H, W) // `divisor`.
+
+    Paper and text give alpha = 0.2, interval = 5 and start = 1/3, but no number for the switch t0; two thirds of the
+    way is between the values of the published presets.
+    """
+
+    name: ClassVar[str] = "cfg_cache"
+    citation: ClassVar[Citation] = FASTERCACHE
+    unsearched: ClassVar[frozenset[str]] = frozenset({"divisor", "offset"})
+    interval: Annotated[int, Field(ge=1, le=12)] = 5
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 1 / 3
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    alpha_low: Annotated[float, Field(ge=-0.5, le=0.5)] = 0.2
+    alpha_high: Annotated[float, Field(ge=-0.5, le=0.5)] = 0.2
+    switch: Annotated[float, Field(ge=0.0, le=1.0)] = 2 / 3
+    switch_high: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    weighting: Literal["paper", "repo"] = "paper"
+    radius: Annotated[int, Field(ge=0, le=512)] | None = None
+    divisor: Annotated[int, Field(ge=1, le=1000)] = 5
+    offset: Annotated[int, Field(ge=0, le=1000)] | None = None
+
+    @property
+    def query(self) -> str:
+        return str(Kind.BRANCH)
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        return within(step, self.start, self.stop) and not due(step, self.interval, self.start, self.offset)
+
+    def predictor(self, site: Site, run: Run) -> Predictor:
+        return GuidanceDelta(
+            alpha_low=self.alpha_low,
+            alpha_high=self.alpha_high,
+            switch=self.switch,
+            switch_high=self.switch_high,
+            weighting=self.weighting,
+            radius=self.radius,
+            divisor=self.divisor,
+        )

@@ -1,0 +1,53 @@
+"""Delta-DiT [arXiv 2406.01125]: the rear blocks' residual early, the front blocks' late."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fastercache.policies.base import Citation, Hold, Predictor
+from fastercache.policies.methods.static_interval import Interval
+from fastercache.policies.registry import AnyPredictor, register
+from fastercache.policies.vocabulary import Branch, Run, Site, Step, select
+
+
+@register
+class DeltaDiT(Interval):
+    """What a range of blocks adds is cached: the rear range's while progress < `gate`, from there the front range's.
+
+    Outlines form early and depend on the front blocks, details late and on the rear ones, so each stage computes the
+    blocks it needs. `share` is the part of the model's blocks in each range (at least one block).
+    """
+
+    name: ClassVar[str] = "delta_dit"
+    citation: ClassVar[Citation] = Citation(
+        "Δ-DiT: A Training-Free Acceleration Method Tailored for Diffusion Transformers",
+        "Chen et al.",
+        2024,
+        "https://arxiv.org/abs/2406.01125",
+        "the residual of the rear blocks before a gate step, of the front blocks after it",
+    )
+    share: Annotated[float, Field(ge=0.05, le=0.5)] = 0.5
+    gate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    stand_in: AnyPredictor = Field(default_factory=Hold)
+
+    @property
+    def query(self) -> str:
+        return "stack"
+
+    def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
+        (whole,) = select("stack", sites)[:1]
+        blocks = whole.span[1]
+        size = max(math.floor(self.share * blocks), 1)
+        return select(f"stack[0:{size}]|stack[{max(blocks - size, size)}:{blocks}]", sites)
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        front = site.span[0] == 0
+        return front == (step.progress >= self.gate) and super().reuse(state, site, step, branch, signal)
+
+    def predictor(self, site: Site, run: Run) -> Predictor:
+        return self.stand_in

@@ -1,0 +1,73 @@
+"""Dynamic feature reuse of FasterCache [eq. 5, arXiv 2410.19355]."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from fastercache.policies.base import Citation, Policy, Predictor
+from fastercache.policies.methods.static_interval import anchor, due
+from fastercache.policies.predictors.history import Difference, Ramp
+from fastercache.policies.registry import register
+from fastercache.policies.vocabulary import Branch, Run, Site, Step
+from fastercache.policies.wrappers import within
+
+FASTERCACHE = Citation(
+    "FasterCache: Training-Free Video Diffusion Model Acceleration with High Quality",
+    "Lv et al.",
+    2024,
+    "https://arxiv.org/abs/2410.19355",
+    "self-attention outputs (dynamic feature reuse) and the unconditional branch (CFG-Cache)",
+)
+
+
+@register
+class DynamicReuse(Policy):
+    """Self-attention outputs are computed every `interval` steps; in between they are extrapolated,
+
+        F_{t-1} = F_t + (F_t - F_{t+2}) w(t)                                     [eq. 5]
+
+    with `w` rising linearly from 0 at the first reuse to 1 at the end (`weight="ramp"`), or constant. `order` 0 is a
+    plain hold, 2 adds the second difference. Each branch is judged by its own age: where CFG-Cache skipped a branch
+    for longer than `interval` steps, its attention is computed afresh at the next full step, not reused stale.
+    """
+
+    name: ClassVar[str] = "dynamic_reuse"
+    citation: ClassVar[Citation] = FASTERCACHE
+    unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
+    sites: str = "attention"
+    interval: Annotated[int, Field(ge=1, le=8)] = 2
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 1 / 3
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    weight: Literal["ramp"] | Annotated[float, Field(ge=0.0, le=1.5)] = "ramp"
+    order: Literal[0, 1, 2] = 1
+    offset: Annotated[int, Field(ge=0, le=1000)] | None = None
+
+    @property
+    def query(self) -> str:
+        return self.sites
+
+    def init(self, run: Run) -> dict[tuple[str, Branch], int]:
+        return {}  # (site, branch) -> index of the step it was last computed at
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        if not within(step, self.start, self.stop) or due(step, self.interval, self.start, self.offset):
+            return False
+        last = state.get((site.name, branch))
+        return last is not None and step.index - last < self.interval
+
+    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
+        state[site.name, branch] = step.index
+
+    def predictor(self, site: Site, run: Run) -> Predictor:
+        weight: float | Ramp
+        if self.weight == "ramp":
+            first = anchor(run.count, self.start)
+            while first < run.count - 1 and due(run.steps[first], self.interval, self.start, self.offset):
+                first += 1
+            weight = Ramp(start=run.steps[min(first, run.count - 1)].progress)
+        else:
+            weight = self.weight
+        return Difference(weight=weight, order=self.order, gap=self.interval)

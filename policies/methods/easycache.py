@@ -1,0 +1,77 @@
+"""EasyCache [arXiv 2507.02860]: how strongly the output follows the input, measured while the model runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fastercache.policies.base import Citation, Predictor
+from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold
+from fastercache.policies.predictors.forecasts import Relative
+from fastercache.policies.registry import register
+from fastercache.policies.vocabulary import Run, Scope, Signal, Site, Step
+
+
+@register
+class EasyCache(Dynamic):
+    """At each computed step k = mean|v - v_before| / mean|x - x_before|, v being the denoiser's output, x its input and
+    "before" the computed step before; at every step E += k mean|x_t - x_{t-1}| / mean|v_computed|; reuse while
+    E < `threshold`, from progress `start` on. The last step is computed. The conditional branch decides for all.
+
+    Reused is the difference output - input, which needs both in one shape (`relative=False` holds the output itself).
+    """
+
+    name: ClassVar[str] = "easycache"
+    citation: ClassVar[Citation] = Citation(
+        "Less is Enough: Training-Free Video Diffusion Acceleration via Runtime-Adaptive Caching",
+        "Zhou et al.",
+        2025,
+        "https://arxiv.org/abs/2507.02860",
+        "the denoiser's output less its input, while the predicted change of the output is small",
+    )
+    unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "relative"})
+    sites: str = "denoiser"
+    scope: Scope = Scope.COND
+    threshold: Threshold = 0.05
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    relative: bool = True
+
+    @property
+    def signal(self) -> Signal:
+        return Signal.INPUT
+
+    def predictor(self, site: Site, run: Run) -> Predictor:
+        return Relative(inner=self.stand_in) if self.relative else self.stand_in
+
+    def judge(self, memo: Memo, step: Step, signal: Tensor | None) -> bool:
+        rate: _Rate | None = memo.extra
+        if rate is None or rate.k is None or memo.seen is None or signal is None or signal.shape != memo.seen.shape:
+            return False
+        memo.total += rate.k * float((signal.float() - memo.seen.float()).abs().mean()) / rate.scale
+        return step.progress >= self.start and step.index < step.count - 1 and memo.total < self.threshold
+
+    def learn(self, memo: Memo, step: Step, value: Tensor | None) -> None:
+        if value is None or memo.now is None:
+            return
+        memo.extra = _Rate.after(memo.extra, memo.now, value.float())
+
+
+@dataclass(slots=True)
+class _Rate:
+    """Input and output at the last computed step, the output's mean magnitude, and the rate k between the last two."""
+
+    x: Tensor
+    v: Tensor
+    scale: float
+    k: float | None
+
+    @classmethod
+    def after(cls, before: _Rate | None, x: Tensor, v: Tensor) -> _Rate:
+        scale = max(float(v.abs().mean()), 1e-12)
+        if before is None or before.x.shape != x.shape or before.v.shape != v.shape:
+            return cls(x, v, scale, None)
+        moved = float((x.float() - before.x.float()).abs().mean())
+        return cls(x, v, scale, float((v - before.v).abs().mean()) / moved if moved > 0 else None)

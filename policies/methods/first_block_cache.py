@@ -1,0 +1,76 @@
+"""First-block cache (ParaAttention) and its generalisation, the dual-block cache (cache-dit)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fastercache.policies.base import Citation
+from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold, relative_l1
+from fastercache.policies.registry import register
+from fastercache.policies.vocabulary import Signal, Step
+
+
+@register
+class FirstBlockCache(Dynamic):
+    """The first block is always computed. While its residual differs from that at the last computed step by less than
+    `threshold`, mean|r - r_computed| / mean|r_computed|, the residual of the remaining blocks is reused.
+    """
+
+    name: ClassVar[str] = "first_block_cache"
+    citation: ClassVar[Citation] = Citation(
+        "ParaAttention: context parallel attention with a first block cache",
+        "Cheng",
+        2024,
+        "https://github.com/chengzeyi/ParaAttention",
+        "the residual of the blocks after the first, while the first block's residual is near its last computed one",
+    )
+    sites: str = "stack[1:]"
+    threshold: Threshold = 0.08
+
+    @property
+    def signal(self) -> Signal:
+        return Signal.FIRST_BLOCK_RESIDUAL
+
+    def judge(self, memo: Memo, step: Step, signal: Tensor | None) -> bool:
+        if memo.anchor is None or signal is None:
+            return False
+        return relative_l1(signal, memo.anchor) < self.threshold
+
+
+@register
+class DualBlockCache(Dynamic):
+    """As FirstBlockCache over the first `front` blocks, with the last `back` blocks always computed, `warm_up` steps
+    at the start computed, and at most `max_consecutive` reuses in a row. FnBn in cache-dit's names.
+    """
+
+    name: ClassVar[str] = "dual_block_cache"
+    citation: ClassVar[Citation] = Citation(
+        "cache-dit: a unified, flexible and training-free cache acceleration framework for diffusion transformers",
+        "DefTruth, vipshop.com et al.",
+        2025,
+        "https://github.com/vipshop/cache-dit",
+        "the residual of the middle blocks, while the first blocks' residual is near its last computed one",
+    )
+    unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "sites"})
+    sites: str = ""
+    threshold: Threshold = 0.08
+    front: Annotated[int, Field(ge=1, le=8)] = 1
+    back: Annotated[int, Field(ge=0, le=8)] = 0
+    warm_up: Annotated[int, Field(ge=0, le=20)] = 4
+    max_consecutive: Annotated[int, Field(ge=1, le=20)] = 4
+
+    @property
+    def query(self) -> str:
+        return self.sites or f"stack[{self.front}:{-self.back or ''}]"
+
+    @property
+    def signal(self) -> Signal:
+        return Signal.FIRST_BLOCK_RESIDUAL
+
+    def judge(self, memo: Memo, step: Step, signal: Tensor | None) -> bool:
+        if memo.anchor is None or signal is None or step.index < self.warm_up or memo.skipped >= self.max_consecutive:
+            return False
+        return relative_l1(signal, memo.anchor) < self.threshold

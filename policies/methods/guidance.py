@@ -1,0 +1,165 @@
+"""Reuse of guidance branches beyond CFG-Cache: any predictor, an interval that follows the drift, a guidance window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from fastercache.policies.base import Citation, Hold, Policy, Predictor
+from fastercache.policies.methods.dynamic import Threshold, relative_l1
+from fastercache.policies.methods.static_interval import Interval, due
+from fastercache.policies.predictors.forecasts import Zero
+from fastercache.policies.predictors.frequency import GuidanceDelta, band_radius, split_bands
+from fastercache.policies.predictors.history import Linear
+from fastercache.policies.registry import AnyPredictor, register
+from fastercache.policies.vocabulary import COND, Branch, Kind, Run, Site, Step
+from fastercache.policies.wrappers import within
+
+
+@register
+class GuidanceReuse(Interval):
+    """CFG-Cache's rule with any predictor of the difference uncond - cond: hold, its line, its Taylor series.
+
+    A full step every `interval`; on the others only the conditional branch runs.
+    """
+
+    name: ClassVar[str] = "guidance_reuse"
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 1 / 3
+    interval: Annotated[int, Field(ge=1, le=12)] = 5
+    stand_in: AnyPredictor = Field(default_factory=Linear)
+
+    @property
+    def query(self) -> str:
+        return str(Kind.BRANCH)
+
+    def predictor(self, site: Site, run: Run) -> Predictor:
+        return self.stand_in
+
+
+@register
+class BranchReuse(Interval):
+    """Each branch's whole output at an interval of its own: the conditional one every `interval`-th step, every other
+    one each `other_interval`-th, with any predictor of the outputs themselves.
+
+    With `interval=1` the conditional branch always runs, and the other's output is held (or forecast) as it was instead
+    of its difference to the conditional one. With both above 1 both branches are reused. A multiple of `interval` for
+    the others spares steps at which only they run.
+    """
+
+    name: ClassVar[str] = "branch_reuse"
+    unsearched: ClassVar[frozenset[str]] = Interval.unsearched | {"sites"}
+    sites: str = str(Kind.DENOISER)
+    interval: Annotated[int, Field(ge=1, le=12)] = 1
+    other_interval: Annotated[int, Field(ge=1, le=12)] = 3
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 1 / 3
+    stand_in: AnyPredictor = Field(default_factory=Hold)
+
+    @property
+    def query(self) -> str:
+        return self.sites
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        interval = self.interval if branch == COND else self.other_interval
+        return within(step, self.start, self.stop) and not due(step, interval, self.start, self.offset)
+
+    def predictor(self, site: Site, run: Run) -> Predictor:
+        return self.stand_in
+
+
+@dataclass(slots=True)
+class _Drift:
+    """The difference at the last full step, and the step from which the next full one is due."""
+
+    step: int
+    delta: Tensor
+    due: int
+
+
+@register
+class AdaptiveGuidance(Policy):
+    """CFG-Cache whose interval follows how fast the guidance difference drifts.
+
+    At each full step the relative L1 change of the difference per step, d, is measured in the low band, the high band,
+    the larger of both, or over all; the next full step is due after floor(`threshold` / d) steps, at least 1 and at
+    most `max_interval`. So the change expected over a stretch without the other branch stays below `threshold`.
+    """
+
+    name: ClassVar[str] = "adaptive_guidance"
+    unsearched: ClassVar[frozenset[str]] = frozenset({"divisor"})
+    threshold: Threshold = 0.3
+    max_interval: Annotated[int, Field(ge=2, le=20)] = 8
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    band: Literal["low", "high", "larger", "all"] = "larger"
+    divisor: Annotated[int, Field(ge=1, le=1000)] = 5
+    stand_in: AnyPredictor = Field(default_factory=lambda: GuidanceDelta(alpha_low=0.0, alpha_high=0.0))
+
+    @property
+    def query(self) -> str:
+        return str(Kind.BRANCH)
+
+    @property
+    def static(self) -> bool:
+        return False
+
+    def init(self, run: Run) -> dict[Branch, _Drift]:
+        return {}
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        drift: _Drift | None = state.get(branch)
+        return drift is not None and within(step, self.start, self.stop) and step.index < drift.due
+
+    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
+        if value is None:
+            return
+        before: _Drift | None = state.get(branch)
+        due = step.index + 1
+        if before is not None:
+            change = self._change(value, before.delta) / (step.index - before.step)
+            reach = self.threshold / change if change > 0 else float(self.max_interval)
+            due = step.index + min(max(int(reach), 1), self.max_interval)
+        state[branch] = _Drift(step.index, value, due)
+
+    def _change(self, new: Tensor, old: Tensor) -> float:
+        if self.band == "all" or new.shape != old.shape:
+            return relative_l1(new, old)
+        radius = band_radius(new.shape[-2], new.shape[-1], self.divisor)
+        bands = list(zip(split_bands(new, radius), split_bands(old, radius), strict=True))
+        chosen = {"low": bands[:1], "high": bands[1:], "larger": bands}[self.band]
+        return max(relative_l1(a, b) for a, b in chosen)
+
+    def predictor(self, site: Site, run: Run) -> Predictor:
+        return self.stand_in
+
+
+@register
+class GuidanceInterval(Policy):
+    """Guidance only while `start` <= progress < `stop`; outside, the other branch is not computed and taken to equal
+    the conditional one, which is what switching guidance off means.
+
+    The other branch's shape is known once it was computed, so the first step of a run is always guided.
+    """
+
+    name: ClassVar[str] = "guidance_interval"
+    citation: ClassVar[Citation] = Citation(
+        "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models",
+        "Kynkäänniemi et al.",
+        2024,
+        "https://arxiv.org/abs/2404.07724",
+        "the unconditional branch outside a window of progress",
+    )
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
+
+    @property
+    def query(self) -> str:
+        return str(Kind.BRANCH)
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        return not within(step, self.start, self.stop)
+
+    def predictor(self, site: Site, run: Run) -> Predictor:
+        return Zero()

@@ -1,0 +1,71 @@
+"""Pyramid Attention Broadcast [arXiv 2408.12588]: each role of attention at its own interval in a timestep window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fastercache.policies.base import Citation, Policy
+from fastercache.policies.errors import UnknownPolicy, suggest
+from fastercache.policies.registry import register
+from fastercache.policies.vocabulary import Branch, Role, Site, Step, matches, select
+
+Range = Annotated[int, Field(ge=1, le=12)]
+Timestep = Annotated[float, Field(ge=0.0, le=1000.0)]
+
+
+@register
+class PyramidAttentionBroadcast(Policy):
+    """A site of a role with range r is computed when step % r == 0 or the timestep lies outside (`low`, `high`).
+
+    Ranges are per role; 1 leaves a role alone, and a role the model does not have is passed over. The window is in
+    the scheduler's timesteps (0 to 1000, both ends excluded), as published: the same settings serve other step counts.
+    The paper's rule for feed-forwards names single blocks and timesteps per model; here `ff` is one more range.
+    """
+
+    name: ClassVar[str] = "pab"
+    citation: ClassVar[Citation] = Citation(
+        "Real-Time Video Generation with Pyramid Attention Broadcast",
+        "Zhao et al.",
+        2024,
+        "https://arxiv.org/abs/2408.12588",
+        "attention outputs, held; the range grows from spatial over temporal to cross",
+    )
+    spatial: Range = 2
+    temporal: Range = 3
+    cross: Range = 6
+    joint: Range = 2
+    ff: Range = 1
+    low: Timestep = 100.0
+    high: Timestep = 800.0
+
+    def _ranges(self) -> dict[Role, int]:
+        return {role: int(getattr(self, role)) for role in Role}
+
+    @property
+    def query(self) -> str:
+        return "|".join(role for role, interval in self._ranges().items() if interval > 1) or "attention"
+
+    def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
+        return matches(self.query, sites) or select(self.query, sites)
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        assert site.role is not None  # only roles are claimed
+        return self.low < step.timestep < self.high and step.index % self._ranges()[site.role] != 0
+
+    @classmethod
+    def preset(cls, model: str) -> PyramidAttentionBroadcast:
+        """The published settings for a model. Raises UnknownPolicy, naming those there are."""
+        if model not in _PRESETS:
+            raise UnknownPolicy(f"PyramidAttentionBroadcast has no preset '{model}'{suggest(model, _PRESETS)}")
+        return cls(**_PRESETS[model])
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "latte": {"spatial": 2, "temporal": 3, "cross": 6, "low": 100.0, "high": 800.0},
+    "open-sora": {"spatial": 2, "temporal": 4, "cross": 6, "low": 450.0, "high": 930.0},
+    "cogvideox": {"spatial": 2, "temporal": 1, "cross": 1, "joint": 2, "low": 100.0, "high": 800.0},
+}

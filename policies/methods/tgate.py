@@ -1,0 +1,44 @@
+"""T-GATE [arXiv 2404.02747]: cross-attention is frozen once the layout stands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fastercache.policies.base import Citation, Policy
+from fastercache.policies.registry import register
+from fastercache.policies.vocabulary import Branch, Role, Site, Step
+from fastercache.policies.wrappers import within
+
+
+@register
+class TGate(Policy):
+    """Cross-attention is computed up to `gate` (in progress) and held from there on; self-attention is computed every
+    `self_interval`-th step between `start` and the gate, and always after it.
+
+    The published code freezes the mean of both branches' cross-attention and then drops guidance. Here each branch
+    keeps its own value, since no value may cross branches; to drop guidance too, compose it with a GuidanceInterval.
+    """
+
+    name: ClassVar[str] = "tgate"
+    citation: ClassVar[Citation] = Citation(
+        "Faster Diffusion Through Temporal Attention Decomposition",
+        "Liu, Zhang et al.",
+        2024,
+        "https://arxiv.org/abs/2404.02747",
+        "cross-attention after a gate step, self-attention at an interval before it",
+    )
+    gate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
+    self_interval: Annotated[int, Field(ge=1, le=8)] = 2
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+
+    @property
+    def query(self) -> str:
+        return "cross|attention" if self.self_interval > 1 else "cross"
+
+    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+        if site.role is Role.CROSS:
+            return not within(step, 0.0, self.gate)
+        return within(step, self.start, self.gate) and step.index % self.self_interval != 0

@@ -1,0 +1,209 @@
+"""Further predictors: Hermite (HiCache), FoCa, average velocity (MeanCache), aligned (DiCache), relative, zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from fastercache.policies.base import Hold, Past, Predictor
+from fastercache.policies.predictors.history import combination, expansion
+from fastercache.policies.registry import AnyPredictor, register
+from fastercache.policies.vocabulary import Signal, Step
+
+
+def hermite(order: int, x: float) -> float:
+    """The physicists' Hermite polynomial H_order(x): H_0 = 1, H_1 = 2x, H_{n+1} = 2x H_n - 2n H_{n-1}."""
+    before, now = 0.0, 1.0
+    for n in range(order):
+        before, now = now, 2.0 * x * now - 2.0 * n * before
+    return now
+
+
+@register
+class Hermite(Predictor):
+    """F = sum_i D_i s^i H_i(s k) / i!, k steps after the newest value [HiCache, arXiv 2508.16984].
+
+    The D_i are TaylorSeer's finite differences and s is `scale`, the contraction that HiCache sets to 0.5. The paper
+    writes H_i(-s k) for differences taken against the direction of sampling; ours are taken along it, which is the same
+    number because H_i is even or odd as i is. The authors' code (github.com/yiming-l21/CFGCache) has the same factors.
+    """
+
+    name: ClassVar[str] = "hermite"
+    order: Annotated[int, Field(ge=0, le=4)] = 2
+    scale: Annotated[float, Field(ge=0.1, le=1.0)] = 0.5
+
+    @property
+    def history(self) -> int:
+        return self.order + 1
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        k, s = step.index - history[-1].step.index, self.scale
+        return expansion(history, self.order, lambda i: s**i * hermite(i, s * k) / math.factorial(i))
+
+
+@register
+class FoCaForecast(Predictor):
+    """A predictor-corrector forecast [FoCa, arXiv 2508.16211], in the form cache-dit 1.5.3 gives it:
+
+        P_k = F_a + k / 2 (s_a + s_{k-1}),    s_a = (F_a - F_b) / (a - b),    s_{k-1} = P_{k-1} - P_{k-2}
+
+    with P_0 = F_a and P_{-1} the value at the step before a: F_b, or, if that step was skipped too, the line through
+    F_c and F_b. So the first correction is by how far the last forecast missed. Beyond `horizon` steps the change is
+    that of `horizon`, damped by horizon / k.
+
+    Two differences to cache-dit, so that the prediction is a pure function of three computed values: P_{-1} is a plain
+    line instead of the recursion since the start of the run, and s_a is per step where cache-dit takes F_a - F_b
+    whatever lies between. The paper's own variable-step BDF2 weights were not at hand, and other readings of it differ:
+    an earlier cache-dit has 2 F_k - F_{k-1} plus half the difference of slopes, HiCache's authors compare with the mean
+    of F_n and (4 F_n - F_{n-1}) / 3.
+    """
+
+    name: ClassVar[str] = "foca_forecast"
+    horizon: Annotated[int, Field(ge=1, le=12)] = 3
+
+    @property
+    def history(self) -> int:
+        return 3
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        if len(history) < 2:
+            value: Tensor = history[-1].value
+            return value
+        # The recursion runs on the weights of the past values, newest last.
+        base = np.eye(len(history))
+        a, b = history[-1].step.index, history[-2].step.index
+        anchor = (base[-1] - base[-2]) / (a - b)
+        before = base[-2]
+        if a - 1 > b and len(history) > 2:
+            c = history[-3].step.index
+            before = before + (before - base[-3]) * ((a - 1 - b) / (b - c))
+        k = step.index - a
+        older, newer = before, base[-1]
+        for i in range(1, min(k, self.horizon) + 1):
+            older, newer = newer, base[-1] + (i / 2) * (anchor + newer - older)
+        if k > self.horizon:
+            newer = base[-1] + (newer - base[-1]) * (self.horizon / k)
+        return combination(history, newer.tolist())
+
+
+@register
+class AverageVelocity(Predictor):
+    """The velocity over the coming step, from how the last ones differed from their average [MeanCache, 2601.19961].
+
+    With F_1 ... F_m the last `span` computed outputs at times s_1 < ... < s_m, s the time asked for and d one step,
+
+        u = (sum_i F_i (s_{i+1} - s_i)) / (s - s_1),  s_{m+1} = s      average velocity since s_1
+        J = (F_1 - u) / (s - s_1)                                      its Jacobian-vector product
+        F = F_m - J d
+
+    Times are sigmas where the scheduler has them, else timesteps. The official code (github.com/UnicomAI/MeanCache) has
+    the same, and averages over what the sampler actually used, forecasts included; here a skipped step counts with the
+    last computed output, so that the prediction is pure. Any rule may use the predictor, at the denoiser site.
+    """
+
+    name: ClassVar[str] = "average_velocity"
+    span: Annotated[int, Field(ge=2, le=6)] = 2
+
+    @property
+    def history(self) -> int:
+        return self.span
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        newest: Tensor = history[-1].value
+        if len(history) < 2:
+            return newest
+        times = [_time(past.step) for past in history] + [_time(step)]
+        whole = times[-1] - times[0]
+        if whole == 0.0:
+            return newest
+        spans = [(after - now) / whole for now, after in pairwise(times)]  # what each value counts in the average
+        ahead = (times[-1] - times[-2]) / (step.index - history[-1].step.index) / whole
+        weights = [ahead * share for share in spans]
+        weights[0] -= ahead
+        weights[-1] += 1.0
+        return combination(history, weights)
+
+
+def _time(step: Step) -> float:
+    return step.timestep if step.sigma is None else step.sigma
+
+
+@register
+class Zero(Predictor):
+    """Nothing: a skipped guidance difference of zero means that guidance is off at that step."""
+
+    name: ClassVar[str] = "zero"
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        value: Tensor = history[-1].value
+        return value.new_zeros(()).expand_as(value)
+
+
+@register
+class Relative(Predictor):
+    """At a denoiser site: what `inner` makes of the output less the denoiser's input, plus the input of now."""
+
+    name: ClassVar[str] = "relative"
+    inner: AnyPredictor = Field(default_factory=Hold)
+
+    @property
+    def relative(self) -> bool:
+        return True
+
+    @property
+    def history(self) -> int:
+        return self.inner.history
+
+    def encode(self, value: Tensor) -> Any:
+        return self.inner.encode(value)
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        return self.inner.predict(history, step)
+
+
+@register
+class Aligned(Predictor):
+    """A residual moved along its last change by as far as the shallow blocks moved [DiCache, arXiv 2508.17356]:
+
+        r = r_-2 + g (r_-1 - r_-2),   g = clip(mean|p_t - p_-2| / mean|p_-1 - p_-2|, 1, limit)
+
+    p is what the blocks before the site added (the probe), r what the probe and the site together add, so the site's
+    own stand-in is r - p_t. Values of another shape than the probe (a text stream) take the same g on themselves.
+    """
+
+    name: ClassVar[str] = "aligned"
+    limit: Annotated[float, Field(ge=1.0, le=4.0)] = 2.0
+
+    @property
+    def history(self) -> int:
+        return 2
+
+    @property
+    def signal(self) -> Signal:
+        return Signal.FIRST_BLOCK_RESIDUAL
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        value: Tensor = history[-1].value
+        return value
+
+    def align(self, history: Sequence[Past], step: Step, signal: Tensor) -> Tensor:
+        newer, older = history[-1], history[max(len(history) - 2, 0)]
+        value: Tensor = newer.value
+        if newer.signal is None or older.signal is None or signal.shape != newer.signal.shape:
+            return value
+        whole = value.shape == signal.shape
+        if newer is older:
+            return value + newer.signal - signal if whole else value
+        moved = (newer.signal - older.signal).float().abs().mean()
+        gain = ((signal - older.signal).float().abs().mean() / moved.clamp(min=1e-12)).clamp(1.0, self.limit)
+        moved_on: Tensor = older.value.lerp(value, gain.to(value.dtype))
+        if not whole:
+            return moved_on
+        ahead: Tensor = moved_on + older.signal.lerp(newer.signal, gain.to(value.dtype)) - signal
+        return ahead

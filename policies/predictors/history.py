@@ -1,0 +1,155 @@
+"""What stands in for a skipped value: differences, lines, Taylor, Hermite.
+
+All are gap-aware: `history` carries the steps at which values were computed, and extrapolation uses those distances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from fastercache.policies.base import Config, Past, Predictor
+from fastercache.policies.registry import register
+from fastercache.policies.vocabulary import Step
+
+
+class Ramp(Config):
+    """A weight rising linearly in progress from 0 at `start` to 1 at the end of sampling [FasterCache eq. 5]."""
+
+    name: ClassVar[str] = "ramp"
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+
+    def at(self, step: Step) -> float:
+        if self.start >= 1.0:
+            return 0.0
+        return min(max((step.progress - self.start) / (1.0 - self.start), 0.0), 1.0)
+
+
+@register
+class Difference(Predictor):
+    """A weighted step along the last differences [FasterCache eq. 5, arXiv 2410.19355].
+
+    With F_a the newest value, F_b and F_c those before it, and differences taken per `gap` steps,
+
+        d1 = (F_a - F_b) gap / (a - b),   d2 = d1 - (F_b - F_c) gap / (b - c)
+        F  = F_a + w d1                        (order 1; with a - b = gap, the paper's equation)
+        F  = F_a + w d1 + w (w + 1) / 2 d2     (order 2, Newton's backward form)
+
+    Where only one value is known yet, the prediction is a hold.
+    """
+
+    name: ClassVar[str] = "difference"
+    weight: Annotated[float, Field(ge=-1.0, le=2.0)] | Ramp = 0.5
+    order: Literal[0, 1, 2] = 1
+    gap: Annotated[int, Field(ge=1, le=100)] = 2
+
+    @property
+    def history(self) -> int:
+        return self.order + 1
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        newest = history[-1]
+        value: Tensor = newest.value
+        w = self.weight.at(step) if isinstance(self.weight, Ramp) else self.weight
+        if w == 0.0 or self.order == 0 or len(history) < 2:
+            return value
+        before = history[-2]
+        rate = self.gap / (newest.step.index - before.step.index)
+        if self.order == 1 or len(history) < 3:
+            return combination(history, [-rate * w, 1.0 + rate * w])
+        oldest = history[-3]
+        rate2 = self.gap / (before.step.index - oldest.step.index)
+        half = w * (w + 1.0) / 2.0
+        # F_a + w d1 + half (d1 - (F_b - F_c) rate2) with d1 = (F_a - F_b) rate
+        first, second = (w + half) * rate, half * rate2
+        return combination(history, [second, -first - second, 1.0 + first])
+
+
+@register
+class Linear(Predictor):
+    """The line through the last two values, extended by the true distance: F_a + weight (F_a - F_b) (t - a)/(a - b)."""
+
+    name: ClassVar[str] = "linear"
+    weight: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
+
+    @property
+    def history(self) -> int:
+        return 2
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        if len(history) < 2:
+            value: Tensor = history[-1].value
+            return value
+        a, b = history[-1].step.index, history[-2].step.index
+        ahead = self.weight * (step.index - a) / (a - b)
+        return combination(history, [-ahead, 1.0 + ahead])
+
+
+def combination(history: Sequence[Past], weights: Sequence[float]) -> Tensor:
+    """sum_i w_i F_i over the last `len(weights)` values, which must sum to 1, in one pass over memory for each value.
+
+    A prediction that is linear in the past is best written so: the weights are plain numbers, and no intermediate
+    differences are stored.
+    """
+    newest: Tensor = history[-1].value
+    pairs = [(w, past.value) for w, past in zip(weights[:-1], history[-len(weights) : -1], strict=True) if w != 0.0]
+    if not pairs:
+        return newest
+    if len(pairs) == 1:
+        mixed: Tensor = pairs[0][1].lerp(newest, weights[-1])
+        return mixed
+    total = newest * weights[-1]
+    for weight, value in pairs:
+        total.add_(value, alpha=weight)
+    return total
+
+
+def derivatives(history: Sequence[Past], order: int) -> list[NDArray[np.float64]]:
+    """Finite-difference derivatives D_0..D_m at the newest value, m = min(order, len(history) - 1).
+
+    Each is given by its weights on the values of `history`.
+
+    D_{i+1} = (D_i - D_i at the previous computed step) / (distance between the two newest computed steps)
+    [TaylorSeer, arXiv 2503.06923, as its code and diffusers' have it: each order divides by its own newest gap].
+    """
+    levels: list[NDArray[np.float64]] = list(np.eye(len(history)))
+    steps = [past.step.index for past in history]
+    result = [levels[-1]]
+    for _ in range(min(order, len(history) - 1)):
+        # The difference table: entry i of a level ends at computed step i + (level).
+        offset = len(steps) - len(levels)
+        levels = [
+            (levels[i + 1] - levels[i]) / (steps[offset + i + 1] - steps[offset + i]) for i in range(len(levels) - 1)
+        ]
+        result.append(levels[-1])
+    return result
+
+
+def expansion(history: Sequence[Past], order: int, factors: Callable[[int], float]) -> Tensor:
+    """sum_i factors(i) D_i over the finite-difference derivatives; `factors(0)` is 1."""
+    terms = derivatives(history, order)
+    return combination(
+        history, sum((factors(i) * term for i, term in enumerate(terms)), np.zeros(len(history))).tolist()
+    )
+
+
+@register
+class Taylor(Predictor):
+    """Taylor extrapolation F = sum_i D_i k^i / i!, k steps after the newest value [TaylorSeer, arXiv 2503.06923]."""
+
+    name: ClassVar[str] = "taylor"
+    order: Annotated[int, Field(ge=0, le=4)] = 1
+
+    @property
+    def history(self) -> int:
+        return self.order + 1
+
+    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
+        k = step.index - history[-1].step.index
+        return expansion(history, self.order, lambda i: k**i / math.factorial(i))

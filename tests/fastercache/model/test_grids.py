@@ -1,0 +1,64 @@
+"""Packed tokens are unpacked as their pipelines do it, before any Fourier transform, and packed again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastercache as fc
+from fastercache import zoo
+from fastercache.model.families import family_of
+from fastercache.model.grids import grid_of, patch_grid
+from fastercache.testing.subject import capturing
+from fastercache.zoo.specimen import Specimen
+
+
+def first_call(s: Specimen) -> tuple[dict[str, Any], Tensor]:
+    """Keywords of the first denoiser call, and tokens of its output's shape counted up."""
+    with capturing(s) as calls:
+        s.generate(steps=1)
+    kwargs = calls[0][1][1]
+    hidden = kwargs["hidden_states"]
+    return kwargs, torch.arange(hidden.numel(), dtype=torch.float32).reshape(hidden.shape)
+
+
+@pytest.mark.parametrize("name", ["ltx", "flux", "chroma", "qwen-image"])
+def test_tokens_become_the_pipelines_own_grid(name: str) -> None:
+    s = zoo.build(name)
+    kwargs, tokens = first_call(s)
+    grid = grid_of(family_of(type(s.pipe.transformer).__name__), kwargs, tokens)
+    unpacked = grid.to(tokens)
+    if name == "ltx":
+        expected = s.pipe._unpack_latents(tokens, kwargs["num_frames"], kwargs["height"], kwargs["width"])
+    else:
+        expected = s.pipe._unpack_latents(tokens, 64, 64, s.pipe.vae_scale_factor)
+    assert torch.equal(unpacked.reshape(expected.shape), expected)
+    assert torch.equal(grid.back(unpacked), tokens)
+
+
+def test_patch_grid_is_inverse_for_odd_sizes() -> None:
+    grid = patch_grid(3, 5, 2, 2)
+    x = torch.randn(2, 30, 8)
+    assert grid.to(x).shape == (2, 2, 3, 10, 4)
+    assert torch.equal(grid.back(grid.to(x)), x)
+
+
+def test_the_naive_transform_over_tokens_differs() -> None:
+    """Filtering tokens as if they were rows and columns is not the same: the trap of caches that do not unpack."""
+    s = zoo.build("ltx")
+    kwargs, tokens = first_call(s)
+    tokens = torch.randn_like(tokens)
+    grid = grid_of(family_of("LTXVideoTransformer3DModel"), kwargs, tokens)
+    from fastercache.policies.predictors.frequency import split_bands
+
+    low, _ = split_bands(grid.to(tokens), 1)
+    naive, _ = split_bands(tokens, 1)
+    assert not torch.allclose(grid.back(low), naive, atol=1e-3)
+
+
+def test_unknown_packing_is_refused() -> None:
+    with pytest.raises(fc.FasterCacheError, match="packed tokens"):
+        grid_of(None, {}, torch.zeros(1, 6, 4))
