@@ -1,7 +1,7 @@
 """What `import fastercache as fc` offers: the runtime's public names, and every policy and predictor."""
 
-from fastercache.attach import attach as attach
-from fastercache.attach import find_sites as find_sites
+from fastercache.attachment import attach as attach
+from fastercache.attachment import find_sites as find_sites
 from fastercache.policies import *  # noqa: F403
 from fastercache.run.trace import Observation as Observation
 from fastercache.run.trace import Trace as Trace

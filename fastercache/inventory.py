@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastercache.attach import denoisers_of
+from fastercache.attachment import denoisers_of
 from fastercache.model.families import family_of
 from fastercache.model.finder import find_blocks, find_denoiser_sites
 from fastercache.model.flops import flop_counter

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -93,3 +95,12 @@ def test_only_public_names_are_offered() -> None:
     assert {"attach", "FasterCache", "Session", "TunedConfig", "Hold"} <= set(dir(fc))
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
         fc.nope  # noqa: B018
+
+
+def test_no_public_name_is_hidden_by_a_module() -> None:
+    """A module of the package replaces the lazily loaded name of the same spelling as soon as it is imported."""
+    api = importlib.import_module("fastercache.api")
+    public = {
+        name for name, value in vars(api).items() if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert not public & {path.stem for path in (ROOT / "fastercache").iterdir()}

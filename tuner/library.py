@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastercache.analysis.calibrate import Calibration, calibrate
-from fastercache.attach import find_sites
+from fastercache.attachment import find_sites
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import FasterCacheError, InvalidPolicy, suggest
 from fastercache.policies.registry import known_policies, policy_class

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.module_tracker import ModuleTracker
 
 import fastercache as fc
-from fastercache.attach import denoisers_of
+from fastercache.attachment import denoisers_of
 from fastercache.model.flops import flop_counter
 from fastercache.tuned import package_versions
 

@@ -71,7 +71,7 @@ def check_family(name: str) -> Row:
     import diffusers
 
     from fastercache import zoo
-    from fastercache.attach import attach, denoisers_of
+    from fastercache.attachment import attach, denoisers_of
     from fastercache.policies.methods.static_interval import NoCache
     from fastercache.testing import LAWS, check_policy
     from fastercache.testing.deployment import check_compile, check_offload
@@ -112,7 +112,7 @@ def _worst(cells: list[Cell]) -> Cell:
 
 def _cfg_cache(specimen: Specimen) -> Cell:
     """CFG-Cache reuses every branch but the conditional one, or says why it cannot."""
-    from fastercache.attach import attach
+    from fastercache.attachment import attach
     from fastercache.policies.methods.cfg_cache import CFGCache
 
     with attach(specimen.pipe, CFGCache(interval=2, start=0.0)) as session:

@@ -20,7 +20,7 @@ from diffusers.hooks import apply_faster_cache
 from rich.console import Console
 from torch import nn
 
-from fastercache.attach import attach
+from fastercache.attachment import attach
 from fastercache.model.flops import flop_counter
 from fastercache.policies.base import Policy
 from fastercache.policies.methods.dynamic_reuse import DynamicReuse

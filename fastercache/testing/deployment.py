@@ -16,7 +16,7 @@ import torch
 from diffusers.hooks import apply_group_offloading
 from torch import Tensor
 
-from fastercache.attach import attach, denoisers_of
+from fastercache.attachment import attach, denoisers_of
 from fastercache.model.finder import find_blocks
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import FasterCacheError

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastercache.attach import attach, find_sites
+from fastercache.attachment import attach, find_sites
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import FasterCacheError
 from fastercache.policies.methods.static_interval import NoCache

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastercache.attach import attach
+from fastercache.attachment import attach
 from fastercache.model.branches import BranchFinder
 from fastercache.model.families import Guidance
 from fastercache.model.layout import UNSLICED, flatten_output, leading_tensor, take_rows

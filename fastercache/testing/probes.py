@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastercache.attach import find_sites
+from fastercache.attachment import find_sites
 from fastercache.policies.base import Policy
 from fastercache.policies.compose import Compose
 from fastercache.policies.methods.dynamic_reuse import DynamicReuse

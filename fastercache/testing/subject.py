@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastercache.attach import denoisers_of
+from fastercache.attachment import denoisers_of
 from fastercache.model.branches import BranchFinder
 from fastercache.model.finder import find_blocks
 from fastercache.model.flops import flop_counter

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastercache as fc
-from fastercache.attach import denoisers_of
+from fastercache.attachment import denoisers_of
 from fastercache.experiments.bench.lineup import DBCACHE, PEERS
 from fastercache.experiments.bench.peers import Peer, class_kept, counted, reason, sets_contexts
 

@@ -7,7 +7,7 @@ import random
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from fastercache.attach import find_sites
+from fastercache.attachment import find_sites
 from fastercache.policies import (
     FORA,
     AdaCache,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fastercache as fc
-from fastercache.attach import denoisers_of
+from fastercache.attachment import denoisers_of
 from fastercache.policies import (
     AdaptiveGuidance,
     BranchReuse,
