@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastercache.model.experts import with_denoisers
 from fastercache.model.families import Guidance
 from fastercache.model.flops import FlopBook
 from fastercache.model.layout import leading_tensor, timestep_of
@@ -215,6 +216,8 @@ class Session:
             self._clock.pending = True
         batch = leading_tensor(args, kwargs).shape[0]
         self._clock.begin(timestep_of(args, kwargs))
+        if len(self._denoisers) > 1:
+            self._clock.steps = with_denoisers(self.pipe, self._clock.steps)
         branches = denoiser.branches.begin(batch, kwargs)
         for other in self._denoisers:
             if other is not denoiser:
@@ -318,8 +321,8 @@ class Session:
         return self._memory
 
     def _owner(self, site: Site) -> Denoiser:
-        """The denoiser a site belongs to: the one with the longest matching prefix."""
-        return max((d for d in self._denoisers if site.name.startswith(d.prefix)), key=lambda d: len(d.prefix))
+        """The denoiser a site belongs to."""
+        return next(d for d in self._denoisers if d.prefix.removesuffix("/") == site.denoiser)
 
     def _step_ended(self, index: int) -> None:
         if not self.traces or self.traces[-1].complete:
