@@ -55,7 +55,7 @@ class Table:
     def reads(self) -> list[list[dict[int, int]]]:
         """Per site and branch: for each computed step whose value a later reuse reads, the last step that reads it."""
         return [
-            [last_reads(codes, predictor.history) for codes in site]
+            [last_reads(codes, predictor.depth) for codes in site]
             for site, predictor in zip(self.codes.tolist(), self.predictors, strict=True)
         ]
 
@@ -113,7 +113,11 @@ def compile_policy(policy: Policy, run: Run) -> Table:
         i = step.index
         for b, branch in enumerate(run.branches):
             for s, site in enumerate(sites):
-                if not exists[s][b] or not site.runs_at(step) or (outer[s] and any(row[b][i] == reused for row in outer[s])):
+                if (
+                    not exists[s][b]
+                    or not site.runs_at(step)
+                    or (outer[s] and any(row[b][i] == reused for row in outer[s]))
+                ):
                     grid[s][b][i] = unreached
                 elif policy.reuse(state, site, step, branch, None) and seen[s][b]:
                     grid[s][b][i] = reused

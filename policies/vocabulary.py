@@ -44,6 +44,8 @@ class Role(StrEnum):
 SELF_ATTENTION = frozenset({Role.SPATIAL, Role.TEMPORAL, Role.JOINT})
 NESTING = (Kind.DENOISER, Kind.BRANCH, Kind.STACK, Kind.BLOCK, Kind.MODULE)
 """Outermost kind first: a reused outer site means that the inner ones are never reached."""
+OUTER = frozenset({Kind.DENOISER, Kind.BRANCH})
+"""Kinds whose value is what the denoiser returns; those of the others lie inside it."""
 
 
 class Signal(StrEnum):
@@ -93,7 +95,7 @@ class Site:
         """Whether reusing `outer` means that this site is never reached."""
         if self.denoiser != outer.denoiser or NESTING.index(outer.kind) >= NESTING.index(self.kind):
             return False
-        if outer.kind in (Kind.DENOISER, Kind.BRANCH):
+        if outer.kind in OUTER:
             return True
         return outer.span[0] <= self.span[0] and self.span[1] <= outer.span[1]
 
