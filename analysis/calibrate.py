@@ -24,8 +24,9 @@ from torch import Tensor
 import fastercache as fc
 from fastercache.analysis.profile import Component, Profile
 from fastercache.analysis.record import Recorder, identity_of, record
-from fastercache.policies.base import Policy, explain
+from fastercache.policies.base import SitePolicy, explain
 from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, RecordingError
+from fastercache.policies.rules import WatchingRule
 from fastercache.policies.schedule import Code
 from fastercache.policies.vocabulary import Branch, Kind, Role, Signal, Site, Step, matches, select
 from fastercache.tuned import scheduler_identity
@@ -34,7 +35,7 @@ FORMAT: Final = "fastercache-calibration"
 ROLES = "|".join(Role)
 
 
-class Listener(Policy):
+class Listener(SitePolicy, WatchingRule[Branch]):
     """Reuses nothing, and hands on what TeaCache would watch at the stack."""
 
     name: ClassVar[str] = "listener"
@@ -48,9 +49,12 @@ class Listener(Policy):
     def signal(self) -> Signal:
         return Signal.MODULATED_INPUT
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        if signal is not None:
-            self._hear(step, branch, signal)
+    def begin(self, site: Site, branch: Branch, run: fc.Run) -> Branch:
+        return branch
+
+    def reuse(self, state: Branch, step: Step, seen: Tensor | None) -> bool:
+        if seen is not None:
+            self._hear(step, state, seen)
         return False
 
 

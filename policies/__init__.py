@@ -5,6 +5,7 @@ Begin with `base`, the contract of a policy and of a predictor, and `vocabulary`
 explicit table that every static policy compiles to; `compose` and `wrappers` the policies that are made of others.
 """
 
+from fastercache.policies.base import Assigned as Assigned
 from fastercache.policies.base import Citation as Citation
 from fastercache.policies.base import Config as Config
 from fastercache.policies.base import Hold as Hold
@@ -12,6 +13,7 @@ from fastercache.policies.base import Now as Now
 from fastercache.policies.base import Past as Past
 from fastercache.policies.base import Policy as Policy
 from fastercache.policies.base import Predictor as Predictor
+from fastercache.policies.base import SitePolicy as SitePolicy
 from fastercache.policies.compose import Compose as Compose
 from fastercache.policies.errors import AttachError as AttachError
 from fastercache.policies.errors import BranchUnknown as BranchUnknown
@@ -23,6 +25,7 @@ from fastercache.policies.errors import FasterCacheError as FasterCacheError
 from fastercache.policies.errors import InvalidPolicy as InvalidPolicy
 from fastercache.policies.errors import MeasurementError as MeasurementError
 from fastercache.policies.errors import MissingDependency as MissingDependency
+from fastercache.policies.errors import NoGuidance as NoGuidance
 from fastercache.policies.errors import NoSiteMatched as NoSiteMatched
 from fastercache.policies.errors import NotFinite as NotFinite
 from fastercache.policies.errors import PipelineUnreadable as PipelineUnreadable
@@ -40,6 +43,9 @@ from fastercache.policies.registry import load_policy as load_policy
 from fastercache.policies.registry import load_predictor as load_predictor
 from fastercache.policies.registry import policy_class as policy_class
 from fastercache.policies.registry import register as register
+from fastercache.policies.rules import Rule as Rule
+from fastercache.policies.rules import StaticRule as StaticRule
+from fastercache.policies.rules import WatchingRule as WatchingRule
 from fastercache.policies.schedule import Code as Code
 from fastercache.policies.schedule import Row as Row
 from fastercache.policies.schedule import Schedule as Schedule

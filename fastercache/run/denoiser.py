@@ -143,7 +143,7 @@ class Denoiser:
         """What watches the first block, if a rule or a predictor needs it."""
         wanted: set[Signal | None] = set()
         for unit in self.units.values():
-            wanted.add(unit.jury.owner.signal if unit.jury is not None else None)
+            wanted.add(unit.jury.signal if unit.jury is not None else None)
             wanted.add(unit.history.predictor.needs if unit.history is not None else None)
         watched = frozenset(s for s in wanted if s is not None and s is not Signal.INPUT)
         if not watched or not self.blocks:
@@ -207,8 +207,10 @@ class Denoiser:
         for unit in self.units.values():
             if unit.history is not None and unit.history.entries:
                 found.update(unit.history.storages())
-        states = {id(u.jury.state): u.jury.state for u in self.units.values() if u.jury is not None}
-        return found | storages(list(states.values()))
+        for unit in self.units.values():
+            if unit.jury is not None:
+                found.update(storages(unit.jury.states))
+        return found
 
     def clear(self) -> None:
         """Drop every cached value."""

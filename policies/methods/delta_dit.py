@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from fastercache.policies.base import Citation, Hold, Predictor
-from fastercache.policies.methods.static_interval import Interval
+from fastercache.policies.base import Citation, Hold, Predictor, SitePolicy
+from fastercache.policies.methods.static_interval import due
 from fastercache.policies.registry import AnyPredictor, register
+from fastercache.policies.rules import StaticRule
 from fastercache.policies.vocabulary import Branch, Run, Site, Step, select
+from fastercache.policies.wrappers import within
 
 
 @register
-class DeltaDiT(Interval):
+class DeltaDiT(SitePolicy, StaticRule[bool]):
     """What a range of blocks adds is cached: the rear range's while progress < `gate`, from there the front range's.
 
     Outlines form early and depend on the front blocks, details late and on the rear ones, so each stage computes the
@@ -31,6 +32,11 @@ class DeltaDiT(Interval):
         "https://arxiv.org/abs/2406.01125",
         "the residual of the rear blocks before a gate step, of the front blocks after it",
     )
+    unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
+    interval: Annotated[int, Field(ge=1, le=12)] = 2
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    offset: Annotated[int, Field(ge=0, le=1000)] | None = None
     share: Annotated[float, Field(ge=0.05, le=0.5)] = 0.5
     gate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     stand_in: AnyPredictor = Field(default_factory=Hold)
@@ -39,7 +45,7 @@ class DeltaDiT(Interval):
     def query(self) -> str:
         return "stack"
 
-    def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
+    def where(self, sites: Sequence[Site]) -> tuple[Site, ...]:
         terms = []
         for whole in select("stack", sites):  # one for each denoiser
             blocks = whole.span[1]
@@ -47,9 +53,13 @@ class DeltaDiT(Interval):
             terms += [f"{whole}[0:{size}]", f"{whole}[{max(blocks - size, size)}:{blocks}]"]
         return select("|".join(terms), sites)
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        front = site.span[0] == 0
-        return front == (step.progress >= self.gate) and super().reuse(state, site, step, branch, signal)
+    def begin(self, site: Site, branch: Branch, run: Run) -> bool:
+        """Whether the site is the front range."""
+        return site.span[0] == 0
+
+    def reuse(self, state: bool, step: Step) -> bool:
+        stage = state == (step.progress >= self.gate)
+        return stage and within(step, self.start, self.stop) and not due(step, self.interval, self.start, self.offset)
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.stand_in

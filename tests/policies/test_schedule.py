@@ -10,6 +10,7 @@ from fastercache.policies import (
     Code,
     Compose,
     Difference,
+    EasyCache,
     FasterCache,
     Hold,
     InvalidPolicy,
@@ -20,7 +21,6 @@ from fastercache.policies import (
     Run,
     Schedule,
     ScheduleMismatch,
-    Signal,
     Site,
     StaticInterval,
     Taylor,
@@ -88,13 +88,8 @@ def test_without_a_second_branch_guidance_reuse_rests_in_a_composition() -> None
 
 
 def test_a_dynamic_policy_does_not_compile() -> None:
-    class Watching(StaticInterval):
-        @property
-        def signal(self) -> Signal:
-            return Signal.INPUT
-
     with pytest.raises(InvalidPolicy, match="decides while the model runs"):
-        compile_policy(Watching(), run())
+        compile_policy(EasyCache(), run())
 
 
 def test_last_reads_names_only_values_that_a_reuse_reads() -> None:

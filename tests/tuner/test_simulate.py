@@ -39,13 +39,8 @@ def test_forecast_flops_equal_those_counted_on_the_real_run(evaluator: Evaluator
 
 
 def test_dynamic_policies_have_no_forecast(evaluator: Evaluator) -> None:
-    class Dynamic(fc.NoCache):
-        @property
-        def signal(self) -> fc.Signal:
-            return fc.Signal.INPUT
-
     with pytest.raises(fc.InvalidPolicy):
-        evaluator.cost_model(evaluator.cases(["x"])[0]).forecast(Dynamic())
+        evaluator.cost_model(evaluator.cases(["x"])[0]).forecast(fc.EasyCache())
 
 
 def table(policy: fc.Policy, count: int = 9) -> fc.Table:

@@ -35,6 +35,9 @@ class Custom(Policy):
     def query(self) -> str:
         return "attention"
 
+    def reuse(self, state: None, step: fc.Step) -> bool:
+        return False
+
 
 def draws(space: SearchSpace, count: int = 200) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
