@@ -29,6 +29,16 @@ class Config(BaseModel):
         except ValidationError as error:
             raise InvalidPolicy(explain(type(self), error)) from None
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A field that only changes a default keeps what its base says about it."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, info in cls.model_fields.items():
+            inherited = (
+                base.model_fields[name] for base in cls.__mro__[1:] if name in getattr(base, "model_fields", {})
+            )
+            info.description = info.description or next((field.description for field in inherited), None)
+
 
 def explain(cls: type[BaseModel], error: ValidationError) -> str:
     """One line for a pydantic error: each offending field, what was found and what is allowed."""
