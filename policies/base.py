@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from fastercache.policies.errors import InvalidPolicy, suggest
@@ -33,11 +34,10 @@ class Config(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """A field that only changes a default keeps what its base says about it."""
         super().__pydantic_init_subclass__(**kwargs)
-        for name, info in cls.model_fields.items():
-            inherited = (
-                base.model_fields[name] for base in cls.__mro__[1:] if name in getattr(base, "model_fields", {})
-            )
-            info.description = info.description or next((field.description for field in inherited), None)
+        for base in cls.__mro__[1:]:
+            known: dict[str, FieldInfo] = getattr(base, "model_fields", {})
+            for name in known:
+                cls.model_fields[name].description = cls.model_fields[name].description or known[name].description
 
 
 def explain(cls: type[BaseModel], error: ValidationError) -> str:
