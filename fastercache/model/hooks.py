@@ -61,6 +61,15 @@ def _untrace_copy(module: nn.Module) -> None:
             own.pop(name, None)
 
 
+def _own_method(owner: Any, name: str) -> Any:
+    """A method of the object's class, bound to it: what a hook or tap stands for in a pickle."""
+    return getattr(type(owner), name).__get__(owner)
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
 Place = tuple[dict[str, Any], str]
 
 
@@ -166,6 +175,12 @@ class SiteForward:
             )
         return copy.deepcopy(self.inner, memo)
 
+    def __reduce__(self) -> Any:
+        """A pickled module has the forward of its class, or the one that was set on it before this hook."""
+        if self.had_own:
+            return _unchanged, (self.inner,)
+        return _own_method, (self.module, self.attribute)
+
     @property
     def installed(self) -> bool:
         """Whether the module's calls reach this hook where it belongs, directly, traced, or through accelerate's."""
@@ -250,6 +265,9 @@ class MethodTap:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self.owner))
         return self if copied is None else functools.partial(getattr(type(copied), self.name), copied)
+
+    def __reduce__(self) -> Any:
+        return _own_method, (self.owner, self.name)
 
     @property
     def installed(self) -> bool:
