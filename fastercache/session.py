@@ -106,7 +106,7 @@ class Session:
             self.sites = tuple(site for d in self._denoisers for site in d.sites)
             self._claim(policy)
             for denoiser in self._denoisers:
-                denoiser.install()
+                denoiser.install(self)
         except BaseException:
             self._remove()
             raise

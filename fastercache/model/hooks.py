@@ -91,7 +91,12 @@ def places(module: nn.Module) -> list[Place]:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether a session's hook is on the module."""
-    return any(isinstance(holder.get(key), SiteForward) for holder, key in places(module))
+    return bool(hooks_on(module))
+
+
+def hooks_on(module: nn.Module) -> list[SiteForward]:
+    """The sessions' hooks on a module; one that is traced inside a compiled block is not seen."""
+    return [hook for holder, key in places(module) if isinstance(hook := holder.get(key), SiteForward)]
 
 
 class SiteForward:
@@ -109,6 +114,7 @@ class SiteForward:
         self.had_own = "forward" in module.__dict__
         self.inner: Inner = module.forward
         self.handler: Handler | None = None
+        self.owner: Any = None  # the session, on the denoiser's own hook
         self.hits = 0
         self._traced: Any = None
         functools.update_wrapper(

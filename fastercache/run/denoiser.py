@@ -57,7 +57,7 @@ class Denoiser:
         self.module, self.prefix = module, prefix
         self.clock, self.caller, self.book = clock, caller, book
         self.on_run, self.on_error = on_run, on_error
-        self.family = family_of(type(module).__name__)
+        self.family = family_of(module)
         self.branches = BranchFinder(module, pipe, self.family, guidance, branches)
         self.sites = find_denoiser_sites(module, prefix, branches=len(self.branches.order) > 1)
         self.blocks = find_blocks(module)
@@ -72,8 +72,9 @@ class Denoiser:
         self._quiet: list[tuple[SiteForward, list[Unit]]] = []  # hooks that never do anything in this run
 
     # -- hooks -------------------------------------------------------------------------------------------------------
-    def install(self) -> None:
-        """Hook every block and module site, and the denoiser itself."""
+    def install(self, session: Any) -> None:
+        """Hook every block and module site, and the denoiser itself, whose hook knows the session."""
+        self.root.owner = session
         for site in self.sites:
             if site.kind in (Kind.MODULE, Kind.BLOCK):
                 path = site.name.removeprefix(self.prefix)

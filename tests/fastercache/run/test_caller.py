@@ -147,3 +147,16 @@ def test_a_module_is_saved_under_a_session(latte: Specimen) -> None:
     for parameter in original.parameters():
         parameter.data.zero_()
     assert torch.equal(latte.generate(), want)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_lost_session_can_be_ended(latte: Specimen, bare: bool) -> None:
+    want = latte.generate()
+    target = latte.pipe.transformer if bare else latte.pipe
+    fc.attach(target, fc.StaticInterval(interval=2, start=0.0))
+    with pytest.raises(fc.AttachError, match=r"fastercache\.detach"):
+        fc.attach(latte.pipe, POLICY)
+    assert fc.detach(latte.pipe) == 1 and fc.detach(latte.pipe) == 0
+    assert type(latte.pipe) is LattePipeline and not any(is_hooked(m) for m in latte.pipe.transformer.modules())
+    assert torch.equal(latte.generate(), want)
+    fc.attach(latte.pipe, POLICY).detach()
