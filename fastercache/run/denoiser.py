@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -148,7 +149,7 @@ class Denoiser:
         wanted: set[Signal | None] = set()
         for unit in self.units.values():
             wanted.add(unit.jury.owner.signal if unit.jury is not None else None)
-            wanted.add(unit.history.predictor.signal if unit.history is not None else None)
+            wanted.add(unit.history.predictor.needs if unit.history is not None else None)
         watched = frozenset(s for s in wanted if s is not None and s is not Signal.INPUT)
         if not watched or not self.blocks:
             return None
@@ -173,7 +174,8 @@ class Denoiser:
             unit.begin(state)
 
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ValueShapes:
-        """Count a full call with these arguments, note which modules' values need copying, and give value shapes."""
+        """Count a full call with these arguments, note which modules' values need copying, and give value shapes: of
+        this denoiser's sites, and of the same sites of another of its class."""
         cost = self.book.cost(self.prefix, self.hooks, self.root.inner, args, kwargs)
         assert self.state is not None
         parts = len(self.branches.groups[0])
@@ -182,7 +184,8 @@ class Denoiser:
             if isinstance(unit, ModuleUnit):
                 unit.turns = cost.turns.get(unit.path, 1)
 
-        def shapes(site: Site) -> list[Shape]:
+        def values(site: Site) -> list[Shape]:
+            site = replace(site, name=self.prefix + site.path, denoiser=self.prefix.removesuffix("/"))
             unit = self.unit(site)
             path = unit.paths[-1] if isinstance(unit, StackUnit) else unit.path
             outer = site.kind in (Kind.DENOISER, Kind.BRANCH)
@@ -193,7 +196,8 @@ class Denoiser:
             grids = [grid_of(self.family, kwargs, t, i).to(t) for i, t in enumerate(empty)]
             return [(tuple(t.shape), t.dtype) for t in grids]
 
-        return shapes
+        x = leading_tensor(args, kwargs)
+        return ValueShapes(values, ((x.shape[0] // parts, *x.shape[1:]), x.dtype))
 
     def release(self, index: int) -> None:
         """Step `index` has ended: drop what no later step reads."""
