@@ -248,13 +248,14 @@ class Session:
         for other in self._denoisers:
             if other is not denoiser:
                 other.branches.begin(batch, kwargs)
+            other.branches.check_order(args, kwargs)
         sites = self.sites if len(branches) > 1 else tuple(s for s in self.sites if s.kind is not Kind.BRANCH)
         run = Run(self._clock.steps, branches, sites)
         if self._check_run is not None:
             self._check_run(run, self.pipe)
         trace = self._plan(run)
         for d in self._denoisers:
-            d.begin(RunState(run, d.branches.coupled), trace)
+            d.begin(RunState(run, d.branches.coupled, d.branches.unsure), trace)
         trace.rows = [self._owner(site).units[site.name].rows for site in trace.sites]
         self._book.seconds = 0.0
         self._memory = self._plan_memory(denoiser.measure(args, kwargs), trace, denoiser)

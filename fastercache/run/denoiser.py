@@ -19,9 +19,10 @@ from fastercache.model.hooks import Handler, Inner, SiteForward, chain
 from fastercache.model.layout import (
     BlockIO,
     leading_tensor,
-    take_rows,
     timestep_of,
 )
+from fastercache.model.rows import branch_rows
+from fastercache.policies.errors import BranchUnknown
 from fastercache.policies.vocabulary import Branch, Kind, Signal, Site
 from fastercache.run.assembly import Assembly
 from fastercache.run.caller import Caller
@@ -189,7 +190,7 @@ class Denoiser:
             unit = self.unit(site)
             path = unit.paths[-1] if isinstance(unit, StackUnit) else unit.path
             outer = site.kind in (Kind.DENOISER, Kind.BRANCH)
-            rows = [((s[0] // parts, *s[1:]), dtype) for s, dtype in cost.outputs["" if outer else path]]
+            rows = [((s[0] // parts, *s[1:]), dtype) for s, dtype in cost.outputs.get("" if outer else path, ())]
             if site.kind is not Kind.BRANCH:
                 return rows
             empty = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in rows]
@@ -235,11 +236,13 @@ class Denoiser:
         call = Call(step, branches, x.shape[0], x)
         predicted = self.assembly.decide(call)
         computed = tuple(b for b in branches if b not in predicted)
+        if state.unsure and self.assembly.guidance in predicted.values():
+            raise BranchUnknown(state.unsure)
         part_args, part_kwargs, output = args, kwargs, None
         if computed and computed != branches:
             state.cut()
             parts = [branches.index(b) for b in computed]
-            part_args, part_kwargs = (take_rows(v, x.shape[0], parts, len(branches)) for v in (args, kwargs))
+            part_args, part_kwargs = branch_rows(inner, args, kwargs, parts, len(branches))
         if computed:
             rows = leading_tensor(part_args, part_kwargs)
             inside = Call(step, computed, rows.shape[0], rows)
