@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from fastercache.policies.errors import InvalidPolicy, printable, shown, suggest, told
@@ -55,6 +56,15 @@ def _refuse_coerced(where: str, raw: Any, value: Any) -> None:
 
 LISTED = 5
 """How many faults of one configuration are listed in a message."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A field that only changes a default keeps what its base says about it."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for base in cls.__mro__[1:]:
+            known: dict[str, FieldInfo] = getattr(base, "model_fields", {})
+            for name in known:
+                cls.model_fields[name].description = cls.model_fields[name].description or known[name].description
 
 
 def explain(cls: type[BaseModel], error: ValidationError) -> str:
