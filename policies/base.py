@@ -36,6 +36,15 @@ class Config(BaseModel):
         for name, raw in fields.items():
             _refuse_coerced(f"{label}.{name}", raw, getattr(self, name, raw))
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A field that only changes a default keeps what its base says about it."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for base in cls.__mro__[1:]:
+            known: dict[str, FieldInfo] = getattr(base, "model_fields", {})
+            for name in known:
+                cls.model_fields[name].description = cls.model_fields[name].description or known[name].description
+
 
 def _refuse_coerced(where: str, raw: Any, value: Any) -> None:
     """Refuse what pydantic turned into a number silently: `true` into 1, and `"3"` into 3.
@@ -56,15 +65,6 @@ def _refuse_coerced(where: str, raw: Any, value: Any) -> None:
 
 LISTED = 5
 """How many faults of one configuration are listed in a message."""
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """A field that only changes a default keeps what its base says about it."""
-        super().__pydantic_init_subclass__(**kwargs)
-        for base in cls.__mro__[1:]:
-            known: dict[str, FieldInfo] = getattr(base, "model_fields", {})
-            for name in known:
-                cls.model_fields[name].description = cls.model_fields[name].description or known[name].description
 
 
 def explain(cls: type[BaseModel], error: ValidationError) -> str:
