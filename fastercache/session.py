@@ -22,6 +22,7 @@ from fastercache.policies.rules import begin_all
 from fastercache.policies.schedule import Table
 from fastercache.policies.vocabulary import OUTER, Branch, Kind, Run, Site, select
 from fastercache.policies.wrappers import citations_of
+from fastercache.run.caller import Caller
 from fastercache.run.calls import RunState, Watcher
 from fastercache.run.clock import Clock
 from fastercache.run.denoiser import Denoiser
@@ -88,15 +89,27 @@ class Session:
         self._attached = False
         self._denoisers: list[Denoiser] = []
         self._clock = Clock(getattr(pipe, "scheduler", None), self._step_ended, self._run_announced)
+        self._caller = Caller(pipe, self._call_ended)
         try:
             for prefix, module in denoisers:
                 self._denoisers.append(
-                    Denoiser(module, prefix, pipe, guidance, branches, self._clock, self._book, self._begin_run)
+                    Denoiser(
+                        module,
+                        prefix,
+                        pipe,
+                        guidance,
+                        branches,
+                        self._clock,
+                        self._caller,
+                        self._book,
+                        self._begin_run,
+                        self._forget_run,
+                    )
                 )
             self.sites = tuple(site for d in self._denoisers for site in d.sites)
             self._claim(policy)
             for denoiser in self._denoisers:
-                denoiser.install()
+                denoiser.install(self)
         except BaseException:
             self._remove()
             raise
@@ -121,6 +134,7 @@ class Session:
 
     def _remove(self) -> None:
         self._clock.remove()
+        self._caller.remove()
         for denoiser in reversed(self._denoisers):  # the last to tap a method of the pipeline gives it back first
             denoiser.clear()
             denoiser.remove()
@@ -199,16 +213,32 @@ class Session:
         """Share of a whole denoiser call's FLOPs inside each module and block site, by name, as counted so far."""
         return {d.prefix + path: share for d in self._denoisers for path, share in self._book.shares(d.prefix).items()}
 
+    @property
+    def guidance(self) -> Guidance:
+        """How the loop calls the denoiser: `batched`, `separate` or `none`."""
+        return self._denoisers[0].branches.guidance
+
     def citations(self) -> list[Citation]:
         """The works behind the policy in force, each once."""
         return citations_of(self.policy)
 
     # -- a run -------------------------------------------------------------------------------------------------------
     def _run_announced(self) -> None:
+        self._caller.check_thread()
         for denoiser in self._denoisers:
             denoiser.verify()
+        self._forget_run()
+
+    def _forget_run(self) -> None:
+        """Drop every cached value, and let the next denoiser call begin a run."""
+        for denoiser in self._denoisers:
             denoiser.clear()
             denoiser.state = None
+        self._caller.forget()
+
+    def _call_ended(self, error: BaseException | None) -> None:
+        """The pipeline's call has ended, wherever its run stood."""
+        self._forget_run()
 
     def _begin_run(self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """At the first denoiser call of a run: read the clock and branches, claim sites, compile, reset."""
@@ -217,6 +247,7 @@ class Session:
             self._clock.tap(scheduler)
             self._clock.pending = True
         batch = leading_tensor(args, kwargs).shape[0]
+        self._caller.begin(self._clock.manual)
         self._clock.begin(timestep_of(args, kwargs))
         if len(self._denoisers) > 1:
             self._clock.steps = with_denoisers(self.pipe, self._clock.steps)
@@ -224,13 +255,14 @@ class Session:
         for other in self._denoisers:
             if other is not denoiser:
                 other.branches.begin(batch, kwargs)
+            other.branches.check_order(args, kwargs)
         sites = self.sites if len(branches) > 1 else tuple(s for s in self.sites if s.kind is not Kind.BRANCH)
         run = Run(self._clock.steps, branches, sites)
         if self._check_run is not None:
             self._check_run(run, self.pipe)
         trace = self._plan(run)
         for d in self._denoisers:
-            d.begin(RunState(run, d.branches.coupled), trace)
+            d.begin(RunState(run, d.branches.coupled, d.branches.unsure), trace)
         trace.rows = [self._owner(site).units[site.name].rows for site in trace.sites]
         self._book.seconds = 0.0
         self._memory = self._plan_memory(denoiser.measure(args, kwargs), trace, denoiser)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from fastercache.policies.base import Assigned, Policy
 from fastercache.policies.errors import NoGuidance, SiteConflict
@@ -57,10 +57,11 @@ class Compose(Parts):
     """
 
     name: ClassVar[str] = "compose"
-    policies: tuple[AnyPolicy, ...]
+    policies: tuple[AnyPolicy, ...] = Field(description="the policies that act side by side, each on sites of its own")
 
     def __init__(self, policies: Sequence[Any] = (), **fields: Any) -> None:
-        super().__init__(**{"policies": tuple(policies), **fields})
+        given = tuple(policies) if isinstance(policies, list) else policies
+        super().__init__(**{"policies": given, **fields})
 
     @model_validator(mode="after")
     def _not_empty(self) -> Compose:

@@ -22,7 +22,7 @@ S = TypeVar("S")
 class Wrapper(Policy):
     """Base of policies that assign what `inner` does, and may turn its reuses into computations."""
 
-    inner: AnyPolicy
+    inner: AnyPolicy = Field(description="the policy whose reuses are restricted")
 
     @abstractmethod
     def allows(self, step: Step, reused: int) -> bool:
@@ -111,7 +111,9 @@ class WarmUp(Wrapper):
     """No reuse in the first `steps` steps."""
 
     name: ClassVar[str] = "warm_up"
-    steps: Annotated[int, Field(ge=0, le=1000)] = 1
+    steps: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=1, description="how many steps at the start are computed"
+    )
 
     def allows(self, step: Step, reused: int) -> bool:
         return step.index >= self.steps
@@ -122,8 +124,12 @@ class Window(Wrapper):
     """Reuse only while `start <= progress < stop` (a stop of 1 includes the last step)."""
 
     name: ClassVar[str] = "window"
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0, description="no reuse before this point of the run (progress, 0 to 1)"
+    )
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=1.0, description="no reuse from this point on (progress, 0 to 1); 1 includes the last step"
+    )
 
     def allows(self, step: Step, reused: int) -> bool:
         return within(step, self.start, self.stop)
@@ -134,7 +140,9 @@ class MaxConsecutive(Wrapper):
     """At most `limit` reuses of a site in a row, per branch."""
 
     name: ClassVar[str] = "max_consecutive"
-    limit: Annotated[int, Field(ge=1, le=1000)] = 3
+    limit: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, description="how often a site may be reused in a row, in steps"
+    )
 
     def allows(self, step: Step, reused: int) -> bool:
         return reused < self.limit

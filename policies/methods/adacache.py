@@ -49,9 +49,14 @@ class BlockWatching(SitePolicy, WatchingRule[Block]):
     for whom, as in `Dynamic`."""
 
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope"})
-    sites: str = "block"
-    scope: Scope = Scope.CALL
-    stand_in: AnyPredictor = Field(default_factory=Hold)
+    sites: str = Field(default="block", description="site query: the blocks that are watched and reused")
+    scope: Scope = Field(
+        default=Scope.CALL,
+        description=(
+            "who decides for whom: each `branch` for itself, each `call` as a whole, or the `cond` branch for all"
+        ),
+    )
+    stand_in: AnyPredictor = Field(default_factory=Hold, description="predictor that stands in for a skipped value")
 
     @property
     def query(self) -> str:
@@ -133,9 +138,17 @@ class AdaCache(BlockWatching):
         "every block's residual, for as long as a codebook gives for its rate of change",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "codebook", "cool_down"})
-    codebook: Codebook = Field(default=FAST, min_length=1)
-    scale: Annotated[float, Field(ge=0.1, le=10.0)] = 1.0
-    cool_down: Annotated[int, Field(ge=0, le=20)] = 2
+    codebook: Codebook = Field(
+        default=FAST,
+        min_length=1,
+        description="pairs (bound on the change per step, distance of the next computed step in steps), bounds rising",
+    )
+    scale: Annotated[float, Field(ge=0.1, le=10.0)] = Field(
+        default=1.0, description="factor on the codebook's bounds, no unit; above 1 reuses more"
+    )
+    cool_down: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=2, description="how many steps at the end are computed"
+    )
 
     def change(self, new: Tensor, old: Tensor, gap: int) -> float:
         return relative_l1(new, old) / gap
@@ -172,9 +185,18 @@ class BWCache(BlockWatching):
         "https://arxiv.org/abs/2509.13789",
         "every block, periodically from the step on at which all changed little",
     )
-    threshold: Threshold = 0.15
-    rest: Annotated[float, Field(ge=0.01, le=0.5)] = 0.1
-    tail: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    threshold: Threshold = Field(
+        default=0.15,
+        description=(
+            "reuse begins once the blocks changed by less than this from one step to the next, as a relative L1 change"
+        ),
+    )
+    rest: Annotated[float, Field(ge=0.01, le=0.5)] = Field(
+        default=0.1, description="how long the blocks are reused at a time, as a share of the run's steps"
+    )
+    tail: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.5, description="share of the steps left when reuse begins that are computed at the end, 0 to 1"
+    )
 
     def due(self, watch: Watch, mean: float, count: int) -> int:
         if watch.trigger is None and mean < self.threshold:

@@ -8,16 +8,15 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from fastercache.policies.base import Citation, Hold, Predictor, SitePolicy
-from fastercache.policies.methods.static_interval import due
+from fastercache.policies.base import Citation, Hold, Predictor
+from fastercache.policies.methods.static_interval import Periodic
 from fastercache.policies.registry import AnyPredictor, register
 from fastercache.policies.rules import StaticRule
 from fastercache.policies.vocabulary import Branch, Run, Site, Step, select
-from fastercache.policies.wrappers import within
 
 
 @register
-class DeltaDiT(SitePolicy, StaticRule[bool]):
+class DeltaDiT(Periodic, StaticRule[bool]):
     """What a range of blocks adds is cached: the rear range's while progress < `gate`, from there the front range's.
 
     Outlines form early and depend on the front blocks, details late and on the rear ones, so each stage computes the
@@ -32,14 +31,18 @@ class DeltaDiT(SitePolicy, StaticRule[bool]):
         "https://arxiv.org/abs/2406.01125",
         "the residual of the rear blocks before a gate step, of the front blocks after it",
     )
-    unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
-    interval: Annotated[int, Field(ge=1, le=12)] = 2
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    offset: Annotated[int, Field(ge=0, le=1000)] | None = None
-    share: Annotated[float, Field(ge=0.05, le=0.5)] = 0.5
-    gate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    stand_in: AnyPredictor = Field(default_factory=Hold)
+    share: Annotated[float, Field(ge=0.05, le=0.5)] = Field(
+        default=0.5,
+        description="share of the model's blocks in the cached range, 0 to 1 (N_c in the paper, which counts blocks)",
+    )
+    gate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.5,
+        description=(
+            "rear blocks are reused before this point of the run, front blocks from it on (progress, 0 to 1); b "
+            "in the paper"
+        ),
+    )
+    stand_in: AnyPredictor = Field(default_factory=Hold, description="predictor that stands in for a skipped value")
 
     @property
     def query(self) -> str:
@@ -58,8 +61,7 @@ class DeltaDiT(SitePolicy, StaticRule[bool]):
         return site.span[0] == 0
 
     def reuse(self, state: bool, step: Step) -> bool:
-        stage = state == (step.progress >= self.gate)
-        return stage and within(step, self.start, self.stop) and not due(step, self.interval, self.start, self.offset)
+        return state == (step.progress >= self.gate) and self.rests(step, self.interval)
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.stand_in

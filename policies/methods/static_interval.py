@@ -19,7 +19,7 @@ class NoCache(SitePolicy, StaticRule[None]):
     """Claims sites and reuses none: the baseline of every comparison and of the runtime's own overhead."""
 
     name: ClassVar[str] = "no_cache"
-    sites: str = "all|denoiser"
+    sites: str = Field(default="all|denoiser", description="site query: the sites that are watched and never reused")
 
     @property
     def query(self) -> str:
@@ -43,23 +43,42 @@ def due(step: Step, interval: int, start: float, offset: int | None) -> bool:
     return (step.index - origin) % interval == 0
 
 
-class Interval(SitePolicy, StaticRule[None]):
-    """Base of policies that compute every `interval`-th step from `start` to `stop` (in progress), in every branch."""
+class Periodic(SitePolicy):
+    """Base of policies that compute every `interval`-th step from `start` to `stop` (in progress)."""
 
     unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
-    interval: Annotated[int, Field(ge=1, le=12)] = 2
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    offset: Annotated[int, Field(ge=0, le=1000)] | None = None
+    interval: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=2,
+        description="computed every this many steps, reused in between (N in most papers); 1: never reused",
+    )
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0, description="everything is computed before this point of the run (progress, 0 to 1)"
+    )
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=1.0,
+        description="everything is computed from this point on (progress, 0 to 1); 1 includes the last step",
+    )
+    offset: Annotated[int, Field(ge=0, le=1000)] | None = Field(
+        default=None,
+        description="index of a step from which intervals are counted; by default the first step at `start`",
+    )
+
+    def rests(self, step: Step, interval: int) -> bool:
+        """Whether a rule of this window and `interval` reuses at `step`."""
+        return within(step, self.start, self.stop) and not due(step, interval, self.start, self.offset)
+
+
+class Interval(Periodic, StaticRule[None]):
+    """Base of policies that do so at all their sites in every branch."""
 
     def reuse(self, state: None, step: Step) -> bool:
-        return within(step, self.start, self.stop) and not due(step, self.interval, self.start, self.offset)
+        return self.rests(step, self.interval)
 
 
 class SiteInterval(Interval):
     """An interval rule at the sites of a query: `attention` (every self-attention) unless a method says otherwise."""
 
-    sites: str = "attention"
+    sites: str = Field(default="attention", description="site query: what is reused")
 
     @property
     def query(self) -> str:
@@ -81,7 +100,7 @@ class StaticInterval(SiteInterval):
         "https://arxiv.org/abs/2407.01425",
         "any site's value at a fixed interval",
     )
-    stand_in: AnyPredictor = Field(default_factory=Hold)
+    stand_in: AnyPredictor = Field(default_factory=Hold, description="predictor that stands in for a skipped value")
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.stand_in

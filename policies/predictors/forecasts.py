@@ -36,8 +36,12 @@ class Hermite(Predictor):
     """
 
     name: ClassVar[str] = "hermite"
-    order: Annotated[int, Field(ge=0, le=4)] = 2
-    scale: Annotated[float, Field(ge=0.1, le=1.0)] = 0.5
+    order: Annotated[int, Field(ge=0, le=4)] = Field(
+        default=2, description="highest derivative in the series (O in the paper); 0 holds the value"
+    )
+    scale: Annotated[float, Field(ge=0.1, le=1.0)] = Field(
+        default=0.5, description="contraction s of the polynomials' argument, no unit (sigma in the paper)"
+    )
 
     @property
     def depth(self) -> int:
@@ -66,7 +70,9 @@ class FoCaForecast(Predictor):
     """
 
     name: ClassVar[str] = "foca_forecast"
-    horizon: Annotated[int, Field(ge=1, le=12)] = 3
+    horizon: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=3, description="how far the forecast runs before it is damped, in steps"
+    )
 
     @property
     def depth(self) -> int:
@@ -109,7 +115,9 @@ class AverageVelocity(Predictor):
     """
 
     name: ClassVar[str] = "average_velocity"
-    span: Annotated[int, Field(ge=2, le=6)] = 2
+    span: Annotated[int, Field(ge=2, le=6)] = Field(
+        default=2, description="how many computed outputs the average is taken over (m in the formula)"
+    )
 
     @property
     def depth(self) -> int:
@@ -154,7 +162,7 @@ class Relative(Predictor):
     """
 
     name: ClassVar[str] = "relative"
-    inner: AnyPredictor = Field(default_factory=Hold)
+    inner: AnyPredictor = Field(default_factory=Hold, description="predictor of the output less the denoiser's input")
 
     @model_validator(mode="after")
     def _needs_nothing_else(self) -> Relative:
@@ -194,7 +202,9 @@ class Aligned(Predictor):
     """
 
     name: ClassVar[str] = "aligned"
-    limit: Annotated[float, Field(ge=1.0, le=4.0)] = 2.0
+    limit: Annotated[float, Field(ge=1.0, le=4.0)] = Field(
+        default=2.0, description="upper bound on the gain g along the last change, no unit"
+    )
 
     @property
     def depth(self) -> int:
