@@ -26,7 +26,7 @@ from fastercache.run.caller import Caller
 from fastercache.run.calls import RunState, Watcher
 from fastercache.run.clock import Clock
 from fastercache.run.denoiser import Denoiser
-from fastercache.run.memory import MemoryPlan, ValueShapes, bound_dynamic, plan_static
+from fastercache.run.memory import CacheTooLarge, MemoryPlan, ValueShapes, bound_dynamic, plan_static
 from fastercache.run.parallel import Ranks
 from fastercache.run.plan import RunPlan
 from fastercache.run.signals import Jury
@@ -330,7 +330,8 @@ class Session:
                 plan = plan_static(table, shapes, made_for[1], dtype)
                 self._planned = self._compiled, made_for, plan
             return self._planned[2]
-        return bound_dynamic(sites, predictors, run.branches, shapes, dtype, run.count)
+        mine = {site: self._compiled.assigned[site] for site in sites}
+        return bound_dynamic(mine, run.branches, shapes, dtype, run.count)
 
     def plan(self, **call: Any) -> MemoryPlan:
         """Cached bytes of a run before it is made: exact for a static policy, a bound for a dynamic one.
@@ -368,9 +369,15 @@ class Session:
         trace = self.traces[-1]
         held: dict[int, int] = {}
         for denoiser in self._denoisers:
+            denoiser.check_finite(index)
             denoiser.release(index)
             held |= denoiser.held()
         trace.bytes_per_step[index] = sum(held.values())
+        if self._max_cache_bytes is not None and trace.bytes_per_step[index] > self._max_cache_bytes:
+            raise CacheTooLarge(
+                f"{self.policy.name} held {trace.bytes_per_step[index]} bytes after step {index}, more than "
+                f"max_cache_bytes={self._max_cache_bytes}, and than its rules say they remember: raise the limit"
+            )
         if index == trace.run.count - 1:
             _synchronise()
             trace.counting_seconds = self._book.seconds

@@ -23,7 +23,7 @@ from fastercache.policies.vocabulary import Run, Signal, Site, Step, select
 class Config(BaseModel):
     """Frozen configuration; unknown keys and values out of bounds are refused with one clear line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, arbitrary_types_allowed=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
     name: ClassVar[str] = ""
 
     def __new__(cls, *args: Any, **fields: Any) -> Self:

@@ -22,7 +22,7 @@ from fastercache.model.layout import (
     timestep_of,
 )
 from fastercache.model.rows import branch_rows
-from fastercache.policies.errors import BranchUnknown
+from fastercache.policies.errors import BranchUnknown, NotFinite
 from fastercache.policies.vocabulary import Branch, Kind, Signal, Site
 from fastercache.run.assembly import Assembly
 from fastercache.run.caller import Caller
@@ -199,6 +199,26 @@ class Denoiser:
 
         x = leading_tensor(args, kwargs)
         return ValueShapes(values, ((x.shape[0] // parts, *x.shape[1:]), x.dtype))
+
+    def check_finite(self, index: int) -> None:
+        """Step `index` has ended: look at what was predicted in it, with one transfer from the device.
+
+        Raises:
+            NotFinite: naming the site, its predictor and the step.
+        """
+        told = [(unit, total) for unit in self.units.values() for total in unit.sums]
+        if not told:
+            return
+        device = told[0][1].device
+        finite = torch.stack([total.to(device) for _, total in told]).isfinite().tolist()
+        for unit, _ in told:
+            unit.sums = []
+        for (unit, _), fine in zip(told, finite, strict=True):
+            if not fine and unit.history is not None:
+                raise NotFinite(
+                    f"what '{unit.history.predictor.name}' predicted for {unit.site} at step {index} contains NaN or "
+                    "infinity: use another predictor or fewer reuses in a row, or see whether the model alone gives it"
+                )
 
     def release(self, index: int) -> None:
         """Step `index` has ended: drop what no later step reads."""

@@ -62,6 +62,9 @@ def walk(rate: float, count: int = COUNT, shape: tuple[int, ...] = (2, 3, 4), se
     return values
 
 
+STACK_OF_4 = Site("stack", Kind.STACK, None, 0, (0, 4))
+
+
 def drive(
     policy: Policy,
     signals: Sequence[Tensor] | None = None,
@@ -69,16 +72,16 @@ def drive(
     sites: Sequence[Site] = (STACK,),
 ) -> str:
     """Decisions at the first of `sites`, asked and told as the runtime does it."""
-    run = Run.of(COUNT, branches=("cond",), sites=(Site("stack", Kind.STACK, None, 0, (0, 4)), *sites))
+    model = (*blocks(4), STACK_OF_4, Site("denoiser", Kind.DENOISER), Site("branch", Kind.BRANCH))
+    run = Run.of(COUNT, branches=("cond",), sites=model)
+    (rule, *_) = (one.rule for one in policy.assign(run).values())
+    assert isinstance(rule, WatchingRule)
     firsts: dict[tuple[int, str], dict[str, Any]] = {}
-    rules = {site: one.rule for site, one in policy.assign(run).items() if site in sites}
-    states = {site: begin_all(rule, site, run, firsts)["cond"] for site, rule in rules.items()}
+    states = {site: begin_all(rule, site, run, firsts)["cond"] for site in sites}
     letters, seen = "", False
     for i, step in enumerate(run.steps):
         answers = []
         for site in sites:
-            rule = rules[site]
-            assert isinstance(rule, WatchingRule)
             wanted = rule.reuse(states[site], step, None if signals is None else signals[i]) and seen
             answers.append(wanted)
             if not wanted:

@@ -29,6 +29,7 @@ from fastercache.policies import (
     PyramidAttentionBroadcast,
     Role,
     Run,
+    Signal,
     Site,
     SmoothCache,
     Step,
@@ -297,7 +298,14 @@ def test_zero_and_relative() -> None:
     steps = Run.of(5).steps
     past = [Past(steps[0], torch.full((2, 3), 4.0))]
     torch.testing.assert_close(Zero().predict(past, Now(steps[1])), torch.zeros(2, 3))
-    assert Relative(inner=Taylor(order=2)).history == 3 and Relative().relative and not Hold().relative
+    difference = Relative(inner=Taylor(order=2))
+    assert difference.depth == 3 and difference.needs is Signal.INPUT and Hold().needs is None
+    moved = [
+        Past(step, difference.keep(torch.full((2,), 5.0 * i), torch.full((2,), 3.0 * i)))
+        for i, step in enumerate(steps[:3])
+    ]
+    # output - input is 0, 2, 4, so 6 at the next step, plus the input of then
+    torch.testing.assert_close(difference.predict(moved, Now(steps[3], torch.full((2,), 7.0))), torch.full((2,), 13.0))
 
 
 def test_every_method_cites_its_paper() -> None:
