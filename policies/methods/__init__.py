@@ -37,3 +37,4 @@ from fastercache.policies.methods.taylorseer import TaylorSeer as TaylorSeer
 from fastercache.policies.methods.teacache import COEFFICIENTS as COEFFICIENTS
 from fastercache.policies.methods.teacache import TeaCache as TeaCache
 from fastercache.policies.methods.tgate import TGate as TGate
+from fastercache.policies.methods.planned import Planned as Planned

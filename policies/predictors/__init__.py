@@ -14,3 +14,5 @@ from fastercache.policies.predictors.history import Difference as Difference
 from fastercache.policies.predictors.history import Linear as Linear
 from fastercache.policies.predictors.history import Ramp as Ramp
 from fastercache.policies.predictors.history import Taylor as Taylor
+from fastercache.policies.predictors.fitted import Fitted as Fitted
+from fastercache.policies.predictors.fitted import Stretch as Stretch
