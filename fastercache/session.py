@@ -211,6 +211,11 @@ class Session:
         """Share of a whole denoiser call's FLOPs inside each module and block site, by name, as counted so far."""
         return {d.prefix + path: share for d in self._denoisers for path, share in self._book.shares(d.prefix).items()}
 
+    @property
+    def guidance(self) -> Guidance:
+        """How the loop calls the denoiser: `batched`, `separate` or `none`."""
+        return self._denoisers[0].branches.guidance
+
     def citations(self) -> list[Citation]:
         """The works behind the policy in force, each once."""
         return citations_of(self.policy)

@@ -7,7 +7,7 @@ can serve many runs, threads and pipelines at once, and the bounds on its fields
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from torch import Tensor
 
-from fastercache.policies.errors import InvalidPolicy, suggest
+from fastercache.policies.errors import InvalidPolicy, printable, shown, suggest, told
 from fastercache.policies.vocabulary import Branch, Run, Scope, Signal, Site, Step, select
 
 
@@ -26,10 +26,16 @@ class Config(BaseModel):
     name: ClassVar[str] = ""
 
     def __init__(self, **fields: Any) -> None:
+        label = type(self).name or type(self).__name__
         try:
             super().__init__(**fields)
         except ValidationError as error:
             raise InvalidPolicy(explain(type(self), error)) from None
+        except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+            # What a validator meets in a value of a type that it does not expect; pydantic lets it through.
+            raise InvalidPolicy(f"{label} cannot be made of these fields: {told(error)}") from None
+        for name, raw in fields.items():
+            _refuse_coerced(f"{label}.{name}", raw, getattr(self, name, raw))
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -41,20 +47,43 @@ class Config(BaseModel):
                 cls.model_fields[name].description = cls.model_fields[name].description or known[name].description
 
 
+def _refuse_coerced(where: str, raw: Any, value: Any) -> None:
+    """Refuse what pydantic turned into a number silently: `true` into 1, and `"3"` into 3.
+
+    Raises:
+        InvalidPolicy: naming the place.
+    """
+    if isinstance(value, (int, float)) and isinstance(raw, (bool, str)) and type(raw) is not type(value):
+        kind = "a boolean" if isinstance(value, bool) else "a number"
+        raise InvalidPolicy(f"{where}: input should be {kind}, found {shown(raw)}")
+    if isinstance(value, Mapping) and isinstance(raw, Mapping):
+        for key in value.keys() & raw.keys():
+            _refuse_coerced(f"{where}.{key}", raw[key], value[key])
+    elif isinstance(value, (list, tuple)) and isinstance(raw, (list, tuple)) and len(value) == len(raw):
+        for i, (old, new) in enumerate(zip(raw, value, strict=True)):
+            _refuse_coerced(f"{where}.{i}", old, new)
+
+
+LISTED = 5
+"""How many faults of one configuration are listed in a message."""
+
+
 def explain(cls: type[BaseModel], error: ValidationError) -> str:
     """One line for a pydantic error: each offending field, what was found and what is allowed."""
     label = getattr(cls, "name", "") or cls.__name__
     lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "value"
+    found = error.errors(include_url=False)
+    for item in found[:LISTED]:
+        where = printable(".".join(str(part)[:80] for part in item["loc"]) or "value", 200)
         if item["type"] == "extra_forbidden":
             lines.append(f"{label} has no field '{where}'{suggest(where, cls.model_fields)}")
         elif item["type"] == "missing":
             lines.append(f"{label} needs the field '{where}'")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{label}.{where}: {message[:1].lower() + message[1:]}, found {item['input']!r}")
-    return "; ".join(dict.fromkeys(lines))
+            lines.append(f"{label}.{where}: {message[:1].lower() + message[1:]}, found {shown(item['input'])}")
+    more = [f"and {len(found) - LISTED} more"] if len(found) > LISTED else []
+    return "; ".join(dict.fromkeys(lines + more))
 
 
 @dataclass(frozen=True, slots=True)
