@@ -5,9 +5,9 @@ held fixed,
 
     x_k = M[k, 0] x_0 + sum_{m<k} M[k, 1 + m] F_m + noise_k
 
-One run on a tensor of n + 1 elements, each with a change in one of the n + 1 inputs (x_0, F_0 .. F_{n-1}), reads off the
-whole of M; a second one with everything changed at once shows whether it holds. Then x_{k+1} = a_k x_k + b_k F_k is a
-question about the rows of M, and so is how far back a multistep method looks.
+One run on a tensor of n + 1 elements, each with a change in one of the n + 1 inputs (x_0, F_0 .. F_{n-1}), reads off
+the whole of M; a second one with everything changed at once shows whether it holds. Then x_{k+1} = a_k x_k + b_k F_k is
+a question about the rows of M, and so is how far back a multistep method looks.
 
 The last row of M is the impulse response: what an error of the output at step m does to the last latent, as far as the
 sampler alone is concerned.
@@ -166,7 +166,9 @@ def _run(
             try:
                 x = sampler.step(output, time, x, return_dict=False, **given)[0].to(torch.float64)
             except (RuntimeError, IndexError, TypeError) as error:
-                raise ValueError(f"{type(sampler).__name__} does not take outputs of the latent's shape: {error}") from error
+                raise ValueError(
+                    f"{type(sampler).__name__} does not take outputs of the latent's shape: {error}"
+                ) from error
             latents.append(x)
     return torch.stack(latents)[:, 0, :, :, 0].numpy().astype(np.float64), np.array(scales)
 

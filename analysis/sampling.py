@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -126,7 +127,11 @@ class RunRecorder:
 
     def _check_size(self, step: SamplerStep) -> None:
         assert self._response is not None
-        tensors = [step.output, step.latent, *(t for call in step.calls for t in (call.input, *call.outputs) if t is not None)]
+        tensors = [
+            step.output,
+            step.latent,
+            *(t for call in step.calls for t in (call.input, *call.outputs) if t is not None),
+        ]
         needed = 4 * self._response.steps * sum(tensor.numel() for tensor in tensors)
         if needed > self.max_bytes:
             raise RecordingError(
@@ -140,7 +145,8 @@ def record_trajectory(pipe: Any, *, max_bytes: int = MAX_BYTES) -> TrajectoryRec
 
     Args:
         pipe: a diffusers pipeline with nothing attached.
-        max_bytes: host memory that the values of one run may take while it goes on. Afterwards (2n + 1)^2 numbers remain.
+        max_bytes: host memory that the values of one run may take while it goes on. Afterwards (2n + 1)^2 numbers
+            remain.
 
     Raises:
         AttachError: if there is no scheduler to follow, or a session is attached.
@@ -180,7 +186,9 @@ class TrajectoryRecorder:
     def __enter__(self) -> TrajectoryRecorder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -224,14 +232,14 @@ def _recording(steps: Sequence[SamplerStep], response: Response) -> Recording:
     counts = {len(step.calls) for step in steps}
     if len(counts) > 1:
         raise RecordingError(
-            f"the steps of a run make {' or '.join(map(str, sorted(counts)))} denoiser calls: guidance that is switched "
-            "on and off within a run cannot be planned over whole steps"
+            f"the steps of a run make {' or '.join(map(str, sorted(counts)))} denoiser calls: guidance that is switched on "
+            "and off within a run cannot be planned over whole steps"
         )
     relations = Relations(
         input=scales,
         why=why,
         guided=uniform and _combined(parts, values.outputs),
-        steady=all(_close(a.after, b.latent) for a, b in zip(steps[:-1], steps[1:], strict=True)),
+        steady=all(_close(a.after, b.latent) for a, b in pairwise(steps)),
         starts=starts,
         calls=counts.pop(),
     )

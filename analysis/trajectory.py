@@ -1,8 +1,8 @@
 """Inner products of everything a sampler's run consists of: all that planning needs, whatever the latent's size.
 
 A run of n steps has latents x_0 .. x_n (before each step, and the last one) and denoiser outputs F_0 .. F_{n-1} (as the
-sampler is given them, guidance done). With these 2n + 1 vectors in the order [x_0 .. x_n, F_0 .. F_{n-1}], a run is kept
-as their Gram matrix, divided by the number of elements of a latent, so that every entry is a mean product.
+sampler is given them, guidance done). With these 2n + 1 vectors in the order [x_0 .. x_n, F_0 .. F_{n-1}], a run is
+kept as their Gram matrix, divided by the number of elements of a latent, so that every entry is a mean product.
 
 Any quantity that is linear in these vectors has a squared norm that the matrix gives: the error of every predictor that
 combines past outputs, at every step, for every schedule.
@@ -32,11 +32,11 @@ class Trajectory:
     """Gram matrices of one or several runs of the same sampler.
 
     Attributes:
-        products: (P, 2n + 1, 2n + 1), one matrix a run, vectors in the order [x_0 .. x_n, F_0 .. F_{n-1}]: mean products
-            over the elements of a latent.
+        products: (P, 2n + 1, 2n + 1), one matrix a run, vectors in the order [x_0 .. x_n, F_0 .. F_{n-1}]: mean
+            products over the elements of a latent.
         times: (n,), the scheduler's timesteps; falling or rising.
-        by_branch: (P, C n, C n), the same for the denoiser's raw outputs, the n outputs of one branch after those of the
-            other; C is 0 where they do not lie row by row in the denoiser's output.
+        by_branch: (P, C n, C n), the same for the denoiser's raw outputs, the n outputs of one branch after those of
+            the other; C is 0 where they do not lie row by row in the denoiser's output.
     """
 
     products: Floats
@@ -97,8 +97,8 @@ class Trajectory:
     def resampled(self, times: Floats, matrix: Floats) -> Trajectory:
         """What another number of steps would have recorded, without a run.
 
-        The outputs are interpolated in time, F'(t') = sum_k c_k(t') F_k, and the latents follow from the other sampler's
-        own response to the same noise. Both are linear, so the new matrix is T G T'.
+        The outputs are interpolated in time, F'(t') = sum_k c_k(t') F_k, and the latents follow from the other
+        sampler's own response to the same noise. Both are linear, so the new matrix is T G T'.
 
         Args:
             times: (m,) timesteps of the other sampler.

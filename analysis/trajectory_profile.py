@@ -122,7 +122,9 @@ class TrajectoryProfile:
         if relations.input is not None:
             relations = replace(relations, input=response.input_scale)
         trajectory = self.trajectory.resampled(response.times, response.matrix)
-        info = self.info.model_copy(update={"kind": response.kind, "reach": response.reach, "residual": response.residual})
+        info = self.info.model_copy(
+            update={"kind": response.kind, "reach": response.reach, "residual": response.residual}
+        )
         return TrajectoryProfile(trajectory, response, relations, info)
 
     # -- files -------------------------------------------------------------------------------------------------------

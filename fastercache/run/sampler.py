@@ -1,8 +1,9 @@
-"""Generations followed at the sampler's level: what the denoiser was given, what it returned, what the sampler made of it.
+"""Generations followed at the sampler's level: what the denoiser was given and returned, what the sampler made of it.
 
 A pipeline shows its sampler's quantities in one place only: the call of `scheduler.step(output, t, latent)`. There the
 output is the one that the sampler uses (guidance done, extra channels taken off) and the latent is neither scaled nor
-doubled nor packed for the denoiser. So a generation is followed there, and at the denoiser's own calls between two steps.
+doubled nor packed for the denoiser. So a generation is followed there, and at the denoiser's own calls between two
+steps.
 
 A `Lane` is one generation. Several lanes of one pipeline run in threads of their own, of which only one moves at a time
 (`fastercache.tuner.planning.lockstep`); each has its own copy of the scheduler, and all share the denoiser.
@@ -186,5 +187,7 @@ class Denoisers:
     def __enter__(self) -> Denoisers:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -24,6 +24,7 @@ from fastercache.policies.methods.guidance import GuidanceReuse as GuidanceReuse
 from fastercache.policies.methods.magcache import MagCache as MagCache
 from fastercache.policies.methods.meancache import PLANS as PLANS
 from fastercache.policies.methods.meancache import MeanCache as MeanCache
+from fastercache.policies.methods.planned import Planned as Planned
 from fastercache.policies.methods.pyramid_attention_broadcast import (
     PyramidAttentionBroadcast as PyramidAttentionBroadcast,
 )
@@ -37,4 +38,3 @@ from fastercache.policies.methods.taylorseer import TaylorSeer as TaylorSeer
 from fastercache.policies.methods.teacache import COEFFICIENTS as COEFFICIENTS
 from fastercache.policies.methods.teacache import TeaCache as TeaCache
 from fastercache.policies.methods.tgate import TGate as TGate
-from fastercache.policies.methods.planned import Planned as Planned

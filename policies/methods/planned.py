@@ -38,7 +38,11 @@ class Planned(Policy):
 
     @model_validator(mode="after")
     def _a_plan(self) -> Planned:
-        if list(self.computed) != sorted(set(self.computed)) or self.computed[0] != 0 or self.computed[-1] >= self.steps:
+        if (
+            list(self.computed) != sorted(set(self.computed))
+            or self.computed[0] != 0
+            or self.computed[-1] >= self.steps
+        ):
             raise ValueError(f"computed steps must rise from 0 to at most {self.steps - 1}, each once")
         return self
 

@@ -3,6 +3,8 @@
 Begin with `history`: a prediction that is linear in the past is a list of weights on the values kept.
 """
 
+from fastercache.policies.predictors.fitted import Fitted as Fitted
+from fastercache.policies.predictors.fitted import Stretch as Stretch
 from fastercache.policies.predictors.forecasts import Aligned as Aligned
 from fastercache.policies.predictors.forecasts import AverageVelocity as AverageVelocity
 from fastercache.policies.predictors.forecasts import FoCaForecast as FoCaForecast
@@ -14,5 +16,3 @@ from fastercache.policies.predictors.history import Difference as Difference
 from fastercache.policies.predictors.history import Linear as Linear
 from fastercache.policies.predictors.history import Ramp as Ramp
 from fastercache.policies.predictors.history import Taylor as Taylor
-from fastercache.policies.predictors.fitted import Fitted as Fitted
-from fastercache.policies.predictors.fitted import Stretch as Stretch

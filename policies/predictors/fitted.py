@@ -38,13 +38,13 @@ class Stretch(Config):
 
 @register
 class Fitted(Predictor):
-    """A combination of the last K computed outputs and the denoiser's input, with weights of their own for each stretch:
+    """A combination of the last K computed outputs and the denoiser's input, with weights for each stretch:
 
         F(t) = sum_p w_p F_{s_p} + w_x x_s,    s = s_0 the newest computed step, s_p the p-th before it
 
-    The weights solve a least-squares problem over recorded runs, for one set of computed steps: docs/planning.md has it.
-    They are the same for every guidance branch, because guidance is linear. Steps without weights of their own, and runs
-    that compute other steps than the weights were fitted for, are refused.
+    The weights solve a least-squares problem over recorded runs, for one set of computed steps: docs/planning.md has
+    it. They are the same for every guidance branch, because guidance is linear. Steps without weights of their own, and
+    runs that compute other steps than the weights were fitted for, are refused.
     """
 
     name: ClassVar[str] = "fitted"
@@ -73,8 +73,8 @@ class Fitted(Predictor):
         newest = past[-1].step.index
         if stretch is None or newest != stretch.after or len(past) < len(stretch.outputs):
             raise ScheduleMismatch(
-                f"no weights were fitted for step {now.step.index} after computing step {newest}: the schedule computes "
-                "other steps than the one that the weights are for; plan it again"
+                f"no weights were fitted for step {now.step.index} after computing step {newest}: the schedule "
+                "computes other steps than the one that the weights are for; plan it again"
             )
         kept = [entry.value for entry in past[: -len(stretch.outputs) - 1 : -1]]
         return mixed(stretch, [k[0] if isinstance(k, tuple) else k for k in kept], _input(kept[0]))

@@ -1,9 +1,9 @@
 """What skipping a stretch of steps costs, for every schedule, from recorded inner products alone.
 
 A policy computes the denoiser at `S = {0 = s_0 < s_1 < ... < s_{B-1}}`. After computing step i it replaces the outputs
-of the skipped steps i + 1 .. j - 1 by one combination of the last K outputs and the latent x_i, fitted in closed form. To
-first order and with the sampler alone, an error dF_m of the output at step m moves the last latent by `h_m dF_m`, h the
-sampler's impulse response. So a stretch from i to j does the isolated damage
+of the skipped steps i + 1 .. j - 1 by one combination of the last K outputs and the latent x_i, fitted in closed form.
+To first order and with the sampler alone, an error dF_m of the output at step m moves the last latent by `h_m dF_m`, h
+the sampler's impulse response. So a stretch from i to j does the isolated damage
 
     D(i, j | history) = min_w || sum_{m=i+1}^{j-1} h_m F_m  -  w . [F_{s_q}, F_{s_q} - F_{s_{q-1}}, ..., x_i] ||^2
 
@@ -131,6 +131,14 @@ class Damage:
     def first_of(self, step: int) -> int:
         """The first step of the denoiser that runs at `step`."""
         return max(start for start in self.starts if start <= step)
+
+    def alone(self) -> Floats:
+        """Damage of skipping each step alone while all others are computed, (n,); NaN where a step must be computed."""
+        found = np.full(self.steps, np.nan)
+        for step in range(1, self.steps):
+            if step not in self.starts:
+                found[step] = self.of([k for k in range(self.steps) if k != step])
+        return found
 
     def of(self, computed: Sequence[int]) -> float:
         """Damage of a whole plan: what its stretches add, carried to the end."""

@@ -2,7 +2,8 @@
 
 All prompts run together, stretches in order. Let U_m be the output that the cached run used at step m (computed or
 predicted), F*_m the reference's, and h_m the sampler's impulse response (what the last latent moves per change of the
-output at step m). The sampler is linear and both runs start from the same noise, so the cached run's last latent is off by
+output at step m). The sampler is linear and both runs start from the same noise, so the cached run's last latent is off
+by
 
     x_n - x*_n = sum_m h_m (U_m - F*_m).
 
@@ -110,13 +111,15 @@ class FittedRuns:
 
 @dataclass
 class Memory:
-    """Outputs of computed steps by the plan's beginning up to them, so that plans with one beginning share its calls."""
+    """Outputs of computed steps by the plan's beginning up to them: plans with one beginning share its calls."""
 
     kept: dict[Steps, Calls] = field(default_factory=dict)
 
     def only(self, computed: Steps) -> None:
         """Forget what belongs to other plans than one."""
-        self.kept = {beginning: calls for beginning, calls in self.kept.items() if beginning == computed[: len(beginning)]}
+        self.kept = {
+            beginning: calls for beginning, calls in self.kept.items() if beginning == computed[: len(beginning)]
+        }
 
 
 def fit(
@@ -269,8 +272,8 @@ class _Work:
             past = [steps[run].calls for steps in self.steps]
             if any(call >= len(calls) or calls[call].denoiser != denoiser for calls in past):
                 raise FasterCacheError(
-                    "the denoiser calls of a step changed within the run (guidance switched on or off): plan the part of "
-                    "the run in which they stay the same"
+                    "the denoiser calls of a step changed within the run (guidance switched on or off): plan the part "
+                    "of the run in which they stay the same"
                 )
             newest = past[0][call]
             tensors: list[Tensor | None] = []

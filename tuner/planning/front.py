@@ -50,7 +50,9 @@ class Point(_Frozen):
     def policy(self, steps: int) -> Planned:
         """The plan as a policy."""
         if self.predictor is None and len(self.computed) < steps:
-            raise BudgetNotMet("this plan was only predicted, no weights were fitted for it: plan with it as the target")
+            raise BudgetNotMet(
+                "this plan was only predicted, no weights were fitted for it: plan with it as the target"
+            )
         return Planned(steps=steps, computed=self.computed, stand_in=self.predictor or Hold())
 
 
@@ -61,8 +63,8 @@ class Front(_Frozen):
         model, scheduler, guidance_scale: what was recorded.
         steps: n. prompts: recorded search prompts.
         points: one for each number of computed steps, rising.
-        prediction_error: root mean square difference of predicted and measured PSNR over the verified plans, dB; each is
-            predicted from the others. None with fewer than two.
+        prediction_error: root mean square difference of predicted and measured PSNR over the verified plans, dB; each
+            is predicted from the others. None with fewer than two.
         generations: denoiser calls made in all, in units of an uncached generation.
     """
 

@@ -1,9 +1,9 @@
 """Several generations of one pipeline, side by side, step by step.
 
-Weights that serve all prompts are fitted on the cached runs of all prompts together, one stretch after the other, so the
-runs have to stand still at the same step. A pipeline cannot be stopped in mid-loop, but a thread that waits inside the
-denoiser's call can: each generation has a thread of its own, and only one of them moves at a time, in the order of the
-prompts, so that the outcome does not depend on the machine.
+Weights that serve all prompts are fitted on the cached runs of all prompts together, one stretch after the other, so
+the runs have to stand still at the same step. A pipeline cannot be stopped in mid-loop, but a thread that waits inside
+the denoiser's call can: each generation has a thread of its own, and only one of them moves at a time, in the order of
+the prompts, so that the outcome does not depend on the machine.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class Lockstep:
     def __enter__(self) -> Lockstep:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -1,8 +1,8 @@
 """The cheapest sets of computed steps, at every amount of compute at once: shortest paths.
 
 The damage of a plan is what its stretches add (`Damage`), and what a stretch adds depends on the last K computed steps
-only. So the best plan is a shortest path whose state is (the last K computed steps, how many were computed). `plans` runs
-that dynamic programme from left to right with a bounded number of paths a state; without the bound it is exact.
+only. So the best plan is a shortest path whose state is (the last K computed steps, how many were computed). `plans`
+runs that dynamic programme from left to right with a bounded number of paths a state; without the bound it is exact.
 """
 
 from __future__ import annotations

@@ -127,11 +127,13 @@ class Planner:
 
     # -- the two questions -------------------------------------------------------------------------------------------
     def for_speedup(self, speedup: float) -> Front:
-        """The best plan that is at least so many times as fast, in denoiser calls. Raises BudgetNotMet if none can be."""
+        """The best plan that is at least so many times as fast, in denoiser calls. Raises BudgetNotMet."""
         count = math.floor(self.steps / speedup + 1e-9)
         if count not in self.predicted:
             fewest = min(self.predicted)
-            raise BudgetNotMet(f"no plan of {self.steps} steps is {speedup:g}x as fast: at most {self.steps / fewest:.3g}x")
+            raise BudgetNotMet(
+                f"no plan of {self.steps} steps is {speedup:g}x as fast: at most {self.steps / fewest:.3g}x"
+            )
         if count < self.steps:
             self._search(count, self._left() - self._cost(count))
             self._verify(count)
@@ -168,8 +170,8 @@ class Planner:
                 return self.front()
             count = max(count + 1, self._reached(count, -slack))
         raise BudgetNotMet(
-            f"no plan with fewer than {self.steps} computed steps keeps {budget} on {self.prompts} search prompts with the "
-            "margin for unseen ones: lower the budget or the margin"
+            f"no plan with fewer than {self.steps} computed steps keeps {budget} on {self.prompts} search prompts with "
+            "the margin for unseen ones: lower the budget or the margin"
         )
 
     def margin_of(self, values: Sequence[float]) -> float:
@@ -211,7 +213,7 @@ class Planner:
         )
 
     def _psnr(self, count: int, verified: Mapping[int, Known]) -> float | None:
-        """Predicted PSNR, dB: the recording's level, moved by what the verified plans were off, interpolated by count."""
+        """Predicted PSNR, dB: the recording's level, moved by what the verified plans were off."""
         if not verified or count == self.steps:
             return None
         counts = sorted(verified)
@@ -247,9 +249,7 @@ class Planner:
             self.known.setdefault(count, Known(self.predicted[count].computed, self._level(count)))
             return
         groups = [[i for i in group if i < self.prompts] for group in self.effort.groups]
-        referee = Referee(
-            self.setting.pipe, self.material.runs, self.sampler, [g for g in groups if g], self.history
-        )
+        referee = Referee(self.setting.pipe, self.material.runs, self.sampler, [g for g in groups if g], self.history)
         options = portfolio(
             self.material.profile.trajectory,
             self.sampler.impulse,
@@ -268,7 +268,14 @@ class Planner:
 
         found: list[Judged] = []
         state = search(
-            options, referee, self.damage.of, self.steps, generations, tick=tick, known=self._stored, fixed=self.sampler.relations.starts
+            options,
+            referee,
+            self.damage.of,
+            self.steps,
+            generations,
+            tick=tick,
+            known=self._stored,
+            fixed=self.sampler.relations.starts,
         )
         self.spent = before + state.spent
         best = state.best
@@ -299,7 +306,7 @@ class Planner:
 
     # -- towards a budget --------------------------------------------------------------------------------------------
     def _first_guess(self, budget: Budget, margin: float | None) -> int:
-        """A first plan is run on two prompts; it tells how the recording's level translates into the budget's metric."""
+        """A first plan is run on two prompts: how the recording's level translates into the budget's metric."""
         count = min(max(len(self.sampler.relations.starts), self.steps // 4), max(self.predicted))
         look = Known(self.predicted[count].computed, 0.0)
         self._fit(look, range(min(2, self.prompts)))
@@ -334,7 +341,7 @@ class Planner:
         return self.margin_of(single)
 
     def _next(self, count: int, tried: Mapping[int, float]) -> int | None:
-        """The number of computed steps to try next: where the prediction, moved by what was found, crosses the budget."""
+        """The number of computed steps to try next: where the prediction, moved by what was found, crosses."""
         slack = tried[count]
         if slack >= 0.0:
             fewer = [c for c in self.predicted if c < count and slack + self._level(c) - self._level(count) >= -0.5]

@@ -14,10 +14,10 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
+from fastercache.analysis.trajectory import Trajectory
 from fastercache.tuner.planning.damage import Damage
 from fastercache.tuner.planning.paths import plans
 from fastercache.tuner.planning.teaching import Carry
-from fastercache.analysis.trajectory import Trajectory
 
 NOISE = 3.0
 """Mean squared error of a cached run's outputs, in multiples of the damage predicted for its last latent."""
