@@ -66,7 +66,7 @@ class Trajectory:
     @property
     def branches(self) -> int:
         """Number of guidance branches whose raw outputs were recorded, C."""
-        return self.by_branch.shape[-1] // self.steps
+        return int(self.by_branch.shape[-1]) // self.steps
 
     def latent(self, k: int) -> int:
         """The row of x_k in `products`."""

@@ -64,7 +64,7 @@ class Lockstep:
             FasterCacheError: if a generation has no further step.
         """
         self._answer = answer or (lambda generation, call, denoiser, source: None)
-        steps = []
+        steps: list[SamplerStep] = []
         for runner in self._runners:
             runner.last = None
             runner.move()
