@@ -10,7 +10,6 @@ import pytest
 from pydantic import Field
 
 import fastercache as fc
-from fastercache.policies.base import Policy
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.tuner import SearchSpace, default_seeds
 from fastercache.tuner.fields import from_unit, to_unit
@@ -23,7 +22,7 @@ SITES = (
 )
 
 
-class Custom(Policy):
+class Custom(fc.SitePolicy, fc.StaticRule[None]):
     """A third party's policy, not even registered."""
 
     name: ClassVar[str] = "custom"

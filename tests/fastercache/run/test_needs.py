@@ -21,7 +21,7 @@ K = 2
 class Fitted(fc.Predictor):
     """F(step) = sum_p w_p(step) F_p + w_x(step) x(step) - 0.1 x(newest computed), the weights by step index."""
 
-    name: ClassVar[str] = "fitted"
+    name: ClassVar[str] = "fitted_here"
 
     @property
     def depth(self) -> int:
@@ -51,7 +51,7 @@ def stand_in(outputs: list[Tensor], step: int, x: Tensor, x_computed: Tensor) ->
 class Planned(fc.SitePolicy, fc.StaticRule[None]):
     """Every second step of the denoiser's output."""
 
-    name: ClassVar[str] = "planned"
+    name: ClassVar[str] = "planned_here"
     sites: str = "denoiser"
     stand_in: AnyPredictor = Fitted()
 
