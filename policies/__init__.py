@@ -1,6 +1,7 @@
 """Cache policies and predictors: decisions over plain values, torch tensors only, no models.
 
-Begin with `base`, the contract of a policy and of a predictor, and `vocabulary`, the plain values they speak in.
+Begin with `base`, the contract of a policy and of a predictor, `rules`, when a site is reused, and `vocabulary`, the
+plain values they speak in.
 `methods` holds the published methods, one file each; `predictors` what stands in for a skipped value; `schedule` the
 explicit table that every static policy compiles to; `compose` and `wrappers` the policies that are made of others.
 """

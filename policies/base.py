@@ -218,6 +218,16 @@ class SitePolicy(Policy):
         """What stands in for the site's skipped values in this run."""
         return Hold()
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Raises InvalidPolicy for a field named as a question of the rule, which would take its place."""
+        super().__pydantic_init_subclass__(**kwargs)
+        taken = sorted(
+            {"begin", "begin_beside", "reuse", "update", "signal", "decides", "remembers"} & {*cls.model_fields}
+        )
+        if taken:
+            raise InvalidPolicy(f"{cls.__name__} has a field '{taken[0]}', which is a rule's method: name it otherwise")
+
     @final
     def assign(self, run: Run) -> Mapping[Site, Assigned]:
         if not isinstance(self, (StaticRule, WatchingRule)):

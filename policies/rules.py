@@ -39,7 +39,7 @@ class StaticRule(Rule[S]):
     def reuse(self, state: S, step: Step) -> bool:
         """Whether to reuse (True) or compute (False). Asked at every step at which the site is reached."""
 
-    def computed(self, state: S, step: Step) -> S:
+    def update(self, state: S, step: Step) -> S:
         """The state after the site was computed at this step."""
         return state
 
@@ -56,7 +56,7 @@ class WatchingRule(Rule[S]):
     def decides(self) -> Scope:
         """Who decides for whom.
 
-        With `branch`, `reuse` and `computed` are called for each branch with its own rows. With `call` they are called
+        With `branch`, `reuse` and `update` are called for each branch with its own rows. With `call` they are called
         once a denoiser call, with the rows of all its branches, under the conditional branch's name if it is among
         them. With `cond` they are called for the conditional branch alone, and the answer holds for the whole step; a
         branch that is called before the conditional one is asked by itself.
@@ -72,12 +72,9 @@ class WatchingRule(Rule[S]):
     def reuse(self, state: S, step: Step, seen: Tensor | None) -> bool:
         """Whether to reuse (True) or compute (False). `seen`: the rows of `signal`, by `decides`; None without one."""
 
-    def computed(self, state: S, step: Step, value: Tensor) -> S:
+    def update(self, state: S, step: Step, value: Tensor) -> S:
         """The state after the site was computed at this step with this value."""
         return state
-
-
-AnyRule = StaticRule[S] | WatchingRule[S]
 
 
 def begin_all(rule: Rule[S], site: Site, run: Run, firsts: dict[tuple[int, str], dict[Branch, S]]) -> dict[Branch, S]:

@@ -135,7 +135,7 @@ def compile_rules(assigned: Mapping[Site, Assigned], rules: Sequence[StaticRule[
             for s in range(len(sites)):
                 if grid[s][b][i] == computed:
                     seen[s][b] = True
-                    states[s][b] = rules[s].computed(states[s][b], step)
+                    states[s][b] = rules[s].update(states[s][b], step)
     codes = np.array([[list(row) for row in rows] for rows in grid], dtype=np.int8)
     codes = codes.reshape(len(sites), len(run.branches), run.count)
     return Table(run, sites, codes, tuple(one.predictor for one in assigned.values()))

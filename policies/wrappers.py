@@ -78,8 +78,8 @@ class _Static(_Constrained[S], StaticRule[_Wrapped[S]]):
     def reuse(self, state: _Wrapped[S], step: Step) -> bool:
         return state.after(self.rule.reuse(state.inner, step), self.wrapper, step)
 
-    def computed(self, state: _Wrapped[S], step: Step) -> _Wrapped[S]:
-        return _Wrapped(self.rule.computed(state.inner, step))
+    def update(self, state: _Wrapped[S], step: Step) -> _Wrapped[S]:
+        return _Wrapped(self.rule.update(state.inner, step))
 
 
 class _Watching(_Constrained[S], WatchingRule[_Wrapped[S]]):
@@ -102,8 +102,8 @@ class _Watching(_Constrained[S], WatchingRule[_Wrapped[S]]):
     def reuse(self, state: _Wrapped[S], step: Step, seen: Tensor | None) -> bool:
         return state.after(self.rule.reuse(state.inner, step, seen), self.wrapper, step)
 
-    def computed(self, state: _Wrapped[S], step: Step, value: Tensor) -> _Wrapped[S]:
-        return _Wrapped(self.rule.computed(state.inner, step, value))
+    def update(self, state: _Wrapped[S], step: Step, value: Tensor) -> _Wrapped[S]:
+        return _Wrapped(self.rule.update(state.inner, step, value))
 
 
 @register

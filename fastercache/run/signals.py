@@ -189,9 +189,9 @@ class Jury(Generic[S]):
     def _computed(self, step: Step, branch: Branch, value: Tensor | None) -> None:
         state = self.states[branch]
         if not isinstance(self.rule, WatchingRule):
-            self.states[branch] = self.rule.computed(state, step)
+            self.states[branch] = self.rule.update(state, step)
         elif value is not None:
-            self.states[branch] = self.rule.computed(state, step, value)
+            self.states[branch] = self.rule.update(state, step, value)
 
 
 def _part(value: Tensor | None, branch: Branch, branches: tuple[Branch, ...]) -> Tensor | None:

@@ -90,7 +90,7 @@ class BlockWatching(SitePolicy, WatchingRule[Block]):
             watch.changes = []
         return step.index < watch.until
 
-    def computed(self, state: Block, step: Step, value: Tensor) -> Block:
+    def update(self, state: Block, step: Step, value: Tensor) -> Block:
         watch = state.watch
         if step.index > watch.step:
             watch.step, watch.changes = step.index, []

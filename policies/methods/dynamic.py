@@ -96,7 +96,7 @@ class Dynamic(SitePolicy, WatchingRule[Memo]):
         state.skipped += 1
         return True
 
-    def computed(self, state: Memo, step: Step, value: Tensor) -> Memo:
+    def update(self, state: Memo, step: Step, value: Tensor) -> Memo:
         self.learn(state, step, value)
         state.total, state.skipped, state.anchor = 0.0, 0, state.now
         return state

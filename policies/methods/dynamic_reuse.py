@@ -77,7 +77,7 @@ class DynamicReuse(SitePolicy, StaticRule[int | None]):
             return False
         return state is not None and step.index - state < self.interval
 
-    def computed(self, state: int | None, step: Step) -> int:
+    def update(self, state: int | None, step: Step) -> int:
         return step.index
 
     def predictor(self, site: Site, run: Run) -> Predictor:

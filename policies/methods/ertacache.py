@@ -99,7 +99,7 @@ class ERTACache(SitePolicy, StaticRule[int | None]):
         error = lagged(self.errors, step.index, step.index - state, step.count)
         return error is not None and error < self.threshold
 
-    def computed(self, state: int | None, step: Step) -> int:
+    def update(self, state: int | None, step: Step) -> int:
         return step.index
 
     def predictor(self, site: Site, run: Run) -> Predictor:

@@ -144,7 +144,7 @@ class AdaptiveGuidance(SitePolicy, WatchingRule[_Drift | None]):
     def reuse(self, state: _Drift | None, step: Step, seen: Tensor | None) -> bool:
         return state is not None and within(step, self.start, self.stop) and step.index < state.due
 
-    def computed(self, state: _Drift | None, step: Step, value: Tensor) -> _Drift:
+    def update(self, state: _Drift | None, step: Step, value: Tensor) -> _Drift:
         due = step.index + 1
         if state is not None:
             change = self._change(value, state.delta) / (step.index - state.step)

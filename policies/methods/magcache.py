@@ -85,7 +85,7 @@ class MagCache(SitePolicy, StaticRule[_Drift]):
         state.skipped += 1
         return state.error <= self.threshold and state.skipped <= self.max_skip
 
-    def computed(self, state: _Drift, step: Step) -> _Drift:
+    def update(self, state: _Drift, step: Step) -> _Drift:
         return _Drift(state.ratios)
 
     def predictor(self, site: Site, run: Run) -> Predictor:

@@ -76,5 +76,5 @@ class SmoothCache(SitePolicy, StaticRule[_Known]):
         error = lagged(state.lags, step.index, step.index - state.last, step.count)
         return error is not None and error < self.alpha
 
-    def computed(self, state: _Known, step: Step) -> _Known:
+    def update(self, state: _Known, step: Step) -> _Known:
         return _Known(state.lags, step.index)

@@ -124,6 +124,11 @@ def test_a_policy_that_would_do_nothing_is_an_error() -> None:
     class NoDecision(SitePolicy, StaticRule[None]):
         name: ClassVar[str] = "no_decision"
 
+    with pytest.raises(InvalidPolicy, match="Shadowing has a field 'update'"), pytest.warns(UserWarning):
+
+        class Shadowing(SitePolicy, StaticRule[None]):
+            update: int = 1
+
     with pytest.raises(InvalidPolicy, match="NoDecision must implement query, reuse"):
         NoDecision()  # type: ignore[abstract]
     with pytest.raises(InvalidPolicy, match="NoRule has no rule"):
@@ -150,7 +155,7 @@ class Together(SitePolicy, StaticRule[list[int]]):
     def reuse(self, state: list[int], step: Step) -> bool:
         return len(state) >= 4 and len(state) % 4 == 0 and step.index == state[-1] + 1
 
-    def computed(self, state: list[int], step: Step) -> list[int]:
+    def update(self, state: list[int], step: Step) -> list[int]:
         state.append(step.index)
         return state
 

@@ -45,7 +45,7 @@ class Watching(fc.SitePolicy, fc.WatchingRule[str]):
         self._asked.append((step.index, state, None if seen is None else seen.clone()))
         return self.reuses and step.index % 2 == 1
 
-    def computed(self, state: str, step: fc.Step, value: Tensor) -> str:
+    def update(self, state: str, step: fc.Step, value: Tensor) -> str:
         self._told.append((step.index, state, value.shape[0]))
         return state
 

@@ -85,7 +85,7 @@ def drive(
             wanted = rule.reuse(states[site], step, None if signals is None else signals[i]) and seen
             answers.append(wanted)
             if not wanted:
-                states[site] = rule.computed(states[site], step, torch.zeros(1) if values is None else values[i])
+                states[site] = rule.update(states[site], step, torch.zeros(1) if values is None else values[i])
         assert len(set(answers)) == 1, "sites of one policy must agree here"
         seen = seen or not answers[0]
         letters += "R" if answers[0] else "C"
