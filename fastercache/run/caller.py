@@ -19,7 +19,7 @@ def _new(cls: Any) -> Any:
 
 
 class Caller:
-    """Follows the calls of one pipeline. `on_end(error)` is called when one has ended, with what it raised, if anything.
+    """Follows the calls of one pipeline. `on_end(error)` is called when one has ended, with what it raised or None.
 
     Where there is no pipeline, or it cannot be followed, only the thread of a run is known.
     """
@@ -29,7 +29,7 @@ class Caller:
         self.follows = False
         self._depth = 0
         self._thread: int | None = None  # of the present pipeline call, or of the present run of a loop of one's own
-        if pipe is not None and callable(getattr(type(pipe), "__call__", None)):
+        if pipe is not None and callable(pipe):
             self._base = type(pipe)
             try:
                 pipe.__class__ = self._followed = self._subclass(self._base)
@@ -75,6 +75,11 @@ class Caller:
             if not self._depth:
                 self._thread = None
                 self.on_end(error)
+
+    @property
+    def inside(self) -> bool:
+        """Whether a call of the pipeline goes on."""
+        return self._depth > 0
 
     def check_thread(self) -> None:
         """Raises ForeignCall while a run goes on in another thread."""

@@ -309,6 +309,7 @@ class Denoiser:
         assert self.trace is not None
         full = self.book.cost(self.prefix, self.hooks, inner, args, kwargs)
         index = self.clock.index
+        self.trace.calls += 1
         self.trace.flops_full[index] += full.total
         if inside is not None:
             sliced = part_kwargs is not kwargs
