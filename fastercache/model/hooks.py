@@ -253,8 +253,8 @@ def chain(handlers: list[Handler]) -> Handler | None:
 class MethodTap:
     """Stands in for a method of one object and calls `after(result)` each time it returns, until removed.
 
-    Like `SiteForward` it is an object, so that a deep copy of its owner gets its own untapped method, unless `follows()`
-    says then that the copy does the owner's work.
+    Like `SiteForward` it is an object, so that a deep copy of its owner gets its own untapped method, unless
+    `follows()` says then that the copy does the owner's work.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from fastercache.model.grids import grid_of
 from fastercache.model.hooks import Handler, Inner, SiteForward, chain
 from fastercache.model.layout import (
     BlockIO,
+    flatten_output,
     leading_tensor,
     timestep_of,
 )
@@ -28,6 +30,7 @@ from fastercache.run.caller import Caller
 from fastercache.run.calls import Call, RunState
 from fastercache.run.clock import Clock
 from fastercache.run.compiled import collect, enough_graphs, place_hooks, prepare
+from fastercache.run.finite import FiniteWatch
 from fastercache.run.memory import Shape, ValueShapes
 from fastercache.run.module_unit import ModuleUnit
 from fastercache.run.signals import Watchtower
@@ -66,6 +69,7 @@ class Denoiser:
         self.root = SiteForward(module, outermost=True)
         self.units: dict[str, Unit] = {}
         self.assembly = Assembly(self.family)
+        self.finite = FiniteWatch()
         self.state: RunState | None = None
         self.trace: Trace | None = None
         self._tower: Watchtower | None = None  # while something watches the first block
@@ -149,7 +153,7 @@ class Denoiser:
         wanted: set[Signal | None] = set()
         for unit in self.units.values():
             wanted.add(unit.jury.owner.signal if unit.jury is not None else None)
-            wanted.add(unit.history.predictor.signal if unit.history is not None else None)
+            wanted.add(unit.history.predictor.needs if unit.history is not None else None)
         watched = frozenset(s for s in wanted if s is not None and s is not Signal.INPUT)
         if not watched or not self.blocks:
             return None
@@ -174,7 +178,8 @@ class Denoiser:
             unit.begin(state)
 
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ValueShapes:
-        """Count a full call with these arguments, note which modules' values need copying, and give value shapes."""
+        """Count a full call with these arguments, note which modules' values need copying, and give value shapes: of
+        this denoiser's sites, and of the same sites of another of its class."""
         cost = self.book.cost(self.prefix, self.hooks, self.root.inner, args, kwargs)
         assert self.state is not None
         parts = len(self.branches.groups[0])
@@ -183,7 +188,8 @@ class Denoiser:
             if isinstance(unit, ModuleUnit):
                 unit.turns = cost.turns.get(unit.path, 1)
 
-        def shapes(site: Site) -> list[Shape]:
+        def values(site: Site) -> list[Shape]:
+            site = replace(site, name=self.prefix + site.path, denoiser=self.prefix.removesuffix("/"))
             unit = self.unit(site)
             path = unit.paths[-1] if isinstance(unit, StackUnit) else unit.path
             outer = site.kind in (Kind.DENOISER, Kind.BRANCH)
@@ -194,7 +200,8 @@ class Denoiser:
             grids = [grid_of(self.family, kwargs, t, i).to(t) for i, t in enumerate(empty)]
             return [(tuple(t.shape), t.dtype) for t in grids]
 
-        return shapes
+        x = leading_tensor(args, kwargs)
+        return ValueShapes(values, ((x.shape[0] // parts, *x.shape[1:]), x.dtype))
 
     def release(self, index: int) -> None:
         """Step `index` has ended: drop what no later step reads."""
@@ -215,6 +222,7 @@ class Denoiser:
     def clear(self) -> None:
         """Drop every cached value."""
         self.assembly.clear()
+        self.finite.clear()
         for unit in self.units.values():
             unit.forget()
 
@@ -235,6 +243,7 @@ class Denoiser:
         if state.unsure and self.assembly.guidance in predicted.values():
             raise BranchUnknown(state.unsure)
         part_args, part_kwargs, output = args, kwargs, None
+        reused = list(dict.fromkeys(unit.site.name for unit in predicted.values()))
         if computed and computed != branches:
             state.cut()
             parts = [branches.index(b) for b in computed]
@@ -244,9 +253,11 @@ class Denoiser:
             inside = Call(step, computed, rows.shape[0], rows)
             output = self._run(inside, inner, part_args, part_kwargs)
             self._account(inner, args, kwargs, part_args, part_kwargs, inside)
+            reused += [path for path, _ in inside.skipped]
         else:
             self._account(inner, args, kwargs, args, kwargs, None)
         output = self.assembly.finish(call, state.run.branches, predicted, computed, output, kwargs)
+        self.finite.see(step, branches, reused, flatten_output(output))
         self.clock.called(state.run.branches)
         return output
 

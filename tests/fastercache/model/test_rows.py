@@ -178,9 +178,9 @@ def test_the_pipelines_own_texts_tell_the_order(style: str) -> None:
     with fc.attach(usual, POLICY, guidance=style) as session:  # type: ignore[arg-type]
         got = usual()
         assert session.last.share() == 0.25
-    with fc.attach(
-        usual, POLICY, guidance=style, branches=session.last.run.branches[:: -1 if style == "batched" else 1]
-    ):  # type: ignore[arg-type]
+    named = {"batched": (UNCOND, COND), "separate": (COND, UNCOND)}[style]
+    with fc.attach(usual, POLICY, guidance=style, branches=named):  # type: ignore[arg-type]
         assert torch.equal(usual(), got)
-    with fc.attach(unusual, POLICY, guidance=style), pytest.raises(fc.BranchUnknown, match=r"texts are in the order"):  # type: ignore[arg-type]
-        unusual()
+    with fc.attach(unusual, POLICY, guidance=style):  # type: ignore[arg-type]
+        with pytest.raises(fc.BranchUnknown, match="texts are in the order"):
+            unusual()
