@@ -274,8 +274,12 @@ class MethodTap:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self.owner))
         if copied is not None and self.follows():
-            return MethodTap(copied, self.name, self.after)
+            return MethodTap(copied, self.name, self._while_followed)
         return self if copied is None else functools.partial(getattr(type(copied), self.name), copied)
+
+    def _while_followed(self, result: Any) -> None:
+        if self.follows():
+            self.after(result)
 
     def __reduce__(self) -> Any:
         return _own_method, (self.owner, self.name)

@@ -1,7 +1,7 @@
 """Who calls the denoiser: the pipeline that the session is attached to, in one thread at a time, or somebody else.
 
 Pipelines share denoisers and schedulers (`from_pipe`), so neither tells who is calling. The pipeline's own `__call__`
-does. Python looks it up on the class, so until detached the pipeline is given a subclass of its class, of the same name.
+does. Python looks it up on the class: until detached the pipeline is given a subclass of its class, of the same name.
 """
 
 from __future__ import annotations

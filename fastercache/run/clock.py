@@ -74,9 +74,9 @@ class Clock:
         self.pending = True
 
     def _announced(self, result: Any) -> None:
+        self.on_announce()  # refuses another thread's
         self._manual = None
         self.pending = True
-        self.on_announce()
 
     def _stepped(self, result: Any) -> None:
         # A second scheduler step without a denoiser call between (Cosmos: x0, then epsilon; the next frame's copy of

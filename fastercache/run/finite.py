@@ -17,7 +17,9 @@ class FiniteWatch:
     def __init__(self) -> None:
         self._seen: list[tuple[Step, tuple[Branch, ...], Sequence[str], Tensor]] = []
 
-    def see(self, step: Step, branches: tuple[Branch, ...], reused: Sequence[str], outputs: Sequence[Tensor | None]) -> None:
+    def see(
+        self, step: Step, branches: tuple[Branch, ...], reused: Sequence[str], outputs: Sequence[Tensor | None]
+    ) -> None:
         """Note a call's outputs, and the sites whose values stood in for computed ones."""
         for output in outputs:
             if output is None or output.is_meta or not output.is_floating_point():

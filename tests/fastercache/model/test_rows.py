@@ -181,6 +181,6 @@ def test_the_pipelines_own_texts_tell_the_order(style: str) -> None:
     named = {"batched": (UNCOND, COND), "separate": (COND, UNCOND)}[style]
     with fc.attach(usual, POLICY, guidance=style, branches=named):  # type: ignore[arg-type]
         assert torch.equal(usual(), got)
-    with fc.attach(unusual, POLICY, guidance=style):  # type: ignore[arg-type]
-        with pytest.raises(fc.BranchUnknown, match="texts are in the order"):
-            unusual()
+    session = fc.attach(unusual, POLICY, guidance=style)  # type: ignore[arg-type]
+    with session, pytest.raises(fc.BranchUnknown, match="texts are in the order"):
+        unusual()

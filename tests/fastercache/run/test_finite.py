@@ -43,8 +43,8 @@ def test_a_model_that_returns_nan_is_told(name: str, at: int, branches: str, val
 
 def test_a_value_reused_is_named() -> None:
     class Spoil(fc.Hold):
-        def predict(self, past: Any, step: Any) -> Any:
-            return super().predict(past, step) / (step.index != 3)
+        def predict(self, past: Any, now: Any) -> Any:
+            return super().predict(past, now) / (now.step.index != 3)
 
     s = specimen("latte")
     site = "transformer_blocks.1.attn1"
