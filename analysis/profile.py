@@ -36,13 +36,14 @@ class SiteRow(BaseModel):
     role: Role | None = None
     depth: int = -1
     span: tuple[int, int] = (0, 0)
+    denoiser: str = ""
 
     @classmethod
     def of(cls, site: Site) -> SiteRow:
-        return cls(name=site.name, kind=site.kind, role=site.role, depth=site.depth, span=site.span)
+        return cls(**{name: getattr(site, name) for name in cls.model_fields})
 
     def site(self) -> Site:
-        return Site(self.name, self.kind, self.role, self.depth, self.span)
+        return Site(**dict(self))
 
 
 class Component(BaseModel):

@@ -33,7 +33,7 @@ def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
             f"{type(target).__name__} is no pipeline with a denoiser: expected one of the components "
             f"{', '.join(COMPONENTS)}, or a torch module"
         )
-    return [("" if i == 0 else f"{name}/", module) for i, (name, module) in enumerate(found)]
+    return [(f"{name}/" if len(found) > 1 else "", module) for name, module in found]
 
 
 def find_sites(target: Any) -> tuple[Site, ...]:

@@ -6,6 +6,7 @@ can serve many runs, threads and pipelines at once, and the bounds on its fields
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -87,48 +88,53 @@ def explain(cls: type[BaseModel], error: ValidationError) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """One computed value in a predictor's history: the step it was computed at, and what `encode` made of it.
-
-    `signal` is what an aligned predictor watched at that step; None for others.
-    """
+    """One computed value in a predictor's past: the step it was computed at, and what `keep` made of it."""
 
     step: Step
     value: Any
-    signal: Tensor | None = None
 
 
-class Predictor(Config):
-    """Stands in for a skipped value.
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What is predicted: the step, and what the predictor's `needs` names at that step; None where it needs nothing."""
 
-    Predictors are pure: the prediction depends only on the history given and the step asked for.
+    step: Step
+    seen: Tensor | None = None
+
+
+class Predictor(Config, ABC):
+    """Stands in for a skipped value. A subclass implements `predict`.
+
+    Predictors are pure: the prediction depends only on what is given. `past` and `now` hold one branch's rows, or those
+    of all branches of a call together where nothing is needed and all were computed together: a predictor that measures
+    its values over all rows therefore names what it needs.
     """
 
     @property
-    def history(self) -> int:
+    def depth(self) -> int:
         """How many past values the prediction can use, so that memory is known before the run."""
         return 1
 
     @property
-    def signal(self) -> Signal | None:
-        """For a predictor that is aligned with something the run gives at every step: what. It implements `align`."""
+    def needs(self) -> Signal | None:
+        """What the predictor is given besides past values, at the computed steps (`keep`) and now (`predict`).
+
+        `Signal.INPUT` is the denoiser's main input, as the denoiser gets it: scaled, with whatever channels the
+        pipeline appends, packed to tokens where the model takes tokens. Whether it fits the value is the predictor's
+        to judge. A denoiser's further outputs (LTX-2's sound) have no such input: `seen` is None for them.
+        """
         return None
 
-    @property
-    def relative(self) -> bool:
-        """Whether, at a denoiser site, its values are the output less the denoiser's input instead of the output."""
-        return False
+    def keep(self, value: Tensor, seen: Tensor | None) -> Any:
+        """What is kept of a computed value: by default itself. Tensors, or tuples and lists of them.
 
-    def encode(self, value: Tensor) -> Any:
-        """What is kept of a computed value (any shape); by default the value itself."""
+        `seen` is what `needs` names at the step of the value. What is kept of it counts as cached memory.
+        """
         return value
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        """The stand-in at `step`, in the shape of the values; `history` is chronological, newest last, never empty."""
-        raise NotImplementedError(f"{type(self).__name__} must implement predict(history, step)")
-
-    def align(self, history: Sequence[Past], step: Step, signal: Tensor) -> Tensor:
-        """As `predict`, given what `self.signal` names, now and (in `history`) at the computed steps."""
-        return self.predict(history, step)
+    @abstractmethod
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        """The stand-in for `now`, in the shape of the values; `past` is chronological, newest last, never empty."""
 
 
 class Hold(Predictor):
@@ -136,8 +142,8 @@ class Hold(Predictor):
 
     name: ClassVar[str] = "hold"
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        value: Tensor = history[-1].value
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        value: Tensor = past[-1].value
         return value
 
 

@@ -41,8 +41,8 @@ class Even(fc.StaticInterval):
 HALF = """
 class Half(fc.Predictor):
     name: ClassVar[str] = "half"
-    def predict(self, history, step):
-        return history[-1].value * 0.5
+    def predict(self, past, now):
+        return past[-1].value * 0.5
 """
 
 
