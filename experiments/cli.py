@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import typer
 
 from fastercache.experiments import console
-from fastercache.experiments.commands import against, check, cost, find, look, make
+from fastercache.experiments.commands import against, check, cost, find, look, make, planning
 
 app = typer.Typer(
     name="fastercache",
@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 
 F = TypeVar("F", bound=Callable[..., None])
-RESUMABLE = ("tune", "demo", "bench")
+RESUMABLE = ("plan", "tune", "demo", "bench")
 RESUME = "interrupted; what was finished is kept: run the same command again and it goes on from there"
 
 
@@ -70,6 +70,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     check.check_policy,
     make.generate,
     find.analyze,
+    planning.plan,
     find.tune,
     find.export,
     make.demo,
