@@ -52,11 +52,13 @@ def guarded(command: F) -> F:
             console.words.print(RESUME if command.__name__ in RESUMABLE else "interrupted", soft_wrap=True)
             raise typer.Exit(130) from None
         except Exception as error:
+            from fastercache.policies.documents import refused_by_disk
             from fastercache.policies.errors import FasterCacheError
 
-            if not isinstance(error, FasterCacheError):
+            told = str(error) if isinstance(error, FasterCacheError) else refused_by_disk(error)
+            if told is None:
                 raise
-            console.fail(str(error))
+            console.fail(told)
             raise typer.Exit(2) from None
 
     return wrapper  # type: ignore[return-value]

@@ -113,9 +113,10 @@ class Study:
 
     def _check_fingerprint(self) -> None:
         now = self.fingerprint()
+        begun = bool(self.optuna.get_trials(deepcopy=False))  # read first: who begins writes the fingerprint first
         then = self.optuna.user_attrs.get(FINGERPRINT)
         if then is None:
-            if self.optuna.get_trials(deepcopy=False):
+            if begun:
                 raise ConfigUnreadable(f"{self._place} holds a study that is not of this tuner: give another path")
             self.optuna.set_user_attr(FINGERPRINT, now)
             return
