@@ -1,7 +1,7 @@
 """The planner's table: planned schedules at several speedups beside fewer steps and published methods, held out.
 
-`python -m fastercache.experiments.jobs.plan_table latte-digits --out DIR` plans at each speedup from one recording, then
-runs all of them in one contest on held-out prompts. Interrupted, it goes on where it stopped.
+`python -m fastercache.experiments.jobs.plan_table latte-digits --out DIR` plans at each speedup from one recording and
+then runs all plans in one contest on held-out prompts. Interrupted, it goes on where it stopped.
 """
 
 from __future__ import annotations
