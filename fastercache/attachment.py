@@ -26,6 +26,7 @@ def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
         AttachError: if the target is neither a pipeline with a denoiser nor a module.
     """
     if isinstance(target, nn.Module):
+        _refuse_wrapped("the module", target)
         return [("", target)]
     found = [(name, getattr(target, name)) for name in COMPONENTS if isinstance(getattr(target, name, None), nn.Module)]
     if not found:
@@ -33,7 +34,18 @@ def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
             f"{type(target).__name__} is no pipeline with a denoiser: expected one of the components "
             f"{', '.join(COMPONENTS)}, or a torch module"
         )
+    for name, module in found:
+        _refuse_wrapped(f"pipe.{name}", module)
     return [("" if i == 0 else f"{name}/", module) for i, (name, module) in enumerate(found)]
+
+
+def _refuse_wrapped(name: str, module: nn.Module) -> None:
+    """Raise AttachError for what `torch.compile(module)` returns: another module with another class."""
+    if hasattr(module, "_orig_mod"):
+        raise AttachError(
+            f"{name} is the wrapper that torch.compile returns, which hides the denoiser: leave the denoiser in its "
+            "place and compile it there, with its method compile() or compile_repeated_blocks()"
+        )
 
 
 def find_sites(target: Any) -> tuple[Site, ...]:
@@ -82,6 +94,10 @@ def attach(
         ConfigMismatch: the tuned config was made for something else.
         CacheTooLarge: when a run starts, if it would cache more than `max_cache_bytes`.
     """
+    if isinstance(policy, type):
+        raise AttachError(f"attach needs a policy, found the class {policy.__name__}: write {policy.__name__}()")
+    if not isinstance(policy, (Policy, TunedConfig, str, Path)):
+        raise AttachError(f"attach needs a policy, a tuned config or the path of one, found {type(policy).__name__}")
     config: TunedConfig | None = None
     if isinstance(policy, (str, Path)):
         policy = TunedConfig.load(policy)
