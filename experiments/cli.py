@@ -16,7 +16,7 @@ import typer
 from click import ClickException
 
 from fastercache.experiments import console, failures
-from fastercache.experiments.commands import against, check, cost, find, look, make
+from fastercache.experiments.commands import against, check, cost, find, look, make, planning
 
 app = typer.Typer(
     name="fastercache",
@@ -39,7 +39,7 @@ app = typer.Typer(
 )
 
 F = TypeVar("F", bound=Callable[..., None])
-RESUMABLE = ("tune", "demo", "bench")
+RESUMABLE = ("plan", "tune", "demo", "bench")
 RESUME = "interrupted; what was finished is kept: run the same command again and it goes on from there"
 
 
@@ -86,6 +86,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     check.check_policy,
     make.generate,
     find.analyze,
+    planning.plan,
     find.tune,
     find.export,
     make.demo,

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastercache.model.families import COMPONENTS, Guidance, family_of
 from fastercache.model.finder import find_denoiser_sites
-from fastercache.model.hooks import is_hooked
+from fastercache.model.hooks import hooks_on, is_hooked
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import AttachError
 from fastercache.policies.vocabulary import Branch, Site
@@ -26,7 +26,6 @@ def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
         AttachError: if the target is neither a pipeline with a denoiser nor a module.
     """
     if isinstance(target, nn.Module):
-        _refuse_wrapped("the module", target)
         return [("", target)]
     found = [(name, getattr(target, name)) for name in COMPONENTS if isinstance(getattr(target, name, None), nn.Module)]
     if not found:
@@ -34,28 +33,34 @@ def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
             f"{type(target).__name__} is no pipeline with a denoiser: expected one of the components "
             f"{', '.join(COMPONENTS)}, or a torch module"
         )
-    for name, module in found:
-        _refuse_wrapped(f"pipe.{name}", module)
-    return [("" if i == 0 else f"{name}/", module) for i, (name, module) in enumerate(found)]
-
-
-def _refuse_wrapped(name: str, module: nn.Module) -> None:
-    """Raise AttachError for what `torch.compile(module)` returns: another module with another class."""
-    if hasattr(module, "_orig_mod"):
-        raise AttachError(
-            f"{name} is the wrapper that torch.compile returns, which hides the denoiser: leave the denoiser in its "
-            "place and compile it there, with its method compile() or compile_repeated_blocks()"
-        )
+    return [(f"{name}/" if len(found) > 1 else "", module) for name, module in found]
 
 
 def find_sites(target: Any) -> tuple[Site, ...]:
     """Every site of a pipeline or denoiser, without attaching."""
     sites: list[Site] = []
     for prefix, module in denoisers_of(target):
-        family = family_of(type(module).__name__)
+        family = family_of(module)
         branches = family is None or len(family.order) > 1 or family.true_cfg
         sites.extend(find_denoiser_sites(module, prefix, branches=branches))
     return tuple(sites)
+
+
+def detach(target: Any) -> int:
+    """End every session on a pipeline's denoisers, or on a module, whoever holds it. Returns how many there were.
+
+    For a session whose variable is lost, as after a notebook's cell ran twice.
+
+    Raises:
+        AttachError: if the target is neither a pipeline with a denoiser nor a module.
+    """
+    ended = 0
+    for _, module in denoisers_of(target):
+        for hook in [hook for part in module.modules() for hook in hooks_on(part)]:
+            if hook.owner is not None and hook.owner.attached:
+                hook.owner.detach()
+                ended += 1
+    return ended
 
 
 def attach(
@@ -109,8 +114,8 @@ def attach(
     for _, module in denoisers:
         if any(is_hooked(m) for m in module.modules()):
             raise AttachError(
-                f"{type(module).__name__} has a session attached already: detach that first, or swap its policy "
-                "with session.use(policy)"
+                f"{type(module).__name__} has a session attached already: detach that first (where it is lost, with "
+                "fastercache.detach(...)), or swap its policy with session.use(policy)"
             )
     pipe = None if isinstance(target, nn.Module) else target
     check = None
@@ -118,9 +123,11 @@ def attach(
         tuned = config
 
         def check(run: Any, pipe: Any) -> None:
-            tuned.check_run(run.count, getattr(pipe, "guidance_scale", None), allow=frozenset(allow))
+            style: Guidance = session.guidance if len(run.branches) > 1 else "none"
+            scale = getattr(pipe, "guidance_scale", None)
+            tuned.check_run(run.count, scale, allow=frozenset(allow), guidance=style)
 
-    return Session(
+    session = Session(
         denoisers,
         pipe,
         policy,
@@ -131,3 +138,4 @@ def attach(
         max_cache_bytes=max_cache_bytes,
         check_run=check,
     )
+    return session

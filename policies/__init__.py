@@ -8,6 +8,7 @@ explicit table that every static policy compiles to; `compose` and `wrappers` th
 from fastercache.policies.base import Citation as Citation
 from fastercache.policies.base import Config as Config
 from fastercache.policies.base import Hold as Hold
+from fastercache.policies.base import Now as Now
 from fastercache.policies.base import Past as Past
 from fastercache.policies.base import Policy as Policy
 from fastercache.policies.base import Predictor as Predictor
@@ -19,6 +20,7 @@ from fastercache.policies.errors import ClockError as ClockError
 from fastercache.policies.errors import ConfigMismatch as ConfigMismatch
 from fastercache.policies.errors import ConfigUnreadable as ConfigUnreadable
 from fastercache.policies.errors import FasterCacheError as FasterCacheError
+from fastercache.policies.errors import ForeignCall as ForeignCall
 from fastercache.policies.errors import InvalidPolicy as InvalidPolicy
 from fastercache.policies.errors import MeasurementError as MeasurementError
 from fastercache.policies.errors import MissingDependency as MissingDependency

@@ -47,6 +47,24 @@ Allow = Annotated[
     ),
 ]
 
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help="Measure this too: psnr, ssim, tpsnr, lpips, or a metric of yours, FILE.py:NAME; may be repeated.",
+    ),
+]
+
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="Keep the study in a database for many machines: postgresql://USER@HOST/DATABASE. [a file in --study]",
+    ),
+]
+
 CALL = "Pipeline"
 Steps = Annotated[int | None, typer.Option("--steps", min=1, rich_help_panel=CALL, help="Denoising steps.")]
 Guidance = Annotated[float | None, typer.Option("--guidance", rich_help_panel=CALL, help="Guidance scale.")]

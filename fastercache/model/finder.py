@@ -53,7 +53,7 @@ def find_blocks(denoiser: nn.Module) -> list[Block]:
             else:
                 found.append(Block(name, child, name))
         return found
-    family = family_of(type(denoiser).__name__)
+    family = family_of(denoiser)
     lists: list[tuple[str, nn.ModuleList]] = []
     for name, child in denoiser.named_children():
         if isinstance(child, nn.ModuleList) and any(is_attention(m) for block in child for m in block.modules()):
@@ -87,14 +87,15 @@ def _role(path: str, module: nn.Module, family: Family | None) -> Role | None:
 def find_denoiser_sites(denoiser: nn.Module, prefix: str = "", *, branches: bool = True) -> tuple[Site, ...]:
     """Every site of one denoiser, blocks and modules in execution order, then the kinds that are no single module.
 
-    `prefix` distinguishes the second denoiser of a pipeline that has two.
+    `prefix`, the denoiser's name and a slash, distinguishes the denoisers of a pipeline that has several.
     """
-    family = family_of(type(denoiser).__name__)
+    family = family_of(denoiser)
     blocks = find_blocks(denoiser)
+    owner = prefix.removesuffix("/")
     sites: list[Site] = []
     for depth, block in enumerate(blocks):
         span = (depth, depth + 1)
-        sites.append(Site(f"{prefix}{block.path}", Kind.BLOCK, None, depth, span))
+        sites.append(Site(f"{prefix}{block.path}", Kind.BLOCK, None, depth, span, owner))
         taken: list[str] = []
         for name, module in block.module.named_modules():
             if not name or any(name.startswith(f"{outer}.") for outer in taken):
@@ -103,12 +104,12 @@ def find_denoiser_sites(denoiser: nn.Module, prefix: str = "", *, branches: bool
             role = _role(path, module, family)
             if role is not None:
                 taken.append(name)
-                sites.append(Site(f"{prefix}{path}", Kind.MODULE, role, depth, span))
+                sites.append(Site(f"{prefix}{path}", Kind.MODULE, role, depth, span, owner))
     if blocks and not is_unet(denoiser):
-        sites.append(Site(f"{prefix}stack", Kind.STACK, None, 0, (0, len(blocks))))
-    sites.append(Site(f"{prefix}denoiser", Kind.DENOISER))
+        sites.append(Site(f"{prefix}stack", Kind.STACK, None, 0, (0, len(blocks)), owner))
+    sites.append(Site(f"{prefix}denoiser", Kind.DENOISER, denoiser=owner))
     if branches:
-        sites.append(Site(f"{prefix}branch", Kind.BRANCH))
+        sites.append(Site(f"{prefix}branch", Kind.BRANCH, denoiser=owner))
     return tuple(sites)
 
 

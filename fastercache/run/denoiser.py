@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,11 +19,13 @@ from fastercache.model.hooks import Handler, Inner, SiteForward, chain
 from fastercache.model.layout import (
     BlockIO,
     leading_tensor,
-    take_rows,
     timestep_of,
 )
+from fastercache.model.rows import branch_rows
+from fastercache.policies.errors import BranchUnknown
 from fastercache.policies.vocabulary import Branch, Kind, Signal, Site
 from fastercache.run.assembly import Assembly
+from fastercache.run.caller import Caller
 from fastercache.run.calls import Call, RunState
 from fastercache.run.clock import Clock
 from fastercache.run.compiled import collect, enough_graphs, place_hooks, prepare
@@ -48,12 +51,15 @@ class Denoiser:
         guidance: Guidance | None,
         branches: Sequence[Branch] | None,
         clock: Clock,
+        caller: Caller,
         book: FlopBook,
         on_run: OnRun,
+        on_error: Callable[[], None],
     ) -> None:
         self.module, self.prefix = module, prefix
-        self.clock, self.book, self.on_run = clock, book, on_run
-        self.family = family_of(type(module).__name__)
+        self.clock, self.caller, self.book = clock, caller, book
+        self.on_run, self.on_error = on_run, on_error
+        self.family = family_of(module)
         self.branches = BranchFinder(module, pipe, self.family, guidance, branches)
         self.sites = find_denoiser_sites(module, prefix, branches=len(self.branches.order) > 1)
         self.blocks = find_blocks(module)
@@ -68,8 +74,9 @@ class Denoiser:
         self._quiet: list[tuple[SiteForward, list[Unit]]] = []  # hooks that never do anything in this run
 
     # -- hooks -------------------------------------------------------------------------------------------------------
-    def install(self) -> None:
-        """Hook every block and module site, and the denoiser itself."""
+    def install(self, session: Any) -> None:
+        """Hook every block and module site, and the denoiser itself, whose hook knows the session."""
+        self.root.owner = session
         for site in self.sites:
             if site.kind in (Kind.MODULE, Kind.BLOCK):
                 path = site.name.removeprefix(self.prefix)
@@ -143,7 +150,7 @@ class Denoiser:
         wanted: set[Signal | None] = set()
         for unit in self.units.values():
             wanted.add(unit.jury.owner.signal if unit.jury is not None else None)
-            wanted.add(unit.history.predictor.signal if unit.history is not None else None)
+            wanted.add(unit.history.predictor.needs if unit.history is not None else None)
         watched = frozenset(s for s in wanted if s is not None and s is not Signal.INPUT)
         if not watched or not self.blocks:
             return None
@@ -168,7 +175,8 @@ class Denoiser:
             unit.begin(state)
 
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ValueShapes:
-        """Count a full call with these arguments, note which modules' values need copying, and give value shapes."""
+        """Count a full call with these arguments, note which modules' values need copying, and give value shapes: of
+        this denoiser's sites, and of the same sites of another of its class."""
         cost = self.book.cost(self.prefix, self.hooks, self.root.inner, args, kwargs)
         assert self.state is not None
         parts = len(self.branches.groups[0])
@@ -177,18 +185,20 @@ class Denoiser:
             if isinstance(unit, ModuleUnit):
                 unit.turns = cost.turns.get(unit.path, 1)
 
-        def shapes(site: Site) -> list[Shape]:
+        def values(site: Site) -> list[Shape]:
+            site = replace(site, name=self.prefix + site.path, denoiser=self.prefix.removesuffix("/"))
             unit = self.unit(site)
             path = unit.paths[-1] if isinstance(unit, StackUnit) else unit.path
             outer = site.kind in (Kind.DENOISER, Kind.BRANCH)
-            rows = [((s[0] // parts, *s[1:]), dtype) for s, dtype in cost.outputs["" if outer else path]]
+            rows = [((s[0] // parts, *s[1:]), dtype) for s, dtype in cost.outputs.get("" if outer else path, ())]
             if site.kind is not Kind.BRANCH:
                 return rows
             empty = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in rows]
             grids = [grid_of(self.family, kwargs, t, i).to(t) for i, t in enumerate(empty)]
             return [(tuple(t.shape), t.dtype) for t in grids]
 
-        return shapes
+        x = leading_tensor(args, kwargs)
+        return ValueShapes(values, ((x.shape[0] // parts, *x.shape[1:]), x.dtype))
 
     def release(self, index: int) -> None:
         """Step `index` has ended: drop what no later step reads."""
@@ -214,6 +224,7 @@ class Denoiser:
 
     # -- one call ----------------------------------------------------------------------------------------------------
     def _call(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.caller.check_thread()
         x = leading_tensor(args, kwargs)
         if self.clock.pending or self.state is None or self.clock.replaced(self.branches.pipe):
             self.on_run(self, args, kwargs)
@@ -225,11 +236,13 @@ class Denoiser:
         call = Call(step, branches, x.shape[0], x)
         predicted = self.assembly.decide(call)
         computed = tuple(b for b in branches if b not in predicted)
+        if state.unsure and self.assembly.guidance in predicted.values():
+            raise BranchUnknown(state.unsure)
         part_args, part_kwargs, output = args, kwargs, None
         if computed and computed != branches:
             state.cut()
             parts = [branches.index(b) for b in computed]
-            part_args, part_kwargs = (take_rows(v, x.shape[0], parts, len(branches)) for v in (args, kwargs))
+            part_args, part_kwargs = branch_rows(inner, args, kwargs, parts, len(branches))
         if computed:
             rows = leading_tensor(part_args, part_kwargs)
             inside = Call(step, computed, rows.shape[0], rows)
@@ -244,7 +257,8 @@ class Denoiser:
     def _run(self, call: Call, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the denoiser for some branches, with the handlers their plan needs."""
         assert self.state is not None
-        self.state.call = call
+        state = self.state
+        state.call = call
         passing: list[tuple[SiteForward, Unit]] = []
         traced: list[tuple[SiteForward, ModuleUnit]] = []
         for hook, pairs in self._governed:
@@ -269,8 +283,11 @@ class Denoiser:
         try:
             with enough_graphs() if traced else nullcontext():
                 output = inner(*args, **kwargs)
+        except BaseException:
+            self.on_error()  # the run is over
+            raise
         finally:
-            self.state.call = None
+            state.call = None
         for hook, unit in passing:
             if hook.hits:
                 unit.mark(call.step, call.branches)

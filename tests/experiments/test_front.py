@@ -177,10 +177,6 @@ def test_a_device_that_is_not_there(device: str) -> None:
 
 
 # -- the same mistakes in Python ------------------------------------------------------------------------
-def test_attach_refuses_a_class_and_a_compiled_wrapper_in_words() -> None:
-    import torch
-
+def test_attach_refuses_a_class_in_words() -> None:
     with pytest.raises(fc.AttachError, match=r"write FasterCache\(\)"):
         fc.attach(nn.Linear(1, 1), fc.FasterCache)  # type: ignore[arg-type]
-    with pytest.raises(fc.AttachError, match=r"torch.compile.*compile_repeated_blocks"):
-        fc.attach(torch.compile(nn.Linear(1, 1)), fc.FasterCache())

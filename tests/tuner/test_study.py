@@ -112,13 +112,6 @@ def test_exported_config_says_what_was_measured_on_which_prompts(finished: Study
     assert session.last.speedup_flops == pytest.approx(held_out.speedup_flops, rel=0.01)
 
 
-def test_selection_takes_the_cheapest_that_also_holds_on_other_prompts(finished: Study) -> None:
-    chosen = finished.select(["a fresh prompt", "another one"])
-    assert chosen.feasible
-    with pytest.raises(fc.ConfigUnreadable, match="disjoint"):
-        finished.select([SEARCH[0]])
-
-
 def test_certificate_counts_prompts_used_for_nothing_else(finished: Study) -> None:
     made = finished.certify(["one more", "and another"])
     assert made.prompts == 2 and 0 < made.rate <= 1
