@@ -13,9 +13,9 @@ from typing import Literal
 from fastercache.policies.vocabulary import COND, UNCOND, Branch, Role
 
 Guidance = Literal["batched", "separate", "none"]
-Layout = Literal["rows", "frames", "tokens", "joined"]
+Layout = Literal["rows", "frames", "tokens", "joined", "joined_last"]
 """Axes of a block's hidden states: `rows` (B, N, D), `frames` (B*F, N, D), `tokens` (B*N, F, D); `joined` is `rows`
-with the text's tokens before the image's in one stream."""
+with the text's tokens before the image's in one stream, `joined_last` with the text's after them."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Family:
     Attributes:
         guidance: both halves in one call (`batched`), one call per branch (`separate`), or no second branch (`none`).
         order: branches in the order of the rows of a batched call, or of the calls of a step.
+        stack: the block lists that make one chain, in the order they run, where the denoiser has others beside it that
+            only feed the chain (refiners of the text, VACE's): those are inputs of the stack, not members.
         interleaved: block lists run in turn (a.0, b.0, a.1, ...) instead of one list after the other.
         roles: glob over module names -> role, where structure alone does not tell.
         layouts: block list -> layout of its hidden states, where it is not `rows`.
@@ -39,6 +41,7 @@ class Family:
 
     guidance: Guidance
     order: tuple[Branch, ...] = (UNCOND, COND)
+    stack: tuple[str, ...] = ()
     interleaved: bool = False
     roles: dict[str, Role] = field(default_factory=dict)
     layouts: dict[str, Layout] = field(default_factory=dict)
@@ -53,6 +56,8 @@ class Family:
 _BATCHED = Family("batched")
 _SEPARATE = Family("separate", order=(COND, UNCOND))
 _SINGLE_IS_JOINT = {"single_transformer_blocks.*.attn": Role.JOINT}
+
+_GUIDER: dict[str, Branch] = {"pred_cond": COND, "pred_uncond": UNCOND}
 
 FAMILIES: dict[str, Family] = {
     "LatteTransformer3DModel": Family(
@@ -87,15 +92,58 @@ FAMILIES: dict[str, Family] = {
     "SanaTransformer2DModel": _BATCHED,
     "SanaVideoTransformer3DModel": _BATCHED,
     "HunyuanDiT2DModel": _BATCHED,
+    "EasyAnimateTransformer3DModel": Family("batched", roles={"transformer_blocks.*.attn1": Role.JOINT}),
+    "StableAudioDiTModel": _BATCHED,
+    "PRXTransformer2DModel": Family("batched", roles={"blocks.*.attention": Role.JOINT}),
+    "UNetMotionModel": _BATCHED,
+    "UNetSpatioTemporalConditionModel": _BATCHED,
+    "AuraFlowTransformer2DModel": Family(
+        "batched",
+        text_first=True,
+        layouts={"single_transformer_blocks": "joined"},
+        roles={"joint_transformer_blocks.*.attn": Role.JOINT, "single_transformer_blocks.*.attn": Role.JOINT},
+    ),
+    "BriaTransformer2DModel": Family("batched", tokens="img_ids", text_first=True, roles=_SINGLE_IS_JOINT),
+    "HiDreamImageTransformer2DModel": Family(
+        "batched",
+        layouts={"single_stream_blocks": "joined_last"},
+        roles={
+            "*_stream_blocks.*.attn1": Role.JOINT,
+            "*_stream_blocks.*.ff_i": Role.FF,
+            "*_stream_blocks.*.ff_t": Role.FF,
+        },
+    ),
+    "ZImageTransformer2DModel": Family(
+        "batched", order=(COND, UNCOND), stack=("layers",), roles={"layers.*.attention": Role.JOINT}
+    ),
     "WanTransformer3DModel": _SEPARATE,
+    "WanVACETransformer3DModel": Family("separate", order=(COND, UNCOND), stack=("blocks",)),
+    "Lumina2Transformer2DModel": Family(
+        "separate", order=(COND, UNCOND), stack=("layers",), roles={"layers.*.attn": Role.JOINT}
+    ),
+    "Kandinsky5Transformer3DModel": Family(
+        "separate",
+        order=(COND, UNCOND),
+        stack=("visual_transformer_blocks",),
+        roles={"*.self_attention": Role.SPATIAL, "*.cross_attention": Role.CROSS},
+    ),
+    "Flux2Transformer2DModel": Family(
+        "separate",
+        order=(COND, UNCOND),
+        tokens="img_ids",
+        text_first=True,
+        layouts={"single_transformer_blocks": "joined"},
+        roles=_SINGLE_IS_JOINT,
+    ),
     "SkyReelsV2Transformer3DModel": _SEPARATE,
     "CogView4Transformer2DModel": Family(
         "separate", order=(COND, UNCOND), roles={"transformer_blocks.*.attn1": Role.JOINT}
     ),
     "CosmosTransformer3DModel": _SEPARATE,
     "QwenImageTransformer2DModel": Family("separate", order=(COND, UNCOND), tokens="img_shapes", text_first=True),
-    "HunyuanVideo15Transformer3DModel": Family(
-        "separate", order=(COND, UNCOND), contexts={"pred_cond": COND, "pred_uncond": UNCOND}
+    "HunyuanVideo15Transformer3DModel": Family("separate", order=(COND, UNCOND), contexts=_GUIDER),
+    "HunyuanImageTransformer2DModel": Family(
+        "separate", order=(COND, UNCOND), contexts=_GUIDER, roles=_SINGLE_IS_JOINT
     ),
     "VchitectXLTransformerModel": Family(
         "separate", order=(UNCOND, COND), text_first=True, roles={"transformer_blocks.*.attn": Role.JOINT}

@@ -58,6 +58,9 @@ def find_blocks(denoiser: nn.Module) -> list[Block]:
     for name, child in denoiser.named_children():
         if isinstance(child, nn.ModuleList) and any(is_attention(m) for block in child for m in block.modules()):
             lists.append((name, child))
+    if family is not None and family.stack:
+        chain = dict(lists)
+        lists = [(name, chain[name]) for name in family.stack]
     if family is not None and family.interleaved and len({len(blocks) for _, blocks in lists}) == 1:
         return [Block(f"{name}.{i}", blocks[i], name) for i in range(len(lists[0][1])) for name, blocks in lists]
     return [Block(f"{name}.{i}", block, name) for name, blocks in lists for i, block in enumerate(blocks)]
