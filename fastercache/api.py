@@ -1,6 +1,7 @@
 """What `import fastercache as fc` offers: the runtime's public names, and every policy and predictor."""
 
 from fastercache.attachment import attach as attach
+from fastercache.attachment import detach as detach
 from fastercache.attachment import find_sites as find_sites
 from fastercache.policies import *  # noqa: F403
 from fastercache.run.trace import Observation as Observation

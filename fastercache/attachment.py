@@ -11,7 +11,7 @@ from torch import nn
 
 from fastercache.model.families import COMPONENTS, Guidance, family_of
 from fastercache.model.finder import find_denoiser_sites
-from fastercache.model.hooks import is_hooked
+from fastercache.model.hooks import hooks_on, is_hooked
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import AttachError
 from fastercache.policies.vocabulary import Branch, Site
@@ -40,10 +40,27 @@ def find_sites(target: Any) -> tuple[Site, ...]:
     """Every site of a pipeline or denoiser, without attaching."""
     sites: list[Site] = []
     for prefix, module in denoisers_of(target):
-        family = family_of(type(module).__name__)
+        family = family_of(module)
         branches = family is None or len(family.order) > 1 or family.true_cfg
         sites.extend(find_denoiser_sites(module, prefix, branches=branches))
     return tuple(sites)
+
+
+def detach(target: Any) -> int:
+    """End every session on a pipeline's denoisers, or on a module, whoever holds it. Returns how many there were.
+
+    For a session whose variable is lost, as after a notebook's cell ran twice.
+
+    Raises:
+        AttachError: if the target is neither a pipeline with a denoiser nor a module.
+    """
+    ended = 0
+    for _, module in denoisers_of(target):
+        for hook in [hook for part in module.modules() for hook in hooks_on(part)]:
+            if hook.owner is not None and hook.owner.attached:
+                hook.owner.detach()
+                ended += 1
+    return ended
 
 
 def attach(
@@ -93,8 +110,8 @@ def attach(
     for _, module in denoisers:
         if any(is_hooked(m) for m in module.modules()):
             raise AttachError(
-                f"{type(module).__name__} has a session attached already: detach that first, or swap its policy "
-                "with session.use(policy)"
+                f"{type(module).__name__} has a session attached already: detach that first (where it is lost, with "
+                "fastercache.detach(...)), or swap its policy with session.use(policy)"
             )
     pipe = None if isinstance(target, nn.Module) else target
     check = None

@@ -110,7 +110,7 @@ def _count(denoisers: list[tuple[str, nn.Module]], run: Callable[[], Any]) -> di
 
 
 def _inventory(prefix: str, module: nn.Module, counts: dict[str, int] | None) -> Inventory:
-    family = family_of(type(module).__name__)
+    family = family_of(module)
     branches = family is None or len(family.order) > 1 or family.true_cfg
     sites = find_denoiser_sites(module, prefix, branches=branches)
     total = None if counts is None else counts.get("", 0)

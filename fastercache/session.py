@@ -20,6 +20,7 @@ from fastercache.policies.registry import dump
 from fastercache.policies.schedule import Table, claimed, compile_policy
 from fastercache.policies.vocabulary import Branch, Kind, Run, Site, select
 from fastercache.policies.wrappers import citations_of
+from fastercache.run.caller import Caller
 from fastercache.run.calls import RunState, SitePlan, Watcher
 from fastercache.run.clock import Clock
 from fastercache.run.denoiser import Denoiser
@@ -85,15 +86,27 @@ class Session:
         self._attached = False
         self._denoisers: list[Denoiser] = []
         self._clock = Clock(getattr(pipe, "scheduler", None), self._step_ended, self._run_announced)
+        self._caller = Caller(pipe, self._call_ended)
         try:
             for prefix, module in denoisers:
                 self._denoisers.append(
-                    Denoiser(module, prefix, pipe, guidance, branches, self._clock, self._book, self._begin_run)
+                    Denoiser(
+                        module,
+                        prefix,
+                        pipe,
+                        guidance,
+                        branches,
+                        self._clock,
+                        self._caller,
+                        self._book,
+                        self._begin_run,
+                        self._forget_run,
+                    )
                 )
             self.sites = tuple(site for d in self._denoisers for site in d.sites)
             self._claim(policy)
             for denoiser in self._denoisers:
-                denoiser.install()
+                denoiser.install(self)
         except BaseException:
             self._remove()
             raise
@@ -118,6 +131,7 @@ class Session:
 
     def _remove(self) -> None:
         self._clock.remove()
+        self._caller.remove()
         for denoiser in reversed(self._denoisers):  # the last to tap a method of the pipeline gives it back first
             denoiser.clear()
             denoiser.remove()
@@ -202,10 +216,21 @@ class Session:
 
     # -- a run -------------------------------------------------------------------------------------------------------
     def _run_announced(self) -> None:
+        self._caller.check_thread()
         for denoiser in self._denoisers:
             denoiser.verify()
+        self._forget_run()
+
+    def _forget_run(self) -> None:
+        """Drop every cached value, and let the next denoiser call begin a run."""
+        for denoiser in self._denoisers:
             denoiser.clear()
             denoiser.state = None
+        self._caller.forget()
+
+    def _call_ended(self, error: BaseException | None) -> None:
+        """The pipeline's call has ended, wherever its run stood."""
+        self._forget_run()
 
     def _begin_run(self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """At the first denoiser call of a run: read the clock and branches, claim sites, compile, reset."""
@@ -214,6 +239,7 @@ class Session:
             self._clock.tap(scheduler)
             self._clock.pending = True
         batch = leading_tensor(args, kwargs).shape[0]
+        self._caller.begin(self._clock.manual)
         self._clock.begin(timestep_of(args, kwargs))
         branches = denoiser.branches.begin(batch, kwargs)
         for other in self._denoisers:

@@ -19,6 +19,7 @@ from fastercache.policies.errors import ClockError as ClockError
 from fastercache.policies.errors import ConfigMismatch as ConfigMismatch
 from fastercache.policies.errors import ConfigUnreadable as ConfigUnreadable
 from fastercache.policies.errors import FasterCacheError as FasterCacheError
+from fastercache.policies.errors import ForeignCall as ForeignCall
 from fastercache.policies.errors import InvalidPolicy as InvalidPolicy
 from fastercache.policies.errors import MeasurementError as MeasurementError
 from fastercache.policies.errors import MissingDependency as MissingDependency

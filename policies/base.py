@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from fastercache.policies.errors import InvalidPolicy, suggest
@@ -28,6 +29,15 @@ class Config(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             raise InvalidPolicy(explain(type(self), error)) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A field that only changes a default keeps what its base says about it."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for base in cls.__mro__[1:]:
+            known: dict[str, FieldInfo] = getattr(base, "model_fields", {})
+            for name in known:
+                cls.model_fields[name].description = cls.model_fields[name].description or known[name].description
 
 
 def explain(cls: type[BaseModel], error: ValidationError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fastercache.policies.base import Policy, Predictor
@@ -91,7 +91,7 @@ class Compose(Parts):
     """
 
     name: ClassVar[str] = "compose"
-    policies: tuple[AnyPolicy, ...]
+    policies: tuple[AnyPolicy, ...] = Field(description="the policies that act side by side, each on sites of its own")
 
     def __init__(self, policies: Sequence[Any] = (), **fields: Any) -> None:
         super().__init__(**{"policies": tuple(policies), **fields})

@@ -30,6 +30,10 @@ class BranchUnknown(FasterCacheError):
     """The runtime cannot tell which guidance branch a denoiser call belongs to."""
 
 
+class ForeignCall(FasterCacheError):
+    """The denoiser was called by something else than what the session serves: another pipeline or thread."""
+
+
 class ClockError(FasterCacheError):
     """The runtime cannot tell which step a denoiser call belongs to."""
 

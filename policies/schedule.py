@@ -141,10 +141,12 @@ class Row(Config):
     """
 
     name: ClassVar[str] = "row"
-    sites: str
-    branch: str = "*"
-    steps: Annotated[str, Field(min_length=1, pattern=r"^[CR-]+$")]
-    predictor: AnyPredictor = Field(default_factory=Hold)
+    sites: str = Field(description="site query: the sites this row decides about")
+    branch: str = Field(default="*", description="the branch it is for (cond, uncond, ...), or * for all")
+    steps: Annotated[str, Field(min_length=1, pattern=r"^[CR-]+$")] = Field(
+        description="one letter a step: C compute, R reuse, - not reached because an outer site is reused"
+    )
+    predictor: AnyPredictor = Field(default_factory=Hold, description="predictor that stands in at the steps marked R")
 
 
 @register
@@ -152,7 +154,9 @@ class Schedule(Policy):
     """The explicit table as a policy. Its length is that of the runs it may be applied to."""
 
     name: ClassVar[str] = "schedule"
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = Field(
+        description="one row for each group of sites (and branch); all have as many letters as the run has steps"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Schedule:

@@ -17,7 +17,7 @@ from fastercache.policies.vocabulary import Branch, Run, Signal, Site, Step
 class Wrapper(Policy):
     """Base of policies that pass everything on to `inner` and may veto its reuses."""
 
-    inner: AnyPolicy
+    inner: AnyPolicy = Field(description="the policy whose reuses are restricted")
 
     def allows(self, state: Any, site: Site, step: Step, branch: Branch) -> bool:
         """Whether `inner` may reuse here. `state` is the wrapper's own."""
@@ -76,7 +76,9 @@ class WarmUp(Wrapper):
     """No reuse in the first `steps` steps."""
 
     name: ClassVar[str] = "warm_up"
-    steps: Annotated[int, Field(ge=0, le=1000)] = 1
+    steps: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=1, description="how many steps at the start are computed"
+    )
 
     def allows(self, state: Any, site: Site, step: Step, branch: Branch) -> bool:
         return step.index >= self.steps
@@ -87,8 +89,12 @@ class Window(Wrapper):
     """Reuse only while `start <= progress < stop` (a stop of 1 includes the last step)."""
 
     name: ClassVar[str] = "window"
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0, description="no reuse before this point of the run (progress, 0 to 1)"
+    )
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=1.0, description="no reuse from this point on (progress, 0 to 1); 1 includes the last step"
+    )
 
     def allows(self, state: Any, site: Site, step: Step, branch: Branch) -> bool:
         return within(step, self.start, self.stop)
@@ -99,7 +105,9 @@ class MaxConsecutive(Wrapper):
     """At most `limit` reuses of a site in a row, per branch."""
 
     name: ClassVar[str] = "max_consecutive"
-    limit: Annotated[int, Field(ge=1, le=1000)] = 3
+    limit: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, description="how often a site may be reused in a row, in steps"
+    )
 
     def own_state(self, run: Run) -> dict[tuple[str, Branch], int]:
         return {}

@@ -123,7 +123,7 @@ class Study:
     @property
     def guidance(self) -> Guidance:
         """How this pipeline's runs compute their branches."""
-        family = family_of(type(next(iter(denoisers(self.evaluator.pipe).values()))).__name__)
+        family = family_of(next(iter(denoisers(self.evaluator.pipe).values())))
         return "none" if family is None or len(self.cost_model.run.branches) == 1 else family.guidance
 
     # -- search ------------------------------------------------------------------------------------------------------

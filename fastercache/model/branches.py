@@ -155,7 +155,7 @@ class BranchFinder:
 
     def _counts_alone(self) -> bool:
         """Whether neither the scheduler, a context nor the user tells the branch of a call."""
-        return self.pipe is None and self.guidance == "separate" and not self.explicit and self.context is None
+        return self.pipe is None and self.guidance != "batched" and not self.explicit and self.context is None
 
     def _guided(self, batch: int, kwargs: dict[str, Any]) -> bool:
         """Whether the run about to begin has guidance, from what its first call and its pipeline show."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import nn
+
 from fastercache.policies.vocabulary import COND, UNCOND, Branch, Role
 
 Guidance = Literal["batched", "separate", "none"]
@@ -166,6 +168,13 @@ COMPONENTS = ("transformer", "transformer_2", "unet")
 """Pipeline components that are denoisers, in the order in which a run uses them."""
 
 
-def family_of(class_name: str) -> Family | None:
-    """The family of a denoiser class, or None where only detection by structure is left."""
-    return FAMILIES.get(class_name)
+def family_of(denoiser: nn.Module | str) -> Family | None:
+    """The family of a denoiser, or of a class by its name; None where only detection by structure is left.
+
+    A module has the family of its class, or of the nearest listed class that this derives from, as quantised and extended
+    ones do. One that `torch.compile` wrapped has that of what is inside.
+    """
+    if isinstance(denoiser, str):
+        return FAMILIES.get(denoiser)
+    lineage = type(getattr(denoiser, "_orig_mod", denoiser)).__mro__
+    return next((FAMILIES[c.__name__] for c in lineage if c.__name__ in FAMILIES), None)

@@ -53,7 +53,7 @@ def find_blocks(denoiser: nn.Module) -> list[Block]:
             else:
                 found.append(Block(name, child, name))
         return found
-    family = family_of(type(denoiser).__name__)
+    family = family_of(denoiser)
     lists: list[tuple[str, nn.ModuleList]] = []
     for name, child in denoiser.named_children():
         if isinstance(child, nn.ModuleList) and any(is_attention(m) for block in child for m in block.modules()):
@@ -92,7 +92,7 @@ def find_denoiser_sites(denoiser: nn.Module, prefix: str = "", *, branches: bool
 
     `prefix` distinguishes the second denoiser of a pipeline that has two.
     """
-    family = family_of(type(denoiser).__name__)
+    family = family_of(denoiser)
     blocks = find_blocks(denoiser)
     sites: list[Site] = []
     for depth, block in enumerate(blocks):

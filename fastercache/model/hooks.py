@@ -61,6 +61,15 @@ def _untrace_copy(module: nn.Module) -> None:
             own.pop(name, None)
 
 
+def _own_method(owner: Any, name: str) -> Any:
+    """A method of the object's class, bound to it: what a hook or tap stands for in a pickle."""
+    return getattr(type(owner), name).__get__(owner)
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
 Place = tuple[dict[str, Any], str]
 
 
@@ -82,7 +91,12 @@ def places(module: nn.Module) -> list[Place]:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether a session's hook is on the module."""
-    return any(isinstance(holder.get(key), SiteForward) for holder, key in places(module))
+    return bool(hooks_on(module))
+
+
+def hooks_on(module: nn.Module) -> list[SiteForward]:
+    """The sessions' hooks on a module; one that is traced inside a compiled block is not seen."""
+    return [hook for holder, key in places(module) if isinstance(hook := holder.get(key), SiteForward)]
 
 
 class SiteForward:
@@ -100,6 +114,7 @@ class SiteForward:
         self.had_own = "forward" in module.__dict__
         self.inner: Inner = module.forward
         self.handler: Handler | None = None
+        self.owner: Any = None  # the session, on the denoiser's own hook
         self.hits = 0
         self._traced: Any = None
         functools.update_wrapper(
@@ -165,6 +180,12 @@ class SiteForward:
                 "those runs the original's weights: copy the pipeline before they are enabled"
             )
         return copy.deepcopy(self.inner, memo)
+
+    def __reduce__(self) -> Any:
+        """A pickled module has the forward of its class, or the one that was set on it before this hook."""
+        if self.had_own:
+            return _unchanged, (self.inner,)
+        return _own_method, (self.module, self.attribute)
 
     @property
     def installed(self) -> bool:
@@ -250,6 +271,9 @@ class MethodTap:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self.owner))
         return self if copied is None else functools.partial(getattr(type(copied), self.name), copied)
+
+    def __reduce__(self) -> Any:
+        return _own_method, (self.owner, self.name)
 
     @property
     def installed(self) -> bool:

@@ -54,6 +54,11 @@ class Clock:
         """Whether the pipeline has another scheduler than the one followed, whose announcement was missed."""
         return self.scheduler is not None and getattr(pipe, "scheduler", self.scheduler) is not self.scheduler
 
+    @property
+    def manual(self) -> bool:
+        """Whether the run is of a loop of the user's own, announced by `start`."""
+        return self._manual is not None
+
     def start(self, timesteps: Sequence[float] | torch.Tensor) -> None:
         """Announce a run of a loop of the user's own: its timesteps, in order."""
         values = timesteps.tolist() if isinstance(timesteps, torch.Tensor) else [float(t) for t in timesteps]

@@ -23,6 +23,7 @@ from fastercache.model.layout import (
 )
 from fastercache.policies.vocabulary import Branch, Kind, Signal, Site
 from fastercache.run.assembly import Assembly
+from fastercache.run.caller import Caller
 from fastercache.run.calls import Call, RunState
 from fastercache.run.clock import Clock
 from fastercache.run.compiled import collect, enough_graphs, place_hooks, prepare
@@ -48,12 +49,15 @@ class Denoiser:
         guidance: Guidance | None,
         branches: Sequence[Branch] | None,
         clock: Clock,
+        caller: Caller,
         book: FlopBook,
         on_run: OnRun,
+        on_error: Callable[[], None],
     ) -> None:
         self.module, self.prefix = module, prefix
-        self.clock, self.book, self.on_run = clock, book, on_run
-        self.family = family_of(type(module).__name__)
+        self.clock, self.caller, self.book = clock, caller, book
+        self.on_run, self.on_error = on_run, on_error
+        self.family = family_of(module)
         self.branches = BranchFinder(module, pipe, self.family, guidance, branches)
         self.sites = find_denoiser_sites(module, prefix, branches=len(self.branches.order) > 1)
         self.blocks = find_blocks(module)
@@ -68,8 +72,9 @@ class Denoiser:
         self._quiet: list[tuple[SiteForward, list[Unit]]] = []  # hooks that never do anything in this run
 
     # -- hooks -------------------------------------------------------------------------------------------------------
-    def install(self) -> None:
-        """Hook every block and module site, and the denoiser itself."""
+    def install(self, session: Any) -> None:
+        """Hook every block and module site, and the denoiser itself, whose hook knows the session."""
+        self.root.owner = session
         for site in self.sites:
             if site.kind in (Kind.MODULE, Kind.BLOCK):
                 path = site.name.removeprefix(self.prefix)
@@ -214,6 +219,7 @@ class Denoiser:
 
     # -- one call ----------------------------------------------------------------------------------------------------
     def _call(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.caller.check_thread()
         x = leading_tensor(args, kwargs)
         if self.clock.pending or self.state is None or self.clock.replaced(self.branches.pipe):
             self.on_run(self, args, kwargs)
@@ -244,7 +250,8 @@ class Denoiser:
     def _run(self, call: Call, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the denoiser for some branches, with the handlers their plan needs."""
         assert self.state is not None
-        self.state.call = call
+        state = self.state
+        state.call = call
         passing: list[tuple[SiteForward, Unit]] = []
         traced: list[tuple[SiteForward, ModuleUnit]] = []
         for hook, pairs in self._governed:
@@ -269,8 +276,11 @@ class Denoiser:
         try:
             with enough_graphs() if traced else nullcontext():
                 output = inner(*args, **kwargs)
+        except BaseException:
+            self.on_error()  # the run is over
+            raise
         finally:
-            self.state.call = None
+            state.call = None
         for hook, unit in passing:
             if hook.hits:
                 unit.mark(call.step, call.branches)

@@ -17,6 +17,7 @@ from fastercache.model.branches import BranchFinder
 from fastercache.model.finder import find_blocks
 from fastercache.model.flops import flop_counter
 from fastercache.model.hooks import MethodTap, SiteForward
+from fastercache.run.caller import Caller
 from fastercache.run.clock import Clock
 from fastercache.session import Session
 from fastercache.testing.loop import Arguments
@@ -29,6 +30,7 @@ _FOREIGN = (
     FunctionType,
     MethodType,
     BuiltinFunctionType,
+    Caller,
     Clock,
     SiteForward,
     BranchFinder,

@@ -38,7 +38,7 @@ class Watch:
 class BlockWatching(Dynamic):
     """Base of rules that look at how much the blocks changed from one computed step to the next."""
 
-    sites: str = "block"
+    sites: str = Field(default="block", description="site query: the blocks that are watched and reused")
 
     def init(self, run: Run) -> dict[Branch, Watch]:  # type: ignore[override]  # one memory for all sites
         return {}
@@ -101,9 +101,17 @@ class AdaCache(BlockWatching):
         "every block's residual, for as long as a codebook gives for its rate of change",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "codebook", "cool_down"})
-    codebook: Codebook = Field(default=FAST, min_length=1)
-    scale: Annotated[float, Field(ge=0.1, le=10.0)] = 1.0
-    cool_down: Annotated[int, Field(ge=0, le=20)] = 2
+    codebook: Codebook = Field(
+        default=FAST,
+        min_length=1,
+        description="pairs (bound on the change per step, distance of the next computed step in steps), bounds rising",
+    )
+    scale: Annotated[float, Field(ge=0.1, le=10.0)] = Field(
+        default=1.0, description="factor on the codebook's bounds, no unit; above 1 reuses more"
+    )
+    cool_down: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=2, description="how many steps at the end are computed"
+    )
 
     def change(self, new: Tensor, old: Tensor, gap: int) -> float:
         return relative_l1(new, old) / gap
@@ -140,9 +148,18 @@ class BWCache(BlockWatching):
         "https://arxiv.org/abs/2509.13789",
         "every block, periodically from the step on at which all changed little",
     )
-    threshold: Threshold = 0.15
-    rest: Annotated[float, Field(ge=0.01, le=0.5)] = 0.1
-    tail: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    threshold: Threshold = Field(
+        default=0.15,
+        description=(
+            "reuse begins once the blocks changed by less than this from one step to the next, as a relative L1 change"
+        ),
+    )
+    rest: Annotated[float, Field(ge=0.01, le=0.5)] = Field(
+        default=0.1, description="how long the blocks are reused at a time, as a share of the run's steps"
+    )
+    tail: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.5, description="share of the steps left when reuse begins that are computed at the end, 0 to 1"
+    )
 
     def due(self, watch: Watch, mean: float, count: int) -> int:
         if watch.trigger is None and mean < self.threshold:

@@ -33,9 +33,17 @@ class DeepCache(SiteInterval):
         "the deep levels of a U-Net, or the inner blocks of a transformer, held",
     )
     unsearched: ClassVar[frozenset[str]] = SiteInterval.unsearched | {"sites"}
-    sites: str = ""
-    interval: Annotated[int, Field(ge=1, le=12)] = 3
-    depth: Annotated[int, Field(ge=1, le=8)] = 1
+    sites: str = Field(
+        default="",
+        description="site query: what counts as deep; empty: the blocks between the `depth` outer ones at either end",
+    )
+    interval: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=3, description="the deep part is computed every this many steps (N in the paper)"
+    )
+    depth: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=1,
+        description="how many blocks (U-Net: levels) at either end are always computed; the paper's branch",
+    )
 
     @property
     def query(self) -> str:

@@ -31,9 +31,18 @@ class DeltaDiT(Interval):
         "https://arxiv.org/abs/2406.01125",
         "the residual of the rear blocks before a gate step, of the front blocks after it",
     )
-    share: Annotated[float, Field(ge=0.05, le=0.5)] = 0.5
-    gate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    stand_in: AnyPredictor = Field(default_factory=Hold)
+    share: Annotated[float, Field(ge=0.05, le=0.5)] = Field(
+        default=0.5,
+        description="share of the model's blocks in the cached range, 0 to 1 (N_c in the paper, which counts blocks)",
+    )
+    gate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.5,
+        description=(
+            "rear blocks are reused before this point of the run, front blocks from it on (progress, 0 to 1); b "
+            "in the paper"
+        ),
+    )
+    stand_in: AnyPredictor = Field(default_factory=Hold, description="predictor that stands in for a skipped value")
 
     @property
     def query(self) -> str:

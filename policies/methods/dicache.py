@@ -32,10 +32,23 @@ class DiCache(Dynamic):
         "https://arxiv.org/abs/2508.17356",
         "the residual of all blocks, aligned with a shallow probe",
     )
-    sites: str = "stack[1:]"
-    threshold: Threshold = 0.1
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
-    stand_in: AnyPredictor = Field(default_factory=Aligned)
+    sites: str = Field(
+        default="stack[1:]",
+        description="site query: what is reused; `stack[m:]` makes the probe m blocks deep (m in the paper)",
+    )
+    threshold: Threshold = Field(
+        default=0.1,
+        description=(
+            "reused while the probe's accumulated relative L1 change is below this, no unit (delta in the paper)"
+        ),
+    )
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.2, description="everything is computed before this point of the run (progress, 0 to 1)"
+    )
+    stand_in: AnyPredictor = Field(
+        default_factory=Aligned,
+        description="predictor that stands in for a skipped value; by default aligned with the probe",
+    )
 
     @property
     def signal(self) -> Signal:

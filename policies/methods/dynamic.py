@@ -66,9 +66,14 @@ class Dynamic(Policy):
     """
 
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope"})
-    sites: str = "stack"
-    scope: Scope = Scope.CALL
-    stand_in: AnyPredictor = Field(default_factory=Hold)
+    sites: str = Field(default="stack", description="site query: what is reused; by default the residual of all blocks")
+    scope: Scope = Field(
+        default=Scope.CALL,
+        description=(
+            "who decides for whom: each `branch` for itself, each `call` as a whole, or the `cond` branch for all"
+        ),
+    )
+    stand_in: AnyPredictor = Field(default_factory=Hold, description="predictor that stands in for a skipped value")
 
     @property
     def query(self) -> str:

@@ -37,13 +37,36 @@ class DynamicReuse(Policy):
     name: ClassVar[str] = "dynamic_reuse"
     citation: ClassVar[Citation] = FASTERCACHE
     unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
-    sites: str = "attention"
-    interval: Annotated[int, Field(ge=1, le=8)] = 2
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 1 / 3
-    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    weight: Literal["ramp"] | Annotated[float, Field(ge=0.0, le=1.5)] = "ramp"
-    order: Literal[0, 1, 2] = 1
-    offset: Annotated[int, Field(ge=0, le=1000)] | None = None
+    sites: str = Field(
+        default="attention", description="site query: what is reused; by default every self-attention's output"
+    )
+    interval: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=2,
+        description=("computed every this many steps, extrapolated in between (the paper has 2); 1: never reused"),
+    )
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=1 / 3, description="everything is computed before this point of the run (progress, 0 to 1)"
+    )
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=1.0,
+        description="everything is computed from this point on (progress, 0 to 1); 1 includes the last step",
+    )
+    weight: Literal["ramp"] | Annotated[float, Field(ge=0.0, le=1.5)] = Field(
+        default="ramp",
+        description=(
+            "factor on the last difference, no unit: w(t) of eq. 5; `ramp` rises from 0 to 1, a number is constant"
+        ),
+    )
+    order: Literal[0, 1, 2] = Field(
+        default=1,
+        description=(
+            "how many differences the extrapolation uses: 0 holds the value, 1 is eq. 5, 2 adds the second difference"
+        ),
+    )
+    offset: Annotated[int, Field(ge=0, le=1000)] | None = Field(
+        default=None,
+        description="index of a step from which intervals are counted; by default the first step at `start`",
+    )
 
     @property
     def query(self) -> str:

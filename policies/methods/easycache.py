@@ -33,11 +33,26 @@ class EasyCache(Dynamic):
         "the denoiser's output less its input, while the predicted change of the output is small",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "relative"})
-    sites: str = "denoiser"
+    sites: str = Field(
+        default="denoiser", description="site query: what is reused; by default the denoiser's whole output"
+    )
     scope: Scope = Scope.COND
-    threshold: Threshold = 0.05
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
-    relative: bool = True
+    threshold: Threshold = Field(
+        default=0.05,
+        description=(
+            "reused while the accumulated predicted change E of the output is below this, no unit (tau in the paper)"
+        ),
+    )
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.2,
+        description=(
+            "everything is computed before this point of the run (progress, 0 to 1); the paper's warm-up R, which "
+            "counts steps"
+        ),
+    )
+    relative: bool = Field(
+        default=True, description="true: output less input is reused, as in the paper; false: the output itself"
+    )
 
     @property
     def signal(self) -> Signal:

@@ -19,8 +19,10 @@ class Rectified(Predictor):
     """The newest value, calibrated: F = g F_a + b, both by step and by how many steps ago F_a was computed."""
 
     name: ClassVar[str] = "rectified"
-    gains: Lags = ()
-    offsets: Lags = ()
+    gains: Lags = Field(default=(), description="factors g on the held value, by lag and step, no unit; empty: 1")
+    offsets: Lags = Field(
+        default=(), description="numbers b added to the held value, by lag and step, in the value's unit; empty: 0"
+    )
 
     def predict(self, history: Sequence[Past], step: Step) -> Tensor:
         newest = history[-1]
@@ -56,13 +58,28 @@ class ERTACache(Policy):
         "the residual of all blocks at profiled steps, with a calibrated correction",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"errors", "gains", "offsets"})
-    errors: Lags
-    gains: Lags = ()
-    offsets: Lags = ()
-    threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    max_skip: Annotated[int, Field(ge=1, le=12)] = 6
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    sites: str = "stack"
+    errors: Lags = Field(
+        description="relative L1 change of the residual, by lag and step, no unit; measured on the model by calibration"
+    )
+    gains: Lags = Field(
+        default=(),
+        description="factors g on the reused residual, by lag and step, no unit; measured by calibration; empty: 1",
+    )
+    offsets: Lags = Field(
+        default=(),
+        description=(
+            "numbers b added to the reused residual, by lag and step, in its unit; measured by calibration; empty: 0"
+        ),
+    )
+    threshold: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.1,
+        description="reused while the profiled relative change since the last computed step is below this, no unit",
+    )
+    max_skip: Annotated[int, Field(ge=1, le=12)] = Field(default=6, description="how many steps may be reused in a row")
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.1, description="everything is computed before this point of the run (progress, 0 to 1)"
+    )
+    sites: str = Field(default="stack", description="site query: what is reused; by default the residual of all blocks")
 
     @model_validator(mode="after")
     def _measured(self) -> ERTACache:

@@ -27,8 +27,14 @@ class FirstBlockCache(Dynamic):
         "https://github.com/chengzeyi/ParaAttention",
         "the residual of the blocks after the first, while the first block's residual is near its last computed one",
     )
-    sites: str = "stack[1:]"
-    threshold: Threshold = 0.08
+    sites: str = Field(
+        default="stack[1:]",
+        description="site query: what is reused; by default the residual of all blocks after the first",
+    )
+    threshold: Threshold = Field(
+        default=0.08,
+        description="reused while the first block's residual changed by less than this, as a relative L1 change",
+    )
 
     @property
     def signal(self) -> Signal:
@@ -55,12 +61,27 @@ class DualBlockCache(Dynamic):
         "the residual of the middle blocks, while the first blocks' residual is near its last computed one",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "sites"})
-    sites: str = ""
-    threshold: Threshold = 0.08
-    front: Annotated[int, Field(ge=1, le=8)] = 1
-    back: Annotated[int, Field(ge=0, le=8)] = 0
-    warm_up: Annotated[int, Field(ge=0, le=20)] = 4
-    max_consecutive: Annotated[int, Field(ge=1, le=20)] = 4
+    sites: str = Field(
+        default="",
+        description="site query: what is reused; empty: the residual of the blocks between `front` and `back`",
+    )
+    threshold: Threshold = Field(
+        default=0.08,
+        description="reused while the front blocks' residual changed by less than this, as a relative L1 change",
+    )
+    front: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=1,
+        description="how many blocks at the front are always computed and watched (Fn in cache-dit)",
+    )
+    back: Annotated[int, Field(ge=0, le=8)] = Field(
+        default=0, description="how many blocks at the back are always computed (Bn in cache-dit)"
+    )
+    warm_up: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=4, description="how many steps at the start are computed (W in cache-dit)"
+    )
+    max_consecutive: Annotated[int, Field(ge=1, le=20)] = Field(
+        default=4, description="how many steps may be reused in a row (MC in cache-dit)"
+    )
 
     @property
     def query(self) -> str:

@@ -29,7 +29,10 @@ class GuidanceReuse(Interval):
     name: ClassVar[str] = "guidance_reuse"
     start: Annotated[float, Field(ge=0.0, le=1.0)] = 1 / 3
     interval: Annotated[int, Field(ge=1, le=12)] = 5
-    stand_in: AnyPredictor = Field(default_factory=Linear)
+    stand_in: AnyPredictor = Field(
+        default_factory=Linear,
+        description="predictor of the guidance difference, uncond - cond, at the steps without the other branch",
+    )
 
     @property
     def query(self) -> str:
@@ -51,11 +54,18 @@ class BranchReuse(Interval):
 
     name: ClassVar[str] = "branch_reuse"
     unsearched: ClassVar[frozenset[str]] = Interval.unsearched | {"sites"}
-    sites: str = str(Kind.DENOISER)
-    interval: Annotated[int, Field(ge=1, le=12)] = 1
-    other_interval: Annotated[int, Field(ge=1, le=12)] = 3
+    sites: str = Field(
+        default=str(Kind.DENOISER),
+        description="site query: what is reused of each branch; by default the denoiser's whole output",
+    )
+    interval: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=1, description="the conditional branch is computed every this many steps; 1: always"
+    )
+    other_interval: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=3, description="every other branch is computed every this many steps"
+    )
     start: Annotated[float, Field(ge=0.0, le=1.0)] = 1 / 3
-    stand_in: AnyPredictor = Field(default_factory=Hold)
+    stand_in: AnyPredictor = Field(default_factory=Hold, description="predictor of a branch's skipped outputs")
 
     @property
     def query(self) -> str:
@@ -89,13 +99,31 @@ class AdaptiveGuidance(Policy):
 
     name: ClassVar[str] = "adaptive_guidance"
     unsearched: ClassVar[frozenset[str]] = frozenset({"divisor"})
-    threshold: Threshold = 0.3
-    max_interval: Annotated[int, Field(ge=2, le=20)] = 8
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
-    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    band: Literal["low", "high", "larger", "all"] = "larger"
-    divisor: Annotated[int, Field(ge=1, le=1000)] = 5
-    stand_in: AnyPredictor = Field(default_factory=lambda: GuidanceDelta(alpha_low=0.0, alpha_high=0.0))
+    threshold: Threshold = Field(
+        default=0.3,
+        description="how much the guidance difference may change between two full steps, as a relative L1 change",
+    )
+    max_interval: Annotated[int, Field(ge=2, le=20)] = Field(
+        default=8, description="the longest distance between two full steps, in steps"
+    )
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.2, description="all branches are computed before this point of the run (progress, 0 to 1)"
+    )
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=1.0,
+        description="all branches are computed from this point on (progress, 0 to 1); 1 includes the last step",
+    )
+    band: Literal["low", "high", "larger", "all"] = Field(
+        default="larger",
+        description="the frequency band whose change counts: low, high, the larger of the two, or all frequencies",
+    )
+    divisor: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=5, description="the low band's radius is min(height, width) // divisor, in spectral bins of the latent"
+    )
+    stand_in: AnyPredictor = Field(
+        default_factory=lambda: GuidanceDelta(alpha_low=0.0, alpha_high=0.0),
+        description="predictor of the guidance difference, uncond - cond, at the steps without the other branch",
+    )
 
     @property
     def query(self) -> str:
@@ -151,8 +179,16 @@ class GuidanceInterval(Policy):
         "https://arxiv.org/abs/2404.07724",
         "the unconditional branch outside a window of progress",
     )
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.1,
+        description=(
+            "guidance is off before this point of the run (progress, 0 to 1); the paper's upper noise level sigma_hi"
+        ),
+    )
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.8,
+        description="guidance is off from this point on (progress, 0 to 1); the paper's lower noise level sigma_lo",
+    )
 
     @property
     def query(self) -> str:

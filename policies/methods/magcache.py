@@ -43,12 +43,23 @@ class MagCache(Policy):
         "the residual of all blocks, held while calibrated magnitude ratios allow",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"ratios"})
-    ratios: dict[str, Curve]
-    threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.06
-    max_skip: Annotated[int, Field(ge=1, le=12)] = 3
-    retention: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
-    sites: str = "stack"
-    stand_in: AnyPredictor = Field(default_factory=Hold)
+    ratios: dict[str, Curve] = Field(
+        description=(
+            "magnitude ratios gamma_t by branch (or *), one a step, no unit; measured on the model by calibration"
+        ),
+    )
+    threshold: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.06, description="bound on the accumulated magnitude error E, no unit (delta in the paper)"
+    )
+    max_skip: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=3, description="how many steps may be reused in a row (K in the paper)"
+    )
+    retention: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.2,
+        description="share of the run's steps at the start that are computed, 0 to 1 (the paper's retention ratio)",
+    )
+    sites: str = Field(default="stack", description="site query: what is reused; by default the residual of all blocks")
+    stand_in: AnyPredictor = Field(default_factory=Hold, description="predictor that stands in for a skipped value")
 
     @model_validator(mode="after")
     def _measured(self) -> MagCache:

@@ -42,11 +42,20 @@ class MeanCache(SiteInterval):
         "the denoiser's output, corrected from instantaneous to average velocity",
     )
     unsearched: ClassVar[frozenset[str]] = SiteInterval.unsearched | {"sites", "plan"}
-    sites: str = "denoiser"
-    interval: Annotated[int, Field(ge=1, le=12)] = 3
+    sites: str = Field(
+        default="denoiser", description="site query: what is reused; by default the denoiser's whole output"
+    )
+    interval: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=3, description="without a `plan`, computed every this many steps; 1: never reused"
+    )
     start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
-    span: Annotated[int, Field(ge=2, le=6)] = 2
-    plan: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = ()
+    span: Annotated[int, Field(ge=2, le=6)] = Field(
+        default=2, description="how many computed outputs the average velocity is taken over"
+    )
+    plan: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = Field(
+        default=(),
+        description="the computed steps, each as a point of the run (progress, 0 to 1); empty: go by `interval`",
+    )
 
     def init(self, run: Run) -> frozenset[int]:
         return frozenset(round(u * (run.count - 1)) for u in self.plan)

@@ -34,13 +34,27 @@ class PyramidAttentionBroadcast(Policy):
         "https://arxiv.org/abs/2408.12588",
         "attention outputs, held; the range grows from spatial over temporal to cross",
     )
-    spatial: Range = 2
-    temporal: Range = 3
-    cross: Range = 6
-    joint: Range = 2
-    ff: Range = 1
-    low: Timestep = 100.0
-    high: Timestep = 800.0
+    spatial: Range = Field(
+        default=2,
+        description=(
+            "spatial self-attention is computed every this many steps (the paper's broadcast range); 1: always"
+        ),
+    )
+    temporal: Range = Field(
+        default=3,
+        description="temporal self-attention is computed every this many steps (broadcast range); 1: always",
+    )
+    cross: Range = Field(
+        default=6,
+        description="cross-attention is computed every this many steps (broadcast range); 1: always",
+    )
+    joint: Range = Field(
+        default=2,
+        description="joint attention (text and video together) is computed every this many steps; 1: always",
+    )
+    ff: Range = Field(default=1, description="feed-forwards are computed every this many steps; 1: always")
+    low: Timestep = Field(default=100.0, description="reuse only above this timestep (the scheduler's, 0 to 1000)")
+    high: Timestep = Field(default=800.0, description="reuse only below this timestep (the scheduler's, 0 to 1000)")
 
     def _ranges(self) -> dict[Role, int]:
         return {role: int(getattr(self, role)) for role in Role}

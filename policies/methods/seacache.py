@@ -35,12 +35,26 @@ class SeaCache(Dynamic):
         "the residual of all blocks, while the filtered input's accumulated change is small",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "channels", "power"})
-    threshold: Threshold = 0.25
-    max_consecutive: Annotated[int, Field(ge=1, le=12)] = 2
-    warm_up: Annotated[int, Field(ge=0, le=20)] = 1
-    cool_down: Annotated[int, Field(ge=0, le=20)] = 1
-    power: Annotated[float, Field(gt=0.0, le=6.0)] = 3.0
-    channels: Literal[1, 2] = 1
+    threshold: Threshold = Field(
+        default=0.25,
+        description="reused while the filtered input's accumulated relative L1 change is below this, no unit",
+    )
+    max_consecutive: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=2, description="how many steps may be reused in a row"
+    )
+    warm_up: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=1, description="how many steps at the start are computed"
+    )
+    cool_down: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=1, description="how many steps at the end are computed"
+    )
+    power: Annotated[float, Field(gt=0.0, le=6.0)] = Field(
+        default=3.0,
+        description="exponent of the clean power spectrum 1 / |f|^power that the filter expects, no unit (eq. 7)",
+    )
+    channels: Literal[1, 2] = Field(
+        default=1, description="the axis of the latent that holds channels and is not filtered: 1 or 2"
+    )
     stand_in: AnyPredictor = Field(default_factory=Linear)
 
     @property

@@ -33,9 +33,17 @@ class SmoothCache(Policy):
         "each layer type's outputs where a calibrated error curve allows",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"curves"})
-    curves: dict[str, Lags]
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    lookahead: Annotated[int, Field(ge=1, le=12)] = 3
+    curves: dict[str, Lags] = Field(
+        description=(
+            "layer type (a site query) -> its relative L1 error by lag and step, no unit; measured by calibration"
+        ),
+    )
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.1, description="reused while the calibrated error is below this, no unit (alpha in the paper)"
+    )
+    lookahead: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=3, description="how many steps may be reused in a row"
+    )
 
     @model_validator(mode="after")
     def _measured(self) -> SmoothCache:

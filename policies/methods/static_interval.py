@@ -20,7 +20,7 @@ class NoCache(Policy):
     """Claims sites and reuses none: the baseline of every comparison and of the runtime's own overhead."""
 
     name: ClassVar[str] = "no_cache"
-    sites: str = "all|denoiser"
+    sites: str = Field(default="all|denoiser", description="site query: the sites that are watched and never reused")
 
     @property
     def query(self) -> str:
@@ -48,10 +48,21 @@ class Interval(Policy):
     """Base of policies that compute every `interval`-th step from `start` to `stop` (in progress), in every branch."""
 
     unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
-    interval: Annotated[int, Field(ge=1, le=12)] = 2
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    offset: Annotated[int, Field(ge=0, le=1000)] | None = None
+    interval: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=2,
+        description="computed every this many steps, reused in between (N in most papers); 1: never reused",
+    )
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0, description="everything is computed before this point of the run (progress, 0 to 1)"
+    )
+    stop: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=1.0,
+        description="everything is computed from this point on (progress, 0 to 1); 1 includes the last step",
+    )
+    offset: Annotated[int, Field(ge=0, le=1000)] | None = Field(
+        default=None,
+        description="index of a step from which intervals are counted; by default the first step at `start`",
+    )
 
     def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
         return within(step, self.start, self.stop) and not due(step, self.interval, self.start, self.offset)
@@ -60,7 +71,7 @@ class Interval(Policy):
 class SiteInterval(Interval):
     """An interval rule at the sites of a query: `attention` (every self-attention) unless a method says otherwise."""
 
-    sites: str = "attention"
+    sites: str = Field(default="attention", description="site query: what is reused")
 
     @property
     def query(self) -> str:
@@ -82,7 +93,7 @@ class StaticInterval(SiteInterval):
         "https://arxiv.org/abs/2407.01425",
         "any site's value at a fixed interval",
     )
-    stand_in: AnyPredictor = Field(default_factory=Hold)
+    stand_in: AnyPredictor = Field(default_factory=Hold, description="predictor that stands in for a skipped value")
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.stand_in

@@ -21,7 +21,10 @@ class Forecast(SiteInterval):
     """Base of methods that compute every module each `interval`-th step from `start` on and forecast it in between."""
 
     sites: str = "all"
-    interval: Annotated[int, Field(ge=1, le=12)] = 4
+    interval: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=4,
+        description="computed every this many steps, forecast in between (N in the paper); 1: never reused",
+    )
     start: Annotated[float, Field(ge=0.0, le=1.0)] = WARM_UP
 
 
@@ -40,7 +43,9 @@ class TaylorSeer(Forecast):
         "https://arxiv.org/abs/2503.06923",
         "every attention and feed-forward output, forecast by a Taylor series",
     )
-    order: Annotated[int, Field(ge=0, le=4)] = 1
+    order: Annotated[int, Field(ge=0, le=4)] = Field(
+        default=1, description="highest derivative in the Taylor series (O in the paper); 0 holds the value"
+    )
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return Taylor(order=self.order)
@@ -58,8 +63,12 @@ class HiCache(Forecast):
         "https://arxiv.org/abs/2508.16984",
         "every attention and feed-forward output, forecast in a Hermite basis",
     )
-    order: Annotated[int, Field(ge=0, le=4)] = 2
-    scale: Annotated[float, Field(ge=0.1, le=1.0)] = 0.5
+    order: Annotated[int, Field(ge=0, le=4)] = Field(
+        default=2, description="highest derivative in the Hermite series (O in the paper); 0 holds the value"
+    )
+    scale: Annotated[float, Field(ge=0.1, le=1.0)] = Field(
+        default=0.5, description="contraction of the Hermite polynomials' argument, no unit (sigma in the paper)"
+    )
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return Hermite(order=self.order, scale=self.scale)
@@ -77,7 +86,9 @@ class FoCa(Forecast):
         "https://arxiv.org/abs/2508.16211",
         "every attention and feed-forward output, forecast as an ODE",
     )
-    horizon: Annotated[int, Field(ge=1, le=12)] = 3
+    horizon: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=3, description="how far the forecast runs before it is damped, in steps"
+    )
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return FoCaForecast(horizon=self.horizon)

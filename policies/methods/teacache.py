@@ -40,8 +40,17 @@ class TeaCache(Dynamic):
         "the residual of all blocks, while the modulated input's accumulated change is small",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"coefficients", "scope"})
-    threshold: Threshold = 0.15
-    coefficients: Curve = Field(default=(1.0, 0.0), min_length=1)
+    threshold: Threshold = Field(
+        default=0.15,
+        description="reused while the accumulated, rescaled change is below this, no unit (delta in the paper)",
+    )
+    coefficients: Curve = Field(
+        default=(1.0, 0.0),
+        min_length=1,
+        description=(
+            "polynomial f from the input's change to the output's, highest power first, no unit; belongs to one model"
+        ),
+    )
 
     @property
     def signal(self) -> Signal:

@@ -30,9 +30,20 @@ class TGate(Policy):
         "https://arxiv.org/abs/2404.02747",
         "cross-attention after a gate step, self-attention at an interval before it",
     )
-    gate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.4
-    self_interval: Annotated[int, Field(ge=1, le=8)] = 2
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    gate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.4,
+        description="cross-attention is held from this point of the run on (progress, 0 to 1); the paper's gate step m",
+    )
+    self_interval: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=2,
+        description=("before the gate, self-attention is computed every this many steps (k in the paper); 1: always"),
+    )
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.1,
+        description=(
+            "self-attention is always computed before this point of the run (progress, 0 to 1); the paper's warm- up"
+        ),
+    )
 
     @property
     def query(self) -> str:

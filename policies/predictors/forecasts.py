@@ -35,8 +35,12 @@ class Hermite(Predictor):
     """
 
     name: ClassVar[str] = "hermite"
-    order: Annotated[int, Field(ge=0, le=4)] = 2
-    scale: Annotated[float, Field(ge=0.1, le=1.0)] = 0.5
+    order: Annotated[int, Field(ge=0, le=4)] = Field(
+        default=2, description="highest derivative in the series (O in the paper); 0 holds the value"
+    )
+    scale: Annotated[float, Field(ge=0.1, le=1.0)] = Field(
+        default=0.5, description="contraction s of the polynomials' argument, no unit (sigma in the paper)"
+    )
 
     @property
     def history(self) -> int:
@@ -65,7 +69,9 @@ class FoCaForecast(Predictor):
     """
 
     name: ClassVar[str] = "foca_forecast"
-    horizon: Annotated[int, Field(ge=1, le=12)] = 3
+    horizon: Annotated[int, Field(ge=1, le=12)] = Field(
+        default=3, description="how far the forecast runs before it is damped, in steps"
+    )
 
     @property
     def history(self) -> int:
@@ -108,7 +114,9 @@ class AverageVelocity(Predictor):
     """
 
     name: ClassVar[str] = "average_velocity"
-    span: Annotated[int, Field(ge=2, le=6)] = 2
+    span: Annotated[int, Field(ge=2, le=6)] = Field(
+        default=2, description="how many computed outputs the average is taken over (m in the formula)"
+    )
 
     @property
     def history(self) -> int:
@@ -150,7 +158,7 @@ class Relative(Predictor):
     """At a denoiser site: what `inner` makes of the output less the denoiser's input, plus the input of now."""
 
     name: ClassVar[str] = "relative"
-    inner: AnyPredictor = Field(default_factory=Hold)
+    inner: AnyPredictor = Field(default_factory=Hold, description="predictor of the output less the denoiser's input")
 
     @property
     def relative(self) -> bool:
@@ -178,7 +186,9 @@ class Aligned(Predictor):
     """
 
     name: ClassVar[str] = "aligned"
-    limit: Annotated[float, Field(ge=1.0, le=4.0)] = 2.0
+    limit: Annotated[float, Field(ge=1.0, le=4.0)] = Field(
+        default=2.0, description="upper bound on the gain g along the last change, no unit"
+    )
 
     @property
     def history(self) -> int:

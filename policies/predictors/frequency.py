@@ -76,13 +76,34 @@ class GuidanceDelta(Predictor):
     """
 
     name: ClassVar[str] = "guidance_delta"
-    alpha_low: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.2
-    alpha_high: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.2
-    switch: Annotated[float, Field(ge=0.0, le=1.0)] = 2 / 3
-    switch_high: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    weighting: Literal["paper", "repo"] = "paper"
-    radius: Annotated[int, Field(ge=0)] | None = None
-    divisor: Annotated[int, Field(ge=1)] = 5
+    alpha_low: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
+        default=0.2, description="the low band counts 1 + this before `switch`, no unit (alpha_1 in the paper)"
+    )
+    alpha_high: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
+        default=0.2, description="the high band counts 1 + this from `switch_high` on, no unit (alpha_2 in the paper)"
+    )
+    switch: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=2 / 3,
+        description="point of the run at which the low band's factor ends (progress, 0 to 1); the paper's t_0",
+    )
+    switch_high: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        default=None,
+        description="point of the run at which the high band's factor begins (progress, 0 to 1); by default `switch`",
+    )
+    weighting: Literal["paper", "repo"] = Field(
+        default="paper",
+        description="`paper`: factors apply once; `repo`: once more at every reused step, as in the published code",
+    )
+    radius: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description=(
+            "radius of the low band, in spectral bins of the latent; by default min(height, width) // `divisor`"
+        ),
+    )
+    divisor: Annotated[int, Field(ge=1)] = Field(
+        default=5,
+        description="the low band's radius is min(height, width) // divisor where no `radius` is given, no unit",
+    )
 
     def weights(self, since: Step, step: Step) -> tuple[float, float]:
         """(w_low, w_high) at `step` for a delta computed at step `since`."""

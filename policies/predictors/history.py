@@ -23,7 +23,9 @@ class Ramp(Config):
     """A weight rising linearly in progress from 0 at `start` to 1 at the end of sampling [FasterCache eq. 5]."""
 
     name: ClassVar[str] = "ramp"
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0, description="point of the run at which the weight begins to rise from 0 (progress, 0 to 1)"
+    )
 
     def at(self, step: Step) -> float:
         if self.start >= 1.0:
@@ -45,9 +47,16 @@ class Difference(Predictor):
     """
 
     name: ClassVar[str] = "difference"
-    weight: Annotated[float, Field(ge=-1.0, le=2.0)] | Ramp = 0.5
-    order: Literal[0, 1, 2] = 1
-    gap: Annotated[int, Field(ge=1, le=100)] = 2
+    weight: Annotated[float, Field(ge=-1.0, le=2.0)] | Ramp = Field(
+        default=0.5, description="factor w on the last difference, no unit (w(t) in eq. 5); a number, or a ramp"
+    )
+    order: Literal[0, 1, 2] = Field(
+        default=1,
+        description="how many differences are used: 0 holds the value, 1 is eq. 5, 2 adds the second difference",
+    )
+    gap: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=2, description="the distance that differences are scaled to, in steps (2 in eq. 5)"
+    )
 
     @property
     def history(self) -> int:
@@ -76,7 +85,9 @@ class Linear(Predictor):
     """The line through the last two values, extended by the true distance: F_a + weight (F_a - F_b) (t - a)/(a - b)."""
 
     name: ClassVar[str] = "linear"
-    weight: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
+    weight: Annotated[float, Field(ge=0.0, le=2.0)] = Field(
+        default=1.0, description="factor on the line's slope, no unit; 1 follows the line, 0 holds the value"
+    )
 
     @property
     def history(self) -> int:
@@ -144,7 +155,9 @@ class Taylor(Predictor):
     """Taylor extrapolation F = sum_i D_i k^i / i!, k steps after the newest value [TaylorSeer, arXiv 2503.06923]."""
 
     name: ClassVar[str] = "taylor"
-    order: Annotated[int, Field(ge=0, le=4)] = 1
+    order: Annotated[int, Field(ge=0, le=4)] = Field(
+        default=1, description="highest derivative in the series (O in the paper); 0 holds the value"
+    )
 
     @property
     def history(self) -> int:

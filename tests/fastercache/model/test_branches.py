@@ -286,3 +286,55 @@ def test_captured_calls_hold_one_row_per_branch(latte: Specimen) -> None:
         captured = Captured.of(calls[0][0], finder, [call for _, call in calls])
     assert captured.order == (UNCOND, COND)
     assert all(kwargs["encoder_hidden_states"].shape[0] == 1 for _, kwargs in captured.calls.values())
+
+
+def test_a_loop_without_guidance_has_one_call_a_step(loop: Loop) -> None:
+    """By hand: the calls at even steps are computed, those at odd steps return the one before."""
+    bare = [loop.call(loop.x * (i + 1), time, COND) for i, time in enumerate(TIMES)]
+    with fc.attach(
+        loop.model, fc.StaticInterval(sites="denoiser", interval=2, start=0.0), guidance="none"
+    ) as session:
+        for _ in range(2):
+            session.start(TIMES)
+            outputs = [loop.call(loop.x * (i + 1), time, COND) for i, time in enumerate(TIMES)]
+            assert session.last.complete and session.last.run.branches == (COND,)
+            for i, output in enumerate(outputs):
+                assert torch.equal(output, bare[i - i % 2])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("guidance", [None, "batched"])
+def test_what_derives_from_a_listed_class_has_its_family(guidance: Any, compiled: bool) -> None:
+    """DiT's rows are (cond, uncond). By hand: at odd steps the second half is the first plus the difference held."""
+    s = zoo.build("dit")
+    model = s.pipe.transformer
+    calls, difference = 0, torch.zeros(())
+
+    def hand(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls, difference
+        out = type(model).forward(model, *args, **kwargs)
+        cond, uncond = out.sample.chunk(2)
+        if calls % 2 == 0:
+            difference = uncond - cond
+        calls += 1
+        out.sample = torch.cat([cond, cond + difference])
+        return out
+
+    model.forward = hand
+    want = s.generate()
+    del model.forward
+    model.__class__ = type("Extended", (type(model),), {})
+    if compiled:
+        s.pipe.transformer = torch.compile(model, backend="eager")
+    with fc.attach(s.pipe, fc.GuidanceReuse(start=0.0, interval=2, stand_in=fc.Hold()), guidance=guidance):
+        assert torch.allclose(s.generate(), want, atol=1e-5)
+
+
+def test_what_derives_from_a_listed_class_has_its_blocks(latte: Specimen) -> None:
+    policy = fc.StaticInterval(sites="stack", interval=2)
+    with fc.attach(latte.pipe, policy):
+        want = latte.generate()
+    model = latte.pipe.transformer
+    model.__class__ = type("Extended", (type(model),), {})
+    with fc.attach(latte.pipe, policy):
+        assert torch.equal(latte.generate(), want)

@@ -29,7 +29,7 @@ def first_call(s: Specimen) -> tuple[dict[str, Any], Tensor]:
 def test_tokens_become_the_pipelines_own_grid(name: str) -> None:
     s = zoo.build(name)
     kwargs, tokens = first_call(s)
-    grid = grid_of(family_of(type(s.pipe.transformer).__name__), kwargs, tokens)
+    grid = grid_of(family_of(s.pipe.transformer), kwargs, tokens)
     unpacked = grid.to(tokens)
     if name == "ltx":
         expected = s.pipe._unpack_latents(tokens, kwargs["num_frames"], kwargs["height"], kwargs["width"])
