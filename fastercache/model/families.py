@@ -38,6 +38,8 @@ class Family:
         passes: further calls of a step with the conditional rows alone: cache context -> the branch, and the pipeline's
             property that says whether a run makes them.
         null_class: label of the unconditional class: a call without it has no guidance.
+        inseparable: some argument has its rows along another axis than the first, so that no call can be made for some
+            of the branches alone.
         true_cfg: guidance-distilled, but a pipeline call with a negative prompt adds a separate second call.
     """
 
@@ -52,6 +54,7 @@ class Family:
     tokens: Literal["", "num_frames", "img_shapes", "img_ids"] = ""
     null_class: int | None = None
     text_first: bool = False
+    inseparable: bool = False
     true_cfg: bool = False
 
 
@@ -108,6 +111,7 @@ FAMILIES: dict[str, Family] = {
     "BriaTransformer2DModel": Family("batched", tokens="img_ids", text_first=True, roles=_SINGLE_IS_JOINT),
     "HiDreamImageTransformer2DModel": Family(
         "batched",
+        inseparable=True,
         layouts={"single_stream_blocks": "joined_last"},
         roles={
             "*_stream_blocks.*.attn1": Role.JOINT,
@@ -116,7 +120,11 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "ZImageTransformer2DModel": Family(
-        "batched", order=(COND, UNCOND), stack=("layers",), roles={"layers.*.attention": Role.JOINT}
+        "batched",
+        order=(COND, UNCOND),
+        stack=("layers",),
+        inseparable=True,
+        roles={"layers.*.attention": Role.JOINT},
     ),
     "WanTransformer3DModel": _SEPARATE,
     "WanVACETransformer3DModel": Family("separate", order=(COND, UNCOND), stack=("blocks",)),
@@ -163,6 +171,15 @@ FAMILIES: dict[str, Family] = {
     ),
     "HunyuanVideoTransformer3DModel": Family("none", order=(COND,), true_cfg=True, roles=_SINGLE_IS_JOINT),
 }
+
+IMAGE: Branch = "image"
+"""The branch of InstructPix2Pix that is given the picture without the text."""
+
+ORDERS: dict[str, tuple[Branch, ...]] = {
+    "StableDiffusionInstructPix2PixPipeline": (COND, IMAGE, UNCOND),
+    "StableDiffusionXLInstructPix2PixPipeline": (COND, IMAGE, UNCOND),
+}
+"""Pipeline class -> branches in the order of the rows of a call, where it is not that of the denoiser's family."""
 
 COMPONENTS = ("transformer", "transformer_2", "unet")
 """Pipeline components that are denoisers, in the order in which a run uses them."""

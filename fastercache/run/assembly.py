@@ -116,6 +116,11 @@ class Assembly:
 
     def _take(self, call: Call, computed: tuple[Branch, ...], output: Any) -> None:
         """Note the computed branches' outputs."""
+        if _listed(output):
+            raise AttachError(
+                "the denoiser returns a list with a tensor for each sample, so its output cannot be told apart by "
+                "branch: use a policy without the denoiser and branch sites for this model"
+            )
         fresh = flatten_output(output)
         self._template = strip(output)
         self._note(computed, fresh)
@@ -196,6 +201,13 @@ def _base(unit: Unit, call: Call, branches: tuple[Branch, ...], values: Streams)
             "one less the other does not exist: give the policy relative=False"
         )
     return base
+
+
+def _listed(output: Any) -> bool:
+    """Whether the first thing returned is a list, as Z-Image's is."""
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    return isinstance(output, tuple) and bool(output) and isinstance(output[0], list)
 
 
 def _stack(parts: list[Tensor | None]) -> Tensor | None:
