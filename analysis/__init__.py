@@ -3,8 +3,9 @@
 from fastercache.analysis.board import Board
 from fastercache.analysis.calibrate import Calibration, Calibrator, calibrate
 from fastercache.analysis.measures import MEASURES, band_similarity, cosine, relative_l1, relative_l2, similarity
+from fastercache.analysis.metrics import Metric, known_metrics, measure, register_metric
 from fastercache.analysis.profile import Profile, ProfileInfo
-from fastercache.analysis.quality import as_videos, measure
+from fastercache.analysis.quality import as_videos
 from fastercache.analysis.record import Recorder, record
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Board",
     "Calibration",
     "Calibrator",
+    "Metric",
     "Profile",
     "ProfileInfo",
     "Recorder",
@@ -19,8 +21,10 @@ __all__ = [
     "band_similarity",
     "calibrate",
     "cosine",
+    "known_metrics",
     "measure",
     "record",
+    "register_metric",
     "relative_l1",
     "relative_l2",
     "similarity",

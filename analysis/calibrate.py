@@ -10,7 +10,6 @@ SmoothCache's curves, ERTACache's errors and correction.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal
@@ -18,14 +17,15 @@ from typing import Any, ClassVar, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from torch import Tensor
 
 import fastercache as fc
 from fastercache.analysis.profile import Component, Profile
 from fastercache.analysis.record import Recorder, identity_of, record
-from fastercache.policies.base import Policy, explain
-from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, RecordingError
+from fastercache.policies.base import Policy
+from fastercache.policies.documents import read_model, write_json
+from fastercache.policies.errors import ConfigMismatch, RecordingError
 from fastercache.policies.schedule import Code
 from fastercache.policies.vocabulary import Branch, Kind, Role, Signal, Site, Step, matches, select
 from fastercache.tuned import scheduler_identity
@@ -137,29 +137,13 @@ class Calibration(BaseModel):
                 )
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON."""
-        path = Path(path)
-        try:
-            path.write_text(json.dumps(self.model_dump(mode="json"), allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigUnreadable(f"cannot write {path}: {error.strerror or error}") from None
-        return path
+        """Write JSON, whole or not at all. Raises ConfigUnreadable, and NotFinite where a constant is no number."""
+        return write_json(path, self.model_dump(mode="json"), "calibration", indent=None)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
         """Read what `save` wrote. Raises ConfigUnreadable in one line."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigUnreadable(f"cannot read {path}: {error.strerror or error}") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigUnreadable(f"{path} is no calibration or was cut off: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ConfigUnreadable(f"{path} is no calibration: expected the format '{FORMAT}'")
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise ConfigUnreadable(f"{path} is damaged: {explain(cls, error)}") from None
+        return read_model(path, cls, "calibration")
 
 
 def _scheduler(target: Any) -> Component | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,17 +10,20 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
 
 from fastercache.analysis.measures import ORDER, from_norms, measure_of
-from fastercache.policies.base import explain
-from fastercache.policies.errors import ConfigUnreadable, RecordingError, suggest
+from fastercache.policies.documents import read_bytes, read_model, write_atomic, write_json
+from fastercache.policies.errors import ConfigUnreadable, RecordingError, suggest, told
 from fastercache.policies.vocabulary import COND, Branch, Kind, Role, Run, Site, Step, select
 
 FORMAT: Final = "fastercache-profile"
 VERSION: Final = 1
+MAX_ARRAYS = 2**34
+"""Bytes of the largest file of arrays that is read."""
 JSON_NAME, ARRAYS_NAME = "profile.json", "profile.safetensors"
 
 
@@ -34,13 +36,14 @@ class SiteRow(BaseModel):
     role: Role | None = None
     depth: int = -1
     span: tuple[int, int] = (0, 0)
+    denoiser: str = ""
 
     @classmethod
     def of(cls, site: Site) -> SiteRow:
-        return cls(name=site.name, kind=site.kind, role=site.role, depth=site.depth, span=site.span)
+        return cls(**{name: getattr(site, name) for name in cls.model_fields})
 
     def site(self) -> Site:
-        return Site(self.name, self.kind, self.role, self.depth, self.span)
+        return Site(**dict(self))
 
 
 class Component(BaseModel):
@@ -212,48 +215,35 @@ class Profile:
     def save(self, folder: str | Path) -> Path:
         """Write `profile.json` and `profile.safetensors` into a folder, which is made where it is missing."""
         folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            arrays = {f.name: torch.from_numpy(np.ascontiguousarray(getattr(self, f.name))) for f in fields(self)[1:]}
-            save_file(arrays, str(folder / ARRAYS_NAME))
-            text = json.dumps(self.info.model_dump(mode="json"), indent=2, allow_nan=False)
-            (folder / JSON_NAME).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigUnreadable(f"cannot write the profile to {folder}: {error.strerror or error}") from None
+        arrays = {f.name: torch.from_numpy(np.ascontiguousarray(getattr(self, f.name))) for f in fields(self)[1:]}
+        write_atomic(folder / ARRAYS_NAME, to_bytes(arrays), "profile")
+        write_json(folder / JSON_NAME, self.info.model_dump(mode="json"), "profile")
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> Profile:
         """Read what `save` wrote. Raises ConfigUnreadable in one line if it is missing, damaged or foreign."""
         folder = Path(folder)
+        info = read_model(folder / JSON_NAME, ProfileInfo, "profile")
+        data = read_bytes(folder / ARRAYS_NAME, "profile's arrays", limit=MAX_ARRAYS)
         try:
-            data = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
-            arrays = {name: tensor.numpy() for name, tensor in load_file(str(folder / ARRAYS_NAME)).items()}
-        except FileNotFoundError:
-            name = ARRAYS_NAME if (folder / JSON_NAME).exists() else JSON_NAME
-            raise ConfigUnreadable(f"there is no profile in {folder}: {name} is missing") from None
-        except OSError as error:
-            raise ConfigUnreadable(f"cannot read the profile in {folder}: {error.strerror or error}") from None
-        except (UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
+            arrays = {name: tensor.numpy() for name, tensor in from_bytes(data).items()}
+        except (
+            SafetensorError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # foreign numbers too
             raise ConfigUnreadable(
-                f"the profile in {folder} is damaged or was cut off ({error}): record it again"
+                f"the profile in {folder} is damaged or was cut off ({told(error)}): record it again"
             ) from None
-        found = data.get("format") if isinstance(data, dict) else None
-        if found != FORMAT or data.get("version") != VERSION:
-            version = data.get("version") if isinstance(data, dict) else None
-            raise ConfigUnreadable(
-                f"{folder / JSON_NAME} is no profile that can be read here: found format {found!r} version "
-                f"{version!r}, expected {FORMAT!r} version {VERSION}"
-            )
-        try:
-            info = ProfileInfo.model_validate(data)
-        except ValidationError as error:
-            raise ConfigUnreadable(f"{folder / JSON_NAME} is damaged: {explain(ProfileInfo, error)}") from None
-        profile = cls._of(info, arrays, folder)
-        return profile
+        return cls._of(info, arrays, folder)
 
     @classmethod
     def _of(cls, info: ProfileInfo, arrays: dict[str, NDArray[Any]], folder: Path) -> Profile:
+        if len(info.timesteps) != len(info.sigmas):
+            raise ConfigUnreadable(f"the profile in {folder} is damaged: as many timesteps as sigmas were expected")
         r, s, b, t, k = info.runs, len(info.sites), len(info.branches), len(info.timesteps), info.lags
         shapes: dict[str, tuple[int, ...]] = {
             "l1": (r, s, b, t), "rms": (r, s, b, t), "lag_l1": (r, s, b, t, k), "lag_rms": (r, s, b, t, k),
@@ -262,7 +252,8 @@ class Profile:
         }  # fmt: skip
         for name, shape in shapes.items():
             array = arrays.get(name)
-            if array is None or array.shape != shape:
-                what = "is missing" if array is None else f"has shape {array.shape}, expected {shape}"
+            if array is None or array.shape != shape or array.dtype.kind != "f":
+                found = "" if array is None else f"has shape {array.shape} of {array.dtype}, expected {shape} of floats"
+                what = found or "is missing"
                 raise ConfigUnreadable(f"the profile in {folder} is damaged: '{name}' {what}: record it again")
         return cls(info, **{name: arrays[name] for name in shapes})

@@ -1,4 +1,6 @@
-"""Quality of a video against a reference: PSNR, SSIM, LPIPS per frame, then the mean over frames.
+"""Quality of a video against a reference: PSNR, SSIM, LPIPS per frame and the PSNR of frame differences, then the mean.
+
+The registry of metrics is `analysis.metrics`; this module holds the functions.
 
 Conventions (those of the field's tables): values in [0, 1]; PSNR capped at 100 dB; SSIM with an 11x11 Gaussian window
 of sigma 1.5, per channel, only where the whole window lies inside the frame; LPIPS with AlexNet on [-1, 1].
@@ -6,7 +8,6 @@ of sigma 1.5, per channel, only where the whole window lies inside the frame; LP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,40 +17,32 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from fastercache.policies.errors import MeasurementError, MissingDependency, NotFinite, suggest
+from fastercache.policies.errors import MeasurementError, MissingDependency, NotFinite
 
 PSNR_CAP = 100.0
 WINDOW, SIGMA = 11, 1.5
-METRICS = ("psnr", "ssim", "lpips")
-HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False}
-
-
-def measure(videos: Tensor, references: Tensor, metrics: Sequence[str] = ("psnr", "ssim")) -> dict[str, Tensor]:
-    """Each metric per video, the mean over its frames.
-
-    Args:
-        videos, references: (N, F, 3, H, W) in [0, 1]; `as_videos` makes them from a pipeline's output.
-        metrics: of `psnr` (dB), `ssim`, `lpips`.
-
-    Returns:
-        name -> (N,) float32 on the CPU.
-
-    Raises:
-        MeasurementError: for an unknown metric, other shapes, values outside [0, 1], or frames too small.
-        NotFinite: if a video holds NaN or infinity.
-        MissingDependency: for `lpips` where the package or its weights are not there.
-    """
-    functions = {"psnr": psnr, "ssim": ssim, "lpips": lpips}
-    for name in metrics:
-        if name not in functions:
-            raise MeasurementError(f"there is no quality metric '{name}'{suggest(name, METRICS)}")
-    return {name: functions[name](videos, references).cpu() for name in dict.fromkeys(metrics)}
 
 
 def psnr(videos: Tensor, references: Tensor) -> Tensor:
     """10 log10(1 / mean squared error) per frame, capped at 100 dB, mean over frames: (N,) in dB."""
     a, b = _checked(videos, references)
     error = (a - b).square().mean(dim=(2, 3, 4))  # (N, F)
+    return (-10.0 * error.log10()).clamp(max=PSNR_CAP).mean(1)
+
+
+def temporal_psnr(videos: Tensor, references: Tensor) -> Tensor:
+    """PSNR of the differences between neighbouring frames, mean over them: (N,) in dB.
+
+    With d_t = x_{t+1} - x_t: 10 log10(1 / mean squared error of d_t), capped at 100 dB. Motion that jerks and
+    brightness that flickers lower it; an error that stays where it is from frame to frame does not.
+
+    Raises:
+        MeasurementError: for videos of one frame, which have no motion.
+    """
+    a, b = _checked(videos, references)
+    if a.shape[1] < 2:
+        raise MeasurementError("temporal PSNR needs at least two frames, found one: measure psnr instead")
+    error = (a.diff(dim=1) - b.diff(dim=1)).square().mean(dim=(2, 3, 4))  # (N, F - 1)
     return (-10.0 * error.log10()).clamp(max=PSNR_CAP).mean(1)
 
 

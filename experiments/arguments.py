@@ -32,7 +32,7 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
             raise InvalidPolicy(f"the field '{key}' is set twice")
         try:
             result[key] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, or one that no sensible value looks like
             result[key] = text
     return result
 
@@ -46,6 +46,18 @@ def named(policy: str) -> str:
     from fastercache.policies.files import names_file, policy_from_file
 
     return policy_from_file(policy).name if names_file(policy) else policy
+
+
+def metric_names(given: Sequence[str]) -> tuple[str, ...]:
+    """The registered names of what `--metric` was given: names as they stand, or files `FILE.py:name`, which are run.
+
+    Raises:
+        ConfigUnreadable, InvalidMetric, MeasurementError: if there is no such file or metric.
+    """
+    from fastercache.analysis.metrics import metric_called, metric_from_file
+    from fastercache.policies.files import names_file
+
+    return tuple((metric_from_file(text) if names_file(text) else metric_called(text)).name for text in given)
 
 
 def choose(
@@ -86,18 +98,12 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         ConfigUnreadable: if the file is missing, is no text, or holds no prompt.
     """
+    from fastercache.policies.documents import read_text
     from fastercache.policies.errors import ConfigUnreadable
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigUnreadable(f"there is no prompt file {path}") from None
-    except IsADirectoryError:
-        raise ConfigUnreadable(f"{path} is a folder: give a text file with one prompt a line") from None
-    except UnicodeDecodeError as error:
-        raise ConfigUnreadable(f"the prompt file {path} is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ConfigUnreadable(f"the prompt file {path} cannot be read: {error.strerror}") from None
+    if path.is_dir():
+        raise ConfigUnreadable(f"{path} is a folder: give a text file with one prompt a line")
+    text = read_text(path, "prompt file")
     prompts = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
         raise ConfigUnreadable(f"the prompt file {path} holds no prompt: write one a line")

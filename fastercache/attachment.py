@@ -33,7 +33,7 @@ def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
             f"{type(target).__name__} is no pipeline with a denoiser: expected one of the components "
             f"{', '.join(COMPONENTS)}, or a torch module"
         )
-    return [("" if i == 0 else f"{name}/", module) for i, (name, module) in enumerate(found)]
+    return [(f"{name}/" if len(found) > 1 else "", module) for name, module in found]
 
 
 def find_sites(target: Any) -> tuple[Site, ...]:
@@ -119,9 +119,11 @@ def attach(
         tuned = config
 
         def check(run: Any, pipe: Any) -> None:
-            tuned.check_run(run.count, getattr(pipe, "guidance_scale", None), allow=frozenset(allow))
+            style: Guidance = session.guidance if len(run.branches) > 1 else "none"
+            scale = getattr(pipe, "guidance_scale", None)
+            tuned.check_run(run.count, scale, allow=frozenset(allow), guidance=style)
 
-    return Session(
+    session = Session(
         denoisers,
         pipe,
         policy,
@@ -132,3 +134,4 @@ def attach(
         max_cache_bytes=max_cache_bytes,
         check_run=check,
     )
+    return session

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastercache.model.experts import with_denoisers
 from fastercache.model.families import Guidance
 from fastercache.model.flops import FlopBook
 from fastercache.model.layout import leading_tensor, timestep_of
@@ -18,7 +19,7 @@ from fastercache.policies.base import Citation, Policy
 from fastercache.policies.errors import AttachError, FasterCacheError
 from fastercache.policies.registry import dump
 from fastercache.policies.schedule import Table, claimed, compile_policy
-from fastercache.policies.vocabulary import Branch, Kind, Run, Site, select
+from fastercache.policies.vocabulary import OUTER, Branch, Kind, Run, Site, select
 from fastercache.policies.wrappers import citations_of
 from fastercache.run.caller import Caller
 from fastercache.run.calls import RunState, SitePlan, Watcher
@@ -217,6 +218,11 @@ class Session:
         """Share of a whole denoiser call's FLOPs inside each module and block site, by name, as counted so far."""
         return {d.prefix + path: share for d in self._denoisers for path, share in self._book.shares(d.prefix).items()}
 
+    @property
+    def guidance(self) -> Guidance:
+        """How the loop calls the denoiser: `batched`, `separate` or `none`."""
+        return self._denoisers[0].branches.guidance
+
     def citations(self) -> list[Citation]:
         """The works behind the policy in force, each once."""
         return citations_of(self.policy)
@@ -248,17 +254,20 @@ class Session:
         batch = leading_tensor(args, kwargs).shape[0]
         self._caller.begin(self._clock.manual)
         self._clock.begin(timestep_of(args, kwargs))
+        if len(self._denoisers) > 1:
+            self._clock.steps = with_denoisers(self.pipe, self._clock.steps)
         branches = denoiser.branches.begin(batch, kwargs)
         for other in self._denoisers:
             if other is not denoiser:
                 other.branches.begin(batch, kwargs)
+            other.branches.check_order(args, kwargs)
         sites = self.sites if len(branches) > 1 else tuple(s for s in self.sites if s.kind is not Kind.BRANCH)
         run = Run(self._clock.steps, branches, sites)
         if self._check_run is not None:
             self._check_run(run, self.pipe)
         trace = self._plan(run)
         for d in self._denoisers:
-            d.begin(RunState(run, d.branches.coupled), trace)
+            d.begin(RunState(run, d.branches.coupled, d.branches.unsure), trace)
         trace.rows = [self._owner(site).units[site.name].rows for site in trace.sites]
         self._book.seconds = 0.0
         self._memory = self._plan_memory(denoiser.measure(args, kwargs), trace, denoiser)
@@ -298,7 +307,9 @@ class Session:
             if ranks is not None:
                 ranks.check(policy, site, predictor)
             unit.jury = None if table is not None else Jury(policy, policy.owner(site, run.sites), state, site, ranks)
-            unit.history = History(predictor, self._cache_dtype, self._cache_device, self._transfers)
+            unit.history = History(
+                predictor, self._cache_dtype, self._cache_device, self._transfers, seen_by_first=site.kind in OUTER
+            )
             unit.plan = plans[s] if plans else None
         known = {site.name for site in run.sites}
         for watch in self._watches:
@@ -311,15 +322,17 @@ class Session:
         return Trace(run, sites, [], predictors, dump(policy), [0] * count, [0] * count, [0] * count)
 
     def _plan_memory(self, shapes: ValueShapes, trace: Trace, denoiser: Denoiser) -> MemoryPlan:
-        """Bytes of the run about to begin, as far as its sites belong to the denoiser whose shapes are known."""
-        own = [i for i, site in enumerate(trace.sites) if self._owner(site) is denoiser]
+        """Bytes of the run about to begin, as far as its sites belong to denoisers whose shapes are known: the one that
+        is called, and another of its class."""
+        kind = type(denoiser.module)
+        own = [i for i, site in enumerate(trace.sites) if type(self._owner(site).module) is kind]
         sites, predictors = [trace.sites[i] for i in own], [trace.predictors[i] for i in own]
         run, dtype = trace.run, self._cache_dtype
         if self.policy.static and self._compiled is not None:
-            made_for = {site.name: shapes(site) for site in sites}, denoiser.branches.groups
+            made_for = {site.name: (shapes.values(site), shapes.input) for site in sites}, denoiser.branches.groups
             if self._planned is None or self._planned[0] is not self._compiled or self._planned[1] != made_for:
                 table = Table(run, tuple(sites), self._compiled[2].codes[own], tuple(predictors))
-                plan = plan_static(table, lambda site: made_for[0][site.name], made_for[1], dtype)
+                plan = plan_static(table, shapes, made_for[1], dtype)
                 self._planned = self._compiled, made_for, plan
             return self._planned[2]
         return bound_dynamic(sites, predictors, run.branches, shapes, dtype, run.count)
@@ -351,8 +364,8 @@ class Session:
         return self._memory
 
     def _owner(self, site: Site) -> Denoiser:
-        """The denoiser a site belongs to: the one with the longest matching prefix."""
-        return max((d for d in self._denoisers if site.name.startswith(d.prefix)), key=lambda d: len(d.prefix))
+        """The denoiser a site belongs to."""
+        return next(d for d in self._denoisers if d.prefix.removesuffix("/") == site.denoiser)
 
     def _step_ended(self, index: int) -> None:
         if not self.traces or self.traces[-1].complete:

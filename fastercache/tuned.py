@@ -9,19 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from fastercache.model.families import COMPONENTS
-from fastercache.policies.base import Policy, explain
-from fastercache.policies.errors import AttachError, ConfigMismatch, ConfigUnreadable, FasterCacheError, suggest
+from fastercache.policies.base import Policy
+from fastercache.policies.documents import read_model, write_json
+from fastercache.policies.errors import AttachError, ConfigMismatch, suggest
 from fastercache.policies.registry import AnyPolicy
 
 FORMAT: Literal["fastercache-tuned"] = "fastercache-tuned"
@@ -81,21 +80,38 @@ class Measured(_Frozen):
 
     Attributes:
         prompts: how many.
-        psnr: dB, capped at 100. ssim, lpips: where measured.
+        quality: by metric's name, the mean over prompts: `{"psnr": 41.2, "ssim": 0.99}`. Files of older versions have
+            the fields psnr, ssim and lpips instead, which are read into it.
         speedup_flops: uncached over computed FLOPs of the denoiser. speedup_wall: ratio of median seconds.
         seconds: median of one cached pipeline call. cached_bytes: the peak over the run.
         hardware: machine the seconds belong to.
     """
 
     prompts: int = Field(ge=1)
-    psnr: float | None = None
-    ssim: float | None = None
-    lpips: float | None = None
+    quality: dict[str, float] = Field(default_factory=dict)
     speedup_flops: float
     speedup_wall: float | None = None
     seconds: float
     cached_bytes: int
     hardware: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_file(cls, data: Any) -> Any:
+        return quality_gathered(data)
+
+
+def quality_gathered(data: Any) -> Any:
+    """A mapping in whose older form `psnr`, `ssim` and `lpips` stood beside the rest, with them under `quality`."""
+    if not isinstance(data, Mapping) or not any(name in data for name in OLD_METRICS):
+        return data
+    kept = {key: value for key, value in data.items() if key not in OLD_METRICS}
+    old = {name: data[name] for name in OLD_METRICS if data.get(name) is not None}
+    given = kept.get("quality", {})
+    return kept | {"quality": {**old, **given} if isinstance(given, Mapping) else given}
+
+
+OLD_METRICS = ("psnr", "ssim", "lpips")
 
 
 class Certificate(_Frozen):
@@ -151,25 +167,8 @@ class TunedConfig(_Frozen):
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the file whole or not at all. Raises ConfigUnreadable if the folder cannot be written."""
-        path = Path(path)
-        text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise ConfigUnreadable(f"cannot write the tuned config {path}: {error.strerror or error}") from None
-        return path
+        """Write the file whole or not at all. Raises ConfigUnreadable if it cannot be written."""
+        return write_json(path, self.model_dump(mode="json"), "tuned config")
 
     @classmethod
     def load(cls, path: str | Path) -> TunedConfig:
@@ -179,30 +178,7 @@ class TunedConfig(_Frozen):
             ConfigUnreadable: in one line, if it is missing, no JSON, of a foreign format, of a newer version, or has
                 unknown or ill-typed keys.
         """
-        path = Path(path)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigUnreadable(f"there is no tuned config at {path}") from None
-        except OSError as error:
-            raise ConfigUnreadable(f"cannot read the tuned config {path}: {error.strerror or error}") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigUnreadable(f"{path} is no JSON, or was cut off ({error}): export it again") from None
-        found = data.get("format") if isinstance(data, dict) else None
-        if found != FORMAT:
-            what = f"its format is {found!r}" if found is not None else "it has no key 'format'"
-            raise ConfigUnreadable(f"{path} is no tuned config: {what}, expected {FORMAT!r}")
-        if data.get("version") != VERSION:
-            raise ConfigUnreadable(
-                f"{path} has version {data.get('version')!r} of the tuned config, this installation reads {VERSION}: "
-                "upgrade it, or export the config again"
-            )
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise ConfigUnreadable(f"{path} is damaged: {explain(cls, error)}") from None
-        except FasterCacheError as error:
-            raise ConfigUnreadable(f"{path}: {error}") from None
+        return read_model(path, cls, "tuned config")
 
     def check(self, target: Any, allow: Collection[str] = ()) -> None:
         """Whether this config fits a pipeline or denoiser; a bare denoiser has no scheduler to compare.

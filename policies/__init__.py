@@ -8,6 +8,7 @@ explicit table that every static policy compiles to; `compose` and `wrappers` th
 from fastercache.policies.base import Citation as Citation
 from fastercache.policies.base import Config as Config
 from fastercache.policies.base import Hold as Hold
+from fastercache.policies.base import Now as Now
 from fastercache.policies.base import Past as Past
 from fastercache.policies.base import Policy as Policy
 from fastercache.policies.base import Predictor as Predictor

@@ -6,7 +6,8 @@ can serve many runs, threads and pipelines at once, and the bounds on its fields
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from torch import Tensor
 
-from fastercache.policies.errors import InvalidPolicy, suggest
+from fastercache.policies.errors import InvalidPolicy, printable, shown, suggest, told
 from fastercache.policies.vocabulary import Branch, Run, Scope, Signal, Site, Step, select
 
 
@@ -25,10 +26,16 @@ class Config(BaseModel):
     name: ClassVar[str] = ""
 
     def __init__(self, **fields: Any) -> None:
+        label = type(self).name or type(self).__name__
         try:
             super().__init__(**fields)
         except ValidationError as error:
             raise InvalidPolicy(explain(type(self), error)) from None
+        except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+            # What a validator meets in a value of a type that it does not expect; pydantic lets it through.
+            raise InvalidPolicy(f"{label} cannot be made of these fields: {told(error)}") from None
+        for name, raw in fields.items():
+            _refuse_coerced(f"{label}.{name}", raw, getattr(self, name, raw))
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -40,66 +47,94 @@ class Config(BaseModel):
                 cls.model_fields[name].description = cls.model_fields[name].description or known[name].description
 
 
+def _refuse_coerced(where: str, raw: Any, value: Any) -> None:
+    """Refuse what pydantic turned into a number silently: `true` into 1, and `"3"` into 3.
+
+    Raises:
+        InvalidPolicy: naming the place.
+    """
+    if isinstance(value, (int, float)) and isinstance(raw, (bool, str)) and type(raw) is not type(value):
+        kind = "a boolean" if isinstance(value, bool) else "a number"
+        raise InvalidPolicy(f"{where}: input should be {kind}, found {shown(raw)}")
+    if isinstance(value, Mapping) and isinstance(raw, Mapping):
+        for key in value.keys() & raw.keys():
+            _refuse_coerced(f"{where}.{key}", raw[key], value[key])
+    elif isinstance(value, (list, tuple)) and isinstance(raw, (list, tuple)) and len(value) == len(raw):
+        for i, (old, new) in enumerate(zip(raw, value, strict=True)):
+            _refuse_coerced(f"{where}.{i}", old, new)
+
+
+LISTED = 5
+"""How many faults of one configuration are listed in a message."""
+
+
 def explain(cls: type[BaseModel], error: ValidationError) -> str:
     """One line for a pydantic error: each offending field, what was found and what is allowed."""
     label = getattr(cls, "name", "") or cls.__name__
     lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "value"
+    found = error.errors(include_url=False)
+    for item in found[:LISTED]:
+        where = printable(".".join(str(part)[:80] for part in item["loc"]) or "value", 200)
         if item["type"] == "extra_forbidden":
             lines.append(f"{label} has no field '{where}'{suggest(where, cls.model_fields)}")
         elif item["type"] == "missing":
             lines.append(f"{label} needs the field '{where}'")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{label}.{where}: {message[:1].lower() + message[1:]}, found {item['input']!r}")
-    return "; ".join(dict.fromkeys(lines))
+            lines.append(f"{label}.{where}: {message[:1].lower() + message[1:]}, found {shown(item['input'])}")
+    more = [f"and {len(found) - LISTED} more"] if len(found) > LISTED else []
+    return "; ".join(dict.fromkeys(lines + more))
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """One computed value in a predictor's history: the step it was computed at, and what `encode` made of it.
-
-    `signal` is what an aligned predictor watched at that step; None for others.
-    """
+    """One computed value in a predictor's past: the step it was computed at, and what `keep` made of it."""
 
     step: Step
     value: Any
-    signal: Tensor | None = None
 
 
-class Predictor(Config):
-    """Stands in for a skipped value.
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What is predicted: the step, and what the predictor's `needs` names at that step; None where it needs nothing."""
 
-    Predictors are pure: the prediction depends only on the history given and the step asked for.
+    step: Step
+    seen: Tensor | None = None
+
+
+class Predictor(Config, ABC):
+    """Stands in for a skipped value. A subclass implements `predict`.
+
+    Predictors are pure: the prediction depends only on what is given. `past` and `now` hold one branch's rows, or those
+    of all branches of a call together where nothing is needed and all were computed together: a predictor that measures
+    its values over all rows therefore names what it needs.
     """
 
     @property
-    def history(self) -> int:
+    def depth(self) -> int:
         """How many past values the prediction can use, so that memory is known before the run."""
         return 1
 
     @property
-    def signal(self) -> Signal | None:
-        """For a predictor that is aligned with something the run gives at every step: what. It implements `align`."""
+    def needs(self) -> Signal | None:
+        """What the predictor is given besides past values, at the computed steps (`keep`) and now (`predict`).
+
+        `Signal.INPUT` is the denoiser's main input, as the denoiser gets it: scaled, with whatever channels the
+        pipeline appends, packed to tokens where the model takes tokens. Whether it fits the value is the predictor's
+        to judge. A denoiser's further outputs (LTX-2's sound) have no such input: `seen` is None for them.
+        """
         return None
 
-    @property
-    def relative(self) -> bool:
-        """Whether, at a denoiser site, its values are the output less the denoiser's input instead of the output."""
-        return False
+    def keep(self, value: Tensor, seen: Tensor | None) -> Any:
+        """What is kept of a computed value: by default itself. Tensors, or tuples and lists of them.
 
-    def encode(self, value: Tensor) -> Any:
-        """What is kept of a computed value (any shape); by default the value itself."""
+        `seen` is what `needs` names at the step of the value. What is kept of it counts as cached memory.
+        """
         return value
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        """The stand-in at `step`, in the shape of the values; `history` is chronological, newest last, never empty."""
-        raise NotImplementedError(f"{type(self).__name__} must implement predict(history, step)")
-
-    def align(self, history: Sequence[Past], step: Step, signal: Tensor) -> Tensor:
-        """As `predict`, given what `self.signal` names, now and (in `history`) at the computed steps."""
-        return self.predict(history, step)
+    @abstractmethod
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        """The stand-in for `now`, in the shape of the values; `past` is chronological, newest last, never empty."""
 
 
 class Hold(Predictor):
@@ -107,8 +142,8 @@ class Hold(Predictor):
 
     name: ClassVar[str] = "hold"
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        value: Tensor = history[-1].value
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        value: Tensor = past[-1].value
         return value
 
 

@@ -94,7 +94,8 @@ class Compose(Parts):
     policies: tuple[AnyPolicy, ...] = Field(description="the policies that act side by side, each on sites of its own")
 
     def __init__(self, policies: Sequence[Any] = (), **fields: Any) -> None:
-        super().__init__(**{"policies": tuple(policies), **fields})
+        given = tuple(policies) if isinstance(policies, list) else policies
+        super().__init__(**{"policies": given, **fields})
 
     @model_validator(mode="after")
     def _not_empty(self) -> Compose:

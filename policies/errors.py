@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST = 2000
+"""Characters of the longest message; of a longer one the middle is left out."""
+LONGEST_NAME = 80
+"""Characters of the longest name that a similar one is looked up for."""
 
 
 class FasterCacheError(Exception):
-    """Base of all errors this toolkit raises on purpose; the command line prints it in one line and exits 2."""
+    """Base of all errors this toolkit raises on purpose; the command line prints it in one line and exits 2.
+
+    Whatever a message quotes, it is one printable line of at most `LONGEST` characters.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UnknownPolicy(FasterCacheError):
@@ -66,6 +78,10 @@ class MeasurementError(FasterCacheError):
     """Videos or tensors that cannot be compared as asked: other shapes, values outside [0, 1], an unknown metric."""
 
 
+class InvalidMetric(MeasurementError):
+    """A quality metric without a name, range or direction, or whose name is taken."""
+
+
 class RecordingError(FasterCacheError):
     """A recording without a complete run, with runs of different shape, or asked for what it does not hold."""
 
@@ -81,7 +97,38 @@ class MissingDependency(FasterCacheError):
 def suggest(found: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known name nearest to `found`, else the list of known names."""
     names = sorted(set(known))
+    if len(found) > LONGEST_NAME:
+        return ""
     close = difflib.get_close_matches(found, names, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known: {', '.join(names)}" if names else ""
+
+
+def printable(text: str, limit: int = LONGEST) -> str:
+    """Text as one line without control characters, the middle left out where it is longer than `limit`."""
+    if len(text) > limit:
+        text = f"{text[: limit * 2 // 3]} [...] {text[-limit // 4 :]}"
+    if text.isprintable():
+        return text
+    text = " ".join(text.split("\n"))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """`repr` of any value for a message: bounded, and never an error itself."""
+    if isinstance(value, (str, bytes)):
+        value = value[:limit]
+    try:
+        text = repr(value)
+    except Exception:  # a foreign class, nesting too deep, or a number with too many digits to print
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= limit + 2 else f"{text[:limit]}..."
+
+
+def told(error: BaseException) -> str:
+    """`TypeName: message` of any error, also of one whose message cannot be made."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from fastercache.policies.base import Policy, Predictor
-from fastercache.policies.errors import ConfigUnreadable, FasterCacheError, InvalidPolicy, suggest
+from fastercache.policies.errors import ConfigUnreadable, FasterCacheError, InvalidPolicy, suggest, told
 from fastercache.policies.registry import register
 
 _SPEC = re.compile(r"^(?P<path>.+\.py)(?::(?P<name>\w+))?$")
@@ -35,11 +35,8 @@ def policy_from_file(text: str) -> type[Policy]:
         ConfigUnreadable: if there is no such file.
         InvalidPolicy: if it cannot be run, holds no policy of this name, or several where none is named.
     """
-    match = _SPEC.match(text)
-    if match is None:
-        raise InvalidPolicy(f"expected a policy file as FILE.py or FILE.py:Class, found '{text}'")
-    path = Path(match["path"]).expanduser()
-    module = _run(path.resolve())
+    path, name = split_spec(text)
+    module = module_from_file(path)
     own = [
         thing
         for thing in vars(module).values()
@@ -49,8 +46,8 @@ def policy_from_file(text: str) -> type[Policy]:
     if not found:
         raise InvalidPolicy(f"{path} defines no policy: write a subclass of fastercache.Policy with a `name`")
     usable = [cls for cls in found.values() if cls.name] or list(found.values())
-    chosen = match["name"] or usable[0].__name__
-    if match["name"] is None and len(usable) > 1:
+    chosen = name or usable[0].__name__
+    if name is None and len(usable) > 1:
         listed = ", ".join(cls.__name__ for cls in usable)
         raise InvalidPolicy(f"{path} defines several policies ({listed}): say which, {path}:{chosen}")
     if chosen not in found:
@@ -62,6 +59,19 @@ def policy_from_file(text: str) -> type[Policy]:
     except InvalidPolicy as error:
         raise InvalidPolicy(f"{path}: {error}") from None
     return found[chosen]
+
+
+def split_spec(text: str) -> tuple[Path, str | None]:
+    """`FILE.py:Name` or `FILE.py` as path and name. Raises InvalidPolicy for anything else."""
+    match = _SPEC.match(text)
+    if match is None:
+        raise InvalidPolicy(f"expected a file as FILE.py or FILE.py:Name, found '{text}'")
+    return Path(match["path"]).expanduser(), match["name"]
+
+
+def module_from_file(path: Path) -> ModuleType:
+    """A user's Python file, run once per process. Raises ConfigUnreadable, and InvalidPolicy if it cannot be run."""
+    return _run(path.resolve())
 
 
 @cache
@@ -79,10 +89,13 @@ def _run(path: Path) -> ModuleType:
     except FasterCacheError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except KeyboardInterrupt:
+        del sys.modules[name]
+        raise
+    except BaseException as error:  # also SystemExit: a file that ends the process must not end the command in silence
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
         where = f" (line {line})" if line else ""
-        raise InvalidPolicy(f"{path} cannot be run{where}: {type(error).__name__}: {error}") from error
+        raise InvalidPolicy(f"{path} cannot be run{where}: {told(error)}") from error
     return module

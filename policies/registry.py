@@ -6,15 +6,17 @@ Only registered types are ever built from a file; no code is loaded from one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, ValidationError
 
 from fastercache.policies.base import Config, Hold, Policy, Predictor
-from fastercache.policies.errors import InvalidPolicy, UnknownPolicy, suggest
+from fastercache.policies.documents import MAX_DEPTH, deeper_than
+from fastercache.policies.errors import FasterCacheError, InvalidPolicy, UnknownPolicy, shown, suggest, told
 
 GROUP = "fastercache.policies"
 """Entry point group under which an installed package offers policies."""
@@ -22,6 +24,25 @@ GROUP = "fastercache.policies"
 _POLICIES: dict[str, type[Policy]] = {}
 _PREDICTORS: dict[str, type[Predictor]] = {Hold.name: Hold}
 P = TypeVar("P", bound=type[Config])
+_BROKEN: dict[str, str] = {}
+"""Plug-ins that cannot be used, by the name of their entry point, and why."""
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+ANY = "any"
+"""On the command line this stands for every policy, so nothing can be called so."""
+
+
+def check_name(name: object) -> None:
+    """Whether something can be registered under a name: names end up in file names, JSON and on the command line.
+
+    Raises:
+        InvalidPolicy: saying what a name looks like.
+    """
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise InvalidPolicy(
+            f"{shown(name)} cannot be a registered name: use small letters, digits and underscores, a letter first"
+        )
+    if name == ANY:
+        raise InvalidPolicy(f"'{ANY}' cannot be a registered name: it stands for every policy")
 
 
 def register(cls: P) -> P:
@@ -29,6 +50,7 @@ def register(cls: P) -> P:
     table: dict[str, Any] = _POLICIES if issubclass(cls, Policy) else _PREDICTORS
     if not cls.name:
         raise InvalidPolicy(f"{cls.__name__} needs a class attribute `name` before it can be registered")
+    check_name(cls.name)
     other = table.get(cls.name)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         raise InvalidPolicy(f"the name '{cls.name}' is taken by {other.__module__}.{other.__qualname__}")
@@ -38,18 +60,34 @@ def register(cls: P) -> P:
 
 @cache
 def _load_plugins() -> None:
-    """Register what installed packages offer. Raises InvalidPolicy, naming the plug-in that cannot be used."""
+    """Register what installed packages offer. A plug-in that cannot be used is remembered, and blocks nothing else."""
     for point in entry_points(group=GROUP):
         source = f"the plug-in '{point.name}' ({point.value}{f' of {point.dist.name}' if point.dist else ''})"
         try:
             loaded = point.load()
-        except Exception as error:  # whatever a foreign package raises when it is imported
-            raise InvalidPolicy(
-                f"{source} cannot be loaded: {type(error).__name__}: {error}; update or uninstall it"
-            ) from error
-        if not (isinstance(loaded, type) and issubclass(loaded, (Policy, Predictor))):
-            raise InvalidPolicy(f"{source} is no policy: its entry point must name a subclass of fastercache.Policy")
-        register(loaded)
+            if not (isinstance(loaded, type) and issubclass(loaded, (Policy, Predictor))):
+                _BROKEN[point.name] = f"{source} is no policy: its entry point must name a fastercache.Policy subclass"
+                continue
+            register(loaded)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a foreign package raises when it is imported, SystemExit included
+            _BROKEN[point.name] = f"{source} cannot be loaded: {told(error)}; update or uninstall it"
+
+
+def broken_plugins() -> dict[str, str]:
+    """Why installed plug-ins cannot be used, by the name of their entry point."""
+    _load_plugins()
+    return dict(sorted(_BROKEN.items()))
+
+
+def _unknown(name: str, hint: str = "") -> UnknownPolicy:
+    """The error for a policy name that nothing is registered under; tells of the plug-in that should bring it."""
+    broken = broken_plugins()
+    if broken:
+        why = broken.get(name) or next(iter(broken.values()))
+        return UnknownPolicy(f"no policy is called '{name}'; {why}")
+    return UnknownPolicy(f"no policy is called '{name}'{suggest(name, known_policies())}{hint}")
 
 
 def known_policies() -> dict[str, type[Policy]]:
@@ -67,7 +105,7 @@ def policy_class(name: str) -> type[Policy]:
     """The policy class registered under `name`. Raises UnknownPolicy, naming the nearest."""
     known = known_policies()
     if name not in known:
-        raise UnknownPolicy(f"no policy is called '{name}'{suggest(name, known)}")
+        raise _unknown(name)
     return known[name]
 
 
@@ -81,29 +119,41 @@ def load_policy(data: Policy | Mapping[str, Any]) -> Policy:
     """The policy that `dump` wrote. Raises UnknownPolicy, or InvalidPolicy naming the field at fault."""
     if isinstance(data, Policy):
         return data
-    if not isinstance(data, Mapping) or "policy" not in data:
-        raise InvalidPolicy(f"expected a policy as an object with the key 'policy', found {data!r:.80}")
-    fields = {key: value for key, value in data.items() if key != "policy"}
-    name = str(data["policy"])
+    if not isinstance(data, Mapping) or not isinstance(data.get("policy"), str):
+        raise InvalidPolicy(f"expected a policy as an object with the key 'policy', found {shown(data)}")
+    _check_depth(data)
+    name = data["policy"]
     known = known_policies()
     if name not in known:
-        raise UnknownPolicy(
-            f"no policy is called '{name}'{suggest(name, known)}; a policy of your own has to be there first: give its "
-            "file (--policy FILE.py on the command line), import its module, or install its package"
+        raise _unknown(
+            name,
+            "; a policy of your own has to be there first: give its file (--policy FILE.py on the command line), "
+            "import its module, or install its package",
         )
-    return known[name](**fields)
+    try:
+        return known[name](**{str(key): value for key, value in data.items() if key != "policy"})
+    except (FasterCacheError, ValidationError):
+        raise
+    except Exception as error:  # an __init__ of its own that meets what it does not expect
+        raise InvalidPolicy(f"{name} cannot be made of these fields: {told(error)}") from error
+
+
+def _check_depth(data: Mapping[str, Any]) -> None:
+    if deeper_than(data, MAX_DEPTH):
+        raise InvalidPolicy(f"a configuration is nested more than {MAX_DEPTH} levels deep")
 
 
 def load_predictor(data: Predictor | Mapping[str, Any]) -> Predictor:
     """The predictor that `dump` wrote."""
     if isinstance(data, Predictor):
         return data
-    if not isinstance(data, Mapping) or "predictor" not in data:
-        raise InvalidPolicy(f"expected a predictor as an object with the key 'predictor', found {data!r:.80}")
-    name = str(data["predictor"])
+    if not isinstance(data, Mapping) or not isinstance(data.get("predictor"), str):
+        raise InvalidPolicy(f"expected a predictor as an object with the key 'predictor', found {shown(data)}")
+    _check_depth(data)
+    name = data["predictor"]
     if name not in _PREDICTORS:
         raise UnknownPolicy(f"no predictor is called '{name}'{suggest(name, _PREDICTORS)}")
-    return _PREDICTORS[name](**{key: value for key, value in data.items() if key != "predictor"})
+    return _PREDICTORS[name](**{str(key): value for key, value in data.items() if key != "predictor"})
 
 
 AnyPolicy = Annotated[Policy, BeforeValidator(load_policy), PlainSerializer(dump)]

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastercache.policies.base import Config, Hold, Policy, Predictor
 from fastercache.policies.errors import InvalidPolicy, ScheduleMismatch
 from fastercache.policies.registry import AnyPredictor, dump, register
-from fastercache.policies.vocabulary import COND, Branch, Kind, Run, Site, Step, select
+from fastercache.policies.vocabulary import COND, Branch, Kind, Run, Site, SiteIndex, Step, select
 
 
 class Code(IntEnum):
@@ -55,7 +55,7 @@ class Table:
     def reads(self) -> list[list[dict[int, int]]]:
         """Per site and branch: for each computed step whose value a later reuse reads, the last step that reads it."""
         return [
-            [last_reads(codes, predictor.history) for codes in site]
+            [last_reads(codes, predictor.depth) for codes in site]
             for site, predictor in zip(self.codes.tolist(), self.predictors, strict=True)
         ]
 
@@ -104,20 +104,26 @@ def compile_policy(policy: Policy, run: Run) -> Table:
     # Searches compile thousands of tables, so the loop works on bytes; enum and array lookups would dominate it.
     computed, reused, unreached = int(Code.COMPUTED), int(Code.REUSED), int(Code.UNREACHED)
     grid = [[bytearray(run.count) for _ in run.branches] for _ in sites]
-    outer = [[row for row, o in zip(grid, sites, strict=True) if site.inside(o)] for site in sites]
+    outer = [[grid[o] for o in places] for places in containers(sites)]
     exists = [[applies(site, branch) for branch in run.branches] for site in sites]
-    whole = [[row for row, o in zip(grid, sites, strict=True) if _denoiser_of(site, o)] for site in sites]
+    denoisers = {site.denoiser: row for site, row in zip(sites, grid, strict=True) if site.kind is Kind.DENOISER}
+    whole = [denoisers.get(site.denoiser) if site.kind is Kind.BRANCH else None for site in sites]
     seen = [[False] * len(run.branches) for _ in sites]
     for step in run.steps:
         i = step.index
         for b, branch in enumerate(run.branches):
             for s, site in enumerate(sites):
-                if not exists[s][b] or (outer[s] and any(row[b][i] == reused for row in outer[s])):
+                if (
+                    not exists[s][b]
+                    or not site.runs_at(step)
+                    or (outer[s] and any(row[b][i] == reused for row in outer[s]))
+                ):
                     grid[s][b][i] = unreached
                 elif policy.reuse(state, site, step, branch, None) and seen[s][b]:
                     grid[s][b][i] = reused
-                    for row in whole[s]:  # the branch is predicted, so the denoiser does not run for it
-                        row[b][i] = unreached
+                    predicted = whole[s]  # the branch is, so the denoiser does not run for it
+                    if predicted is not None:
+                        predicted[b][i] = unreached
         for b, branch in enumerate(run.branches):
             for s, site in enumerate(sites):
                 if grid[s][b][i] == computed:
@@ -128,10 +134,19 @@ def compile_policy(policy: Policy, run: Run) -> Table:
     return Table(run, sites, codes, tuple(policy.predictor(site, run) for site in sites))
 
 
-def _denoiser_of(site: Site, other: Site) -> bool:
-    """Whether `site` is a branch site and `other` the denoiser whose branch it is."""
-    pair = (Kind.BRANCH, Kind.DENOISER)
-    return (site.kind, other.kind) == pair and site.name.removesuffix(pair[0]) == other.name.removesuffix(pair[1])
+def containers(sites: Sequence[Site]) -> list[list[int]]:
+    """For each site the positions of those it lies inside of."""
+    wide: dict[str, list[int]] = {}  # by denoiser, those of more than one block
+    blocks: dict[tuple[str, tuple[int, int]], list[int]] = {}
+    for i, site in enumerate(sites):
+        if site.kind is Kind.BLOCK:
+            blocks.setdefault((site.denoiser, site.span), []).append(i)
+        elif site.kind is not Kind.MODULE:
+            wide.setdefault(site.denoiser, []).append(i)
+    return [
+        [i for i in (*wide.get(s.denoiser, ()), *blocks.get((s.denoiser, s.span), ())) if s.inside(sites[i])]
+        for s in sites
+    ]
 
 
 class Row(Config):
@@ -179,12 +194,13 @@ class Schedule(Policy):
                 "run it with that number of steps, or use the policy it was made from"
             )
         table: dict[tuple[str, Branch], Row] = {}
+        index = SiteIndex(run.sites)
         for row in self.rows:
             if row.branch not in ("*", *run.branches):
                 raise ScheduleMismatch(
                     f"this schedule has a row for the branch '{row.branch}', the run has {', '.join(run.branches)}"
                 )
-            for site in select(row.sites, run.sites):
+            for site in index.select(row.sites):
                 for branch in run.branches if row.branch == "*" else (row.branch,):
                     if (site.name, branch) in table:
                         raise InvalidPolicy(f"two rows of the schedule decide about {site.name} in branch {branch}")

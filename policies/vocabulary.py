@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 from fastercache.policies.errors import NoSiteMatched, suggest
 
@@ -43,6 +44,8 @@ class Role(StrEnum):
 SELF_ATTENTION = frozenset({Role.SPATIAL, Role.TEMPORAL, Role.JOINT})
 NESTING = (Kind.DENOISER, Kind.BRANCH, Kind.STACK, Kind.BLOCK, Kind.MODULE)
 """Outermost kind first: a reused outer site means that the inner ones are never reached."""
+OUTER = frozenset({Kind.DENOISER, Kind.BRANCH})
+"""Kinds whose value is what the denoiser returns; those of the others lie inside it."""
 
 
 class Signal(StrEnum):
@@ -67,11 +70,13 @@ class Site:
     """A value whose computation can be skipped.
 
     Attributes:
-        name: dotted module path; `stack[a:b]`, `denoiser` or `branch` for the kinds that are no single module.
+        name: dotted module path; `stack[a:b]`, `denoiser` or `branch` for the kinds that are no single module. In a
+            pipeline of several denoisers every name begins with its denoiser's: `transformer_2/stack`.
         kind: what is skipped.
         role: for module sites, what the module does.
         depth: position of the containing block in execution order; -1 for denoiser and branch sites.
         span: for stack sites, the half-open range of block depths; `(depth, depth + 1)` for blocks and modules.
+        denoiser: which of several denoisers it is a part of, by its name in the pipeline; empty where there is one.
     """
 
     name: str
@@ -79,14 +84,24 @@ class Site:
     role: Role | None = None
     depth: int = -1
     span: tuple[int, int] = (0, 0)
+    denoiser: str = ""
+
+    @property
+    def path(self) -> str:
+        """Its name inside its denoiser."""
+        return self.name[len(self.denoiser) + 1 :] if self.denoiser else self.name
 
     def inside(self, outer: Site) -> bool:
         """Whether reusing `outer` means that this site is never reached."""
-        if outer is self or NESTING.index(outer.kind) >= NESTING.index(self.kind):
+        if self.denoiser != outer.denoiser or NESTING.index(outer.kind) >= NESTING.index(self.kind):
             return False
-        if outer.kind in (Kind.DENOISER, Kind.BRANCH):
+        if outer.kind in OUTER:
             return True
         return outer.span[0] <= self.span[0] and self.span[1] <= outer.span[1]
+
+    def runs_at(self, step: Step) -> bool:
+        """Whether its denoiser is the one that the pipeline calls at this step, as far as that is known."""
+        return not step.denoiser or self.denoiser == step.denoiser
 
     def __str__(self) -> str:
         return self.name
@@ -94,12 +109,17 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Step `index` of a run of `count` denoising steps; `timestep` and `sigma` as the scheduler gives them."""
+    """Step `index` of a run of `count` denoising steps; `timestep` and `sigma` as the scheduler gives them.
+
+    `denoiser` names the one that runs at this step where a pipeline has several (Wan 2.2 has one for high noise and one
+    for low); empty where there is one, or where that is not known before the run.
+    """
 
     index: int
     count: int
     timestep: float
     sigma: float | None = None
+    denoiser: str = ""
 
     @property
     def progress(self) -> float:
@@ -133,15 +153,163 @@ class Run:
         return len(self.steps)
 
 
-_TERM = re.compile(r"^(?P<head>[^\[\]]+?)(\[(?P<lo>-?\d*):(?P<hi>-?\d*)\])?$")
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One term of a site query: `denoiser/head[start:stop]`, of which only the head must be given."""
+
+    text: str
+    denoiser: str | None
+    head: str
+    blocks: slice | None
 
 
-def select(query: str, sites: Sequence[Site]) -> tuple[Site, ...]:
+_TERM = re.compile(
+    r"^(?:(?P<denoiser>[^\[\]/|]+)/)?(?P<head>[^\[\]/]+?)(?P<sliced>\[(?P<lo>-?\d{1,6})?:(?P<hi>-?\d{1,6})?\])?$"
+)
+
+
+@lru_cache(maxsize=4096)
+def parse(query: str) -> tuple[Term, ...]:
+    """The terms of a site query. Raises NoSiteMatched for one that is not of the form described at `select`."""
+    terms = []
+    for text in map(str.strip, query.split("|")):
+        match = _TERM.match(text)
+        if match is None:
+            raise NoSiteMatched(
+                f"site query '{text:.80}' is not of the form name, role, kind or glob, with an optional [a:b] of whole "
+                "numbers"
+            )
+        lo, hi = (int(match[side]) if match[side] else None for side in ("lo", "hi"))
+        terms.append(Term(text, match["denoiser"], match["head"], slice(lo, hi) if match["sliced"] else None))
+    return tuple(terms)
+
+
+class SiteIndex:
+    """Sites arranged for many queries: each costs as much as it finds, a glob as many sites as there are."""
+
+    def __init__(self, sites: Iterable[Site]) -> None:
+        self.sites = tuple(sites)
+        self._order = {site.name: i for i, site in enumerate(self.sites)}
+        self._by_path: dict[str, list[Site]] = {}
+        self._groups: dict[str, list[Site]] = {}
+        self._blocks: dict[str, int] = {}  # how many each denoiser has
+        for site in self.sites:
+            self._by_path.setdefault(site.path, []).append(site)
+            groups = [str(site.kind)]
+            if site.role is not None:
+                groups.append(str(site.role))
+            if site.role in SELF_ATTENTION:
+                groups.append("attention")
+            if site.kind is Kind.MODULE:
+                groups.append("all")
+            for group in groups:
+                self._groups.setdefault(group, []).append(site)
+            if site.kind is not Kind.STACK:
+                self._blocks[site.denoiser] = max(self._blocks.get(site.denoiser, 0), site.span[1])
+
+    def select(self, query: str) -> tuple[Site, ...]:
+        """As the function `select`."""
+        return self._sorted(site for term in parse(query) for site in self._term(term))
+
+    def matches(self, query: str) -> tuple[Site, ...]:
+        """As the function `matches`."""
+        found: list[Site] = []
+        for term in parse(query):
+            try:
+                found.extend(self._term(term))
+            except NoSiteMatched:
+                continue
+        return self._sorted(found)
+
+    def _sorted(self, found: Iterable[Site]) -> tuple[Site, ...]:
+        return tuple(sorted({site.name: site for site in found}.values(), key=self._place))
+
+    def _place(self, site: Site) -> int:
+        """A part of a stack stands where the stack does."""
+        whole = f"{site.denoiser}/{Kind.STACK}" if site.denoiser else str(Kind.STACK)
+        return self._order.get(site.name, self._order.get(whole, -1))
+
+    def _term(self, term: Term) -> list[Site]:
+        # A name given in full is taken as it stands, so that "stack[1:8]" survives a round trip through a schedule.
+        path = term.text if term.denoiser is None else term.text[len(term.denoiser) + 1 :]
+        exact = self._of(self._by_path.get(path, ()), term)
+        if exact:
+            return exact
+        if term.head == Kind.STACK and term.blocks is not None:
+            return self._stacks(term, term.blocks)
+        named = self._groups.get(term.head)
+        if named is None and term.head not in _WORDS:
+            named = [
+                site for path, sites in self._by_path.items() if fnmatch.fnmatchcase(path, term.head) for site in sites
+            ]
+        found = self._of(named or (), term)
+        if term.blocks is not None:
+            ranges = {name: range(count)[term.blocks] for name, count in self._blocks.items()}
+            found = [site for site in found if site.depth in ranges.get(site.denoiser, ())]
+        if not found:
+            raise self._nothing(term)
+        return found
+
+    def _of(self, sites: Iterable[Site], term: Term) -> list[Site]:
+        """Those of the denoiser that a term names, if it names one."""
+        if term.denoiser is None:
+            return list(sites)
+        return [site for site in sites if fnmatch.fnmatchcase(site.denoiser, term.denoiser)]
+
+    def _stacks(self, term: Term, blocks: slice) -> list[Site]:
+        found = {}
+        for whole in self._of(self._groups.get(Kind.STACK, ()), term):
+            span = range(self._blocks.get(whole.denoiser, 0))[blocks]
+            if len(span):
+                prefix = f"{whole.denoiser}/" if whole.denoiser else ""
+                name = f"{prefix}{Kind.STACK}[{span.start}:{span.stop}]"
+                found[name] = Site(name, Kind.STACK, None, span.start, (span.start, span.stop), whole.denoiser)
+        if not found:
+            raise NoSiteMatched(
+                f"site query '{term.text}' spans no block: the model has {self._counted()} in execution order"
+            )
+        return list(found.values())
+
+    def _counted(self) -> str:
+        counts = self._blocks or {"": 0}
+        return " and ".join(f"{count} blocks" + (f" in {name}" if name else "") for name, count in counts.items())
+
+    def _nothing(self, term: Term) -> NoSiteMatched:
+        denoisers = sorted({site.denoiser for site in self.sites} - {""})
+        if term.denoiser is not None and not fnmatch.filter(denoisers, term.denoiser):
+            there = f"they are {', '.join(denoisers)}" if denoisers else "there is only one here, without a name"
+            return NoSiteMatched(f"site query '{term.text}' names no denoiser of this pipeline: {there}")
+        if term.head == Kind.BRANCH and self.sites:
+            return NoSiteMatched(
+                "there is no second guidance branch here (guidance is off, or distilled into the model), so nothing of "
+                "it can be reused: leave out CFG-Cache, or switch guidance on"
+            )
+        if term.blocks is not None and term.head in self._groups:
+            return NoSiteMatched(
+                f"site query '{term.text}' matches none of the {len(self.sites)} sites: [a:b] counts blocks, not "
+                f"matches, and the model has {self._counted()}"
+            )
+        known = {s.path for s in self.sites} | self._groups.keys()
+        hint = suggest(term.head, known)
+        if "known:" in hint:
+            hint = f"; roles and kinds here: {', '.join(sorted(k for k in known if '.' not in k))}"
+        return NoSiteMatched(f"site query '{term.text}' matches none of the {len(self.sites)} sites{hint}")
+
+
+_WORDS = frozenset({*map(str, Kind), *map(str, Role), "attention", "all"})
+
+
+def select(query: str, sites: Iterable[Site]) -> tuple[Site, ...]:
     """The sites a query names, in execution order.
 
     A query is one or more terms joined by `|`. A term is a role (`spatial`), a kind (`block`), `attention`
-    (every self-attention), `all` (every module) or a glob over site names (`transformer_blocks.*.attn1`), optionally
-    followed by a slice of block depths: `spatial[4:10]`, `stack[1:-1]` (a run of blocks without the first and last).
+    (every self-attention), `all` (every module) or a glob over module paths (`transformer_blocks.*.attn1`), optionally
+    followed by a slice `[a:b]`. A slice counts the denoiser's blocks in execution order, whatever is selected of them:
+    `stack[1:-1]` is the run of all blocks but the first and last, and `temporal[0:4]` is the temporal attention of the
+    first four blocks, which is two attentions where every other block is a temporal one.
+
+    In a pipeline of several denoisers a term selects in each of them, a slice counting the blocks of each by itself;
+    `transformer_2/stack[1:]` selects in one. A site's name is the query that selects it alone.
 
     >>> sites = [Site("blocks.0.attn", Kind.MODULE, Role.SPATIAL, 0, (0, 1)), Site("denoiser", Kind.DENOISER)]
     >>> [str(s) for s in select("spatial", sites)]
@@ -150,67 +318,9 @@ def select(query: str, sites: Sequence[Site]) -> tuple[Site, ...]:
     Raises:
         NoSiteMatched: if a term selects nothing; the message names the nearest names that exist.
     """
-    chosen: dict[str, Site] = {}
-    for term in query.split("|"):
-        for site in _term(term.strip(), sites):
-            chosen[site.name] = site
-    order = {site.name: i for i, site in enumerate(sites)}
-    return tuple(sorted(chosen.values(), key=lambda s: order.get(s.name, order.get("stack", -1))))
+    return SiteIndex(sites).select(query)
 
 
-def matches(query: str, sites: Sequence[Site]) -> tuple[Site, ...]:
+def matches(query: str, sites: Iterable[Site]) -> tuple[Site, ...]:
     """As `select`, but terms that match nothing are passed over, and the result may be empty."""
-    found: list[str] = []
-    for term in query.split("|"):
-        try:
-            select(term, sites)
-        except NoSiteMatched:
-            continue
-        found.append(term)
-    return select("|".join(found), sites) if found else ()
-
-
-def _term(term: str, sites: Sequence[Site]) -> list[Site]:
-    # A name given in full is taken as it stands, so that "stack[1:8]" survives a round trip through a schedule.
-    exact = [s for s in sites if s.name == term]
-    if exact:
-        return exact
-    match = _TERM.match(term)
-    if match is None:
-        raise NoSiteMatched(f"site query '{term}' is not of the form name, role, kind or glob, with an optional [a:b]")
-    head, sliced = match["head"], match["lo"] is not None
-    lo = int(match["lo"]) if match["lo"] else None
-    hi = int(match["hi"]) if match["hi"] else None
-    blocks = max((s.span[1] for s in sites if s.kind is not Kind.STACK), default=0)
-    start, stop, _ = slice(lo, hi).indices(blocks)
-    if head == Kind.STACK and sliced:
-        if stop <= start or not any(s.kind is Kind.STACK for s in sites):
-            raise NoSiteMatched(f"site query '{term}' spans no block: the model has {blocks} blocks in execution order")
-        return [Site(f"stack[{start}:{stop}]", Kind.STACK, None, start, (start, stop))]
-    found = [s for s in sites if _named(head, s)]
-    if sliced:
-        found = [s for s in found if start <= s.depth < stop]
-    if not found and head == Kind.BRANCH and sites:
-        raise NoSiteMatched(
-            "there is no second guidance branch here (guidance is off, or distilled into the model), so nothing of it "
-            "can be reused: leave out CFG-Cache, or switch guidance on"
-        )
-    if not found:
-        known = {s.name for s in sites} | {str(s.kind) for s in sites} | {str(s.role) for s in sites if s.role}
-        hint = suggest(head, known)
-        if "known:" in hint:
-            hint = f"; roles and kinds here: {', '.join(sorted(k for k in known if '.' not in k))}"
-        raise NoSiteMatched(f"site query '{term}' matches none of the {len(sites)} sites{hint}")
-    return found
-
-
-def _named(head: str, site: Site) -> bool:
-    if head in Role._value2member_map_:
-        return site.role == head
-    if head in Kind._value2member_map_:
-        return site.kind == head
-    if head == "attention":
-        return site.role in SELF_ATTENTION
-    if head == "all":
-        return site.kind is Kind.MODULE
-    return fnmatch.fnmatchcase(site.name, head)
+    return SiteIndex(sites).matches(query)

@@ -37,7 +37,7 @@ def latte() -> Specimen:
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is registered in a test is forgotten after it, and files and plug-ins are loaded anew."""
-    for table in ("_POLICIES", "_PREDICTORS"):
+    for table in ("_POLICIES", "_PREDICTORS", "_BROKEN"):
         monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
     for kept in (registry._load_plugins, files._run):
         kept.cache_clear()

@@ -4,14 +4,15 @@
 >>> export(study, held_out=study.verify()).save("tuned.json")                              # doctest: +SKIP
 """
 
-from fastercache.tuner.budget import Budget, InvalidBudget, Metric, Term
+from fastercache.tuner.budget import Budget, InvalidBudget, Term
 from fastercache.tuner.certify import certificate, clopper_pearson, fixed_sequence, hoeffding_bentkus, prompts_needed
 from fastercache.tuner.entry import default_seeds, tune
-from fastercache.tuner.evaluate import Case, Evaluation, Evaluator
+from fastercache.tuner.evaluate import Evaluation, Evaluator
 from fastercache.tuner.export import export
 from fastercache.tuner.fields import Parameter
 from fastercache.tuner.joint import JointSpace
 from fastercache.tuner.record import Outcome, Record
+from fastercache.tuner.setting import Case, References, Setting, run
 from fastercache.tuner.simulate import CostModel, Forecast
 from fastercache.tuner.space import Encoded, SearchSpace, Space
 from fastercache.tuner.study import Study
@@ -26,11 +27,12 @@ __all__ = [
     "Forecast",
     "InvalidBudget",
     "JointSpace",
-    "Metric",
     "Outcome",
     "Parameter",
     "Record",
+    "References",
     "SearchSpace",
+    "Setting",
     "Space",
     "Study",
     "Term",
@@ -41,5 +43,6 @@ __all__ = [
     "fixed_sequence",
     "hoeffding_bentkus",
     "prompts_needed",
+    "run",
     "tune",
 ]

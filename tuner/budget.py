@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fastercache.analysis.metrics import Metric, known_metrics, metric_called
 from fastercache.policies.errors import FasterCacheError, NotFinite, suggest
 
 
@@ -18,46 +19,8 @@ class InvalidBudget(FasterCacheError):
     """A budget that cannot be read."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A quality metric: its range and which end of it is better.
-
-    `unit` is a difference that matters about as much as 1 dB of PSNR, so that violations of terms can be compared.
-    """
-
-    name: str
-    low: float
-    high: float
-    higher_is_better: bool
-    unit: float
-
-    @property
-    def best(self) -> float:
-        return self.high if self.higher_is_better else self.low
-
-    def decibel(self, value: float) -> float:
-        """The value on a logarithmic scale on which higher is better and damage adds up, capped at 100."""
-        if self.name == "psnr":
-            return min(value, 100.0)
-        error = 1.0 - value if self.higher_is_better else value
-        return min(-10.0 * math.log10(max(error, 1e-10)), 100.0)
-
-    def from_decibel(self, value: float) -> float:
-        """The metric's value at a place on the decibel scale, kept within its range."""
-        if self.name == "psnr":
-            return min(max(value, self.low), self.high)
-        error = math.pow(10.0, -value / 10.0)
-        return max(1.0 - error, self.low) if self.higher_is_better else error
-
-
-METRICS = {
-    "psnr": Metric("psnr", 0.0, 100.0, True, 1.0),
-    "ssim": Metric("ssim", -1.0, 1.0, True, 0.01),
-    "lpips": Metric("lpips", 0.0, math.inf, False, 0.01),
-}
-
 _TERM = re.compile(
-    r"^(?:(?P<stat>mean|q(?P<q>[0-9.]+))\((?P<inner>[a-z_]+)\)|(?P<bare>[a-z_]+))"
+    r"^(?:(?P<stat>mean|q(?P<q>[0-9.]+))\((?P<inner>[a-z][a-z0-9_]*)\)|(?P<bare>[a-z][a-z0-9_]*))"
     r"(?P<sign>>=|<=)(?P<bound>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)$"
 )
 EXAMPLES = "write for example psnr>=30, ssim>=0.95, lpips<=0.05 or q0.1(psnr)>=28, several joined by commas"
@@ -143,7 +106,7 @@ class Budget:
     def margin(self, values: Mapping[str, Sequence[float]]) -> float:
         """The smallest slack over terms on each metric's decibel scale; negative where the budget is missed."""
         return min(
-            term.metric.decibel(term.statistic(values[term.metric.name])) - term.metric.decibel(term.bound)
+            term.metric.to_decibel(term.statistic(values[term.metric.name])) - term.metric.to_decibel(term.bound)
             for term in self.terms
         )
 
@@ -174,7 +137,7 @@ class Budget:
         for name in self.metrics:
             known = list(values.get(name, ()))
             left = total - len(known)
-            filled[name] = known + ([METRICS[name].best] * left if ceiling is None else list(ceiling[name]))
+            filled[name] = known + ([metric_called(name).best] * left if ceiling is None else list(ceiling[name]))
         return filled
 
     def describe(self, values: Mapping[str, Sequence[float]]) -> str:
@@ -194,9 +157,10 @@ def _parse_term(text: str) -> Term:
     if match is None:
         raise InvalidBudget(f"cannot read the budget term '{text}': {EXAMPLES}")
     name = match["inner"] or match["bare"]
-    if name not in METRICS:
-        raise InvalidBudget(f"no quality metric is called '{name}' in '{text}'{suggest(name, METRICS)}")
-    metric = METRICS[name]
+    known = known_metrics()
+    if name not in known:
+        raise InvalidBudget(f"no quality metric is called '{name}' in '{text}'{suggest(name, known)}")
+    metric = known[name]
     sign = ">=" if metric.higher_is_better else "<="
     if match["sign"] != sign:
         direction = "higher" if metric.higher_is_better else "lower"

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fastercache.tuner.budget import METRICS, Budget
+from fastercache.analysis.metrics import metric_called
+from fastercache.tuner.budget import Budget
 
 PRIOR_SPREAD = 2.0
 """Spread in dB assumed before trials tell; it counts as much as `PRIOR_WEIGHT` residuals."""
@@ -34,7 +35,7 @@ class Projection:
         self._effects: dict[str, np.ndarray] = {}
         self._spread: dict[str, float] = {}
         for name in budget.metrics:
-            scale = METRICS[name].decibel
+            scale = metric_called(name).to_decibel
             rows = [[scale(v) for v in values[name]] for values in finished if len(values[name]) == total]
             table = np.array(rows).reshape(len(rows), total)
             inner = table - table.mean(axis=1, keepdims=True)
@@ -48,8 +49,8 @@ class Projection:
         """Per metric the values on the prompts that remain, `sigmas` spreads above the projection."""
         result = {}
         for name in self.budget.metrics:
-            metric, effects = METRICS[name], self._effects[name]
-            known = np.array([metric.decibel(v) for v in values[name]])
+            metric, effects = metric_called(name), self._effects[name]
+            known = np.array([metric.to_decibel(v) for v in values[name]])
             n = len(known)
             level = float((known - effects[:n]).mean())
             reach = sigmas * self._spread[name] * (1.0 + 1.0 / n) ** 0.5

@@ -8,9 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from fastercache.attachment import find_sites
 from fastercache.policies.base import Policy
-from fastercache.policies.errors import ConfigUnreadable
+from fastercache.policies.errors import ConfigUnreadable, FasterCacheError
 from fastercache.policies.methods.faster_cache import PRESETS, FasterCache
+from fastercache.policies.schedule import Code, compile_policy
+from fastercache.policies.vocabulary import Run, Site
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.evaluate import Evaluator
 from fastercache.tuner.fields import Bounds
@@ -99,22 +102,23 @@ def tune(
         name=name,
         seed=seed,
         sampler=sampler,
-        seeds=default_seeds(space, seeds),
+        seeds=default_seeds(space, find_sites(pipe), seeds),
     )
     with logged(logdir, on_trial) as told:
         return study.optimise(trials, timeout, told)
 
 
-def default_seeds(space: Space, given: Mapping[str, Policy] | None = None) -> dict[str, Policy]:
+def default_seeds(space: Space, sites: Sequence[Site], given: Mapping[str, Policy] | None = None) -> dict[str, Policy]:
     """What every search tries first: no reuse, each policy's defaults (for FasterCache the paper's), what is given,
-    and, where FasterCache alone is searched, the presets."""
+    and, where FasterCache alone is searched, the presets.
+
+    `sites`: of the pipeline, by which a seed is known to reuse nothing.
+    """
     seeds: dict[str, Policy] = {}
     for base in space.bases.values():
-        encoded = space.encode(base).params
-        # Interval 1 reuses nothing where all reuse goes by intervals; where none does the reference stands for it.
-        off = {name: 1 for name in encoded if name.rsplit(".", 1)[-1] in ("interval", "cfg_interval")}
-        if off:
-            seeds["no_cache"] = space.build({**encoded, **off})
+        off = _off(space, base, sites)
+        if off is not None:
+            seeds["no_cache"] = off
             break
     alone = len(space.bases) == 1
     seeds |= {"default" if alone else f"default:{name}": base for name, base in space.bases.items()}
@@ -125,3 +129,17 @@ def default_seeds(space: Space, given: Mapping[str, Policy] | None = None) -> di
             kept = {name: getattr(space.base, name) for name in held}
             seeds[f"preset:{preset}"] = FasterCache(**{**policy.model_dump(), **kept})
     return seeds
+
+
+def _off(space: Space, base: Policy, sites: Sequence[Site]) -> Policy | None:
+    """A policy of the space with every interval at 1, if it can be built and reuses nothing."""
+    encoded = space.encode(base).params
+    ones = {name: 1 for name in encoded if name.rsplit(".", 1)[-1].endswith("interval")}
+    if not ones:
+        return None
+    try:
+        policy = space.build({**encoded, **ones})
+        table = compile_policy(policy, Run.of(12, sites=sites)) if policy.static else None
+    except FasterCacheError:  # intervals that begin at 2, or sites that this pipeline does not have
+        return None
+    return policy if table is not None and not (table.codes == Code.REUSED).any() else None

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import fastercache as fc
-from fastercache.analysis.quality import measure
+from fastercache.analysis.metrics import measure, metric_called
 from fastercache.policies.errors import NotFinite
-from fastercache.tuned import Measured, model_identity, scheduler_identity
+from fastercache.tuned import Measured
+from fastercache.tuner.setting import Case, References, Setting, as_video, run_bare, run_under
 from fastercache.tuner.simulate import CostModel
 
 Stop = Callable[[Mapping[str, Sequence[float]]], str | None]
 """Told the values so far, per metric; a reason ends the evaluation early."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One generation: a prompt and the seed of its noise."""
-
-    prompt: str
-    seed: int
 
 
 @dataclass
@@ -63,17 +47,14 @@ class Evaluation:
 
 
 class Evaluator:
-    """A pipeline with its call arguments, and the uncached references it is judged against.
+    """Runs policies in one setting and judges them by its references; its session stays attached between runs.
 
-    References are made once and kept on disk under a key of everything that determines them: weights, configuration,
-    scheduler, call arguments, prompt, seed, dtype and device. A file that cannot be read is made again.
+    Attributes:
+        setting: the pipeline and its call. references: the uncached videos. metrics: what quality is measured by.
 
     Args:
-        pipe: a diffusers pipeline.
-        call: keyword arguments of each call beside prompt, generator and output type.
+        pipe, call, seed, video: see `Setting`.
         store: folder of the references.
-        seed: case i of a list of prompts is generated with seed + i.
-        video: turns the pipeline's output into a video (F, 3, H, W) in [0, 1]; by default diffusers' own layouts.
     """
 
     def __init__(
@@ -86,54 +67,21 @@ class Evaluator:
         seed: int = 0,
         video: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        self.pipe = pipe
-        self.call = dict(call or {})
-        self.store = Path(store)
+        self.setting = Setting(pipe, dict(call or {}), seed, video or as_video)
+        self.references = References(self.setting, Path(store))
         self.metrics = tuple(metrics)
-        self.seed = seed
-        self._video = video or as_video
-        self._identity = self._describe()
         self._cost: CostModel | None = None
         self._session: fc.Session | None = None
 
-    # -- identity ----------------------------------------------------------------------------------------------------
-    def _describe(self) -> dict[str, Any]:
-        scheduler = scheduler_identity(self.pipe)
-        denoiser = model_identity(self.pipe).denoiser
-        modules = {n: m for n, m in getattr(self.pipe, "components", {}).items() if isinstance(m, nn.Module)}
-        first = next((p for m in modules.values() for p in m.parameters()), torch.empty(0))
-        return {
-            "pipeline": type(self.pipe).__name__,
-            "model": f"{denoiser.kind} {denoiser.fingerprint[:16]}",
-            "weights": weights_digest(modules),
-            "scheduler": None if scheduler is None else f"{scheduler.kind} {scheduler.fingerprint[:16]}",
-            "call": {k: v if v is None or isinstance(v, (int, float, str)) else repr(v) for k, v in self.call.items()},
-            "dtype": str(first.dtype),
-            "device": first.device.type,
-        }
-
     @property
-    def identity(self) -> dict[str, Any]:
-        """What determines the references, beside prompt and seed: a figure from other ones cannot be compared."""
-        return dict(self._identity)
+    def pipe(self) -> Any:
+        return self.setting.pipe
 
     def cases(self, prompts: Sequence[str]) -> list[Case]:
         """The cases of a list of prompts."""
-        return [Case(prompt, self.seed + i) for i, prompt in enumerate(prompts)]
+        return self.setting.cases(prompts)
 
     # -- running -----------------------------------------------------------------------------------------------------
-    def generate(self, case: Case) -> Tensor:
-        """One video (F, 3, H, W) on the CPU, under whatever is attached. Raises NotFinite."""
-        generator = torch.Generator("cpu").manual_seed(case.seed)
-        with torch.inference_mode():
-            output = self.pipe(
-                prompt=case.prompt, generator=generator, output_type="pt", return_dict=False, **self.call
-            )
-        video = self._video(output)
-        if not bool(torch.isfinite(video).all()):
-            raise NotFinite(f"the video of '{case.prompt:.60}' (seed {case.seed}) contains NaN or infinity")
-        return video.clamp(0.0, 1.0)
-
     def close(self) -> None:
         """Detach from the pipeline, if attached."""
         if self._session is not None:
@@ -155,56 +103,47 @@ class Evaluator:
 
     def run(self, policy: fc.Policy, case: Case) -> tuple[Tensor, fc.Trace, float]:
         """One cached run: video, trace, and seconds of the whole call without FLOP counting."""
-        session = self._attached(policy)
-        session.traces.clear()
-        started = time.perf_counter()
-        video = self.generate(case)
-        trace = session.last
-        return video, trace, time.perf_counter() - started - trace.counting_seconds
+        return run_under(self._attached(policy), self.setting, case)
 
     def run_bare(self, case: Case) -> tuple[Tensor, float]:
         """One run of the bare pipeline, nothing attached: video and seconds."""
         self.close()
-        started = time.perf_counter()
-        video = self.generate(case)
-        return video, time.perf_counter() - started
+        return run_bare(self.setting, case)
 
     def cost_model(self, case: Case) -> CostModel:
         """FLOPs of any static policy, from one counted run; made once."""
         if self._cost is None:
-            self.run(fc.NoCache(), case)
-            assert self._session is not None
-            self._cost = CostModel.of(self._session)
+            self._cost = CostModel.measured(self._attached(fc.NoCache()), lambda: self.setting.generate(case))
         return self._cost
 
     # -- references --------------------------------------------------------------------------------------------------
     def reference(self, case: Case) -> Tensor:
         """The uncached video of a case, (F, 3, H, W), from disk if it was made before."""
-        path, key = self._place(case)
-        video = _read(path, key)
+        video = self.references.read(case)
         if video is None:
             video, _ = self.run_bare(case)
-            _write(path, key, video)
+            self.references.write(case, video)
         return video
-
-    def _keep(self, case: Case, video: Tensor) -> None:
-        """Store an uncached video made for another purpose, if its reference is missing."""
-        path, key = self._place(case)
-        if _read(path, key) is None:
-            _write(path, key, video)
-
-    def _place(self, case: Case) -> tuple[Path, str]:
-        key = json.dumps({**self._identity, "prompt": case.prompt, "seed": case.seed}, sort_keys=True)
-        return self.store / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors", key
 
     # -- measuring ---------------------------------------------------------------------------------------------------
     def quality(self, video: Tensor, case: Case) -> dict[str, float]:
         """Each metric of a video against the case's reference. Raises NotFinite."""
-        found = measure(video[None], self.reference(case)[None], metrics=self.metrics)
+        found = measure(video[None], self.reference(case)[None], metrics=self.metrics, prompts=[case.prompt])
         values = {name: float(found[name][0]) for name in self.metrics}
         for name, value in values.items():
             if not value == value or value in (float("inf"), float("-inf")):
                 raise NotFinite(f"{name} of '{case.prompt:.60}' (seed {case.seed}) is {value}")
+        return values
+
+    def exact(self, cases: Sequence[Case]) -> dict[str, list[float]]:
+        """Each metric of the uncached videos themselves: the best value, or what a reference-free one says."""
+        values: dict[str, list[float]] = {}
+        for name in self.metrics:
+            metric = metric_called(name)
+            if metric.reference_free:
+                values[name] = [self.quality(self.reference(case), case)[name] for case in cases]
+            else:
+                values[name] = [metric.best] * len(cases)
         return values
 
     def evaluate(self, policy: fc.Policy, cases: Sequence[Case], stop: Stop | None = None) -> Evaluation:
@@ -245,7 +184,8 @@ class Evaluator:
                     else:
                         video, seconds = self.run_bare(case)
                         bare.append(seconds)
-                        self._keep(case, video)
+                        if self.references.read(case) is None:
+                            self.references.write(case, video)
                 assert outcome is not None
                 if turn == 0:
                     self._add(result, case, outcome)
@@ -255,68 +195,11 @@ class Evaluator:
         means = {name: statistics.fmean(values) for name, values in result.values.items()}
         measured = Measured(
             prompts=len(cases),
-            psnr=means.get("psnr"),
-            ssim=means.get("ssim"),
-            lpips=means.get("lpips"),
+            quality=means,
             speedup_flops=1.0 / result.ratio,
             speedup_wall=statistics.median(bare) / statistics.median(result.seconds),
             seconds=statistics.median(result.seconds),
             cached_bytes=result.cached_bytes,
-            hardware=hardware(self._identity["device"]),
+            hardware=self.setting.hardware,
         )
         return measured, result
-
-
-def as_video(output: Any) -> Tensor:
-    """The first video of a diffusers output as (F, 3, H, W) float32 on the CPU; an image is a video of one frame."""
-    value = output[0] if isinstance(output, tuple) else getattr(output, "frames", getattr(output, "images", output))
-    tensor = torch.as_tensor(value).detach().float().cpu()
-    return tensor[0] if tensor.ndim == 5 else tensor[:1] if tensor.ndim == 4 else tensor[None]
-
-
-def weights_digest(modules: Mapping[str, nn.Module], samples: int = 64) -> str:
-    """A digest of the weights from every tensor's name, shape, dtype and `samples` evenly spaced elements.
-
-    Retraining changes every tensor, so this notices it at a cost that does not grow with the model's size.
-    """
-    digest = hashlib.sha256()
-    for component, module in sorted(modules.items()):
-        for name, tensor in sorted(module.state_dict().items()):
-            flat = tensor.detach().reshape(-1)
-            where = torch.linspace(0, max(flat.numel() - 1, 0), min(samples, flat.numel())).long()
-            chosen = flat[where.to(flat.device)]
-            digest.update(f"{component}.{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(chosen.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def hardware(device: str) -> str:
-    """The machine in words: the GPU's name, or the processor and the number of threads."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def _read(path: Path, key: str) -> Tensor | None:
-    """A stored reference; None if there is none, or it is damaged or of another key."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                return None
-            video: Tensor = file.get_tensor("video")
-            return video
-    except (OSError, SafetensorError):
-        return None
-
-
-def _write(path: Path, key: str, video: Tensor) -> None:
-    """Write whole or not at all, so that an interrupted run leaves no half file under the final name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
-    os.close(handle)
-    try:
-        save_file({"video": video.contiguous()}, temporary, metadata={"key": key})
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -6,7 +6,6 @@ import statistics
 
 from fastercache.policies.errors import ConfigUnreadable
 from fastercache.tuned import Certificate, Measured, Results, TunedConfig
-from fastercache.tuner.evaluate import hardware
 from fastercache.tuner.record import Record
 from fastercache.tuner.study import Study
 
@@ -28,7 +27,7 @@ def export(
     """
     record = record or study.best()
     run = study.cost_model.run
-    scale = study.evaluator.call.get("guidance_scale", getattr(study.evaluator.pipe, "guidance_scale", None))
+    scale = study.evaluator.setting.call.get("guidance_scale", getattr(study.evaluator.pipe, "guidance_scale", None))
     return TunedConfig.describe(
         study.evaluator.pipe,
         record.policy,
@@ -48,11 +47,9 @@ def searched(study: Study, record: Record) -> Measured:
     means = {name: statistics.fmean(values) for name, values in record.values.items()}
     return Measured(
         prompts=len(study.search),
-        psnr=means.get("psnr"),
-        ssim=means.get("ssim"),
-        lpips=means.get("lpips"),
+        quality=means,
         speedup_flops=1.0 / record.ratio,
         seconds=record.seconds,
         cached_bytes=record.cached_bytes,
-        hardware=hardware(str(study.evaluator.identity["device"])),
+        hardware=study.evaluator.setting.hardware,
     )

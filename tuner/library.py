@@ -10,15 +10,15 @@ from typing import Any, Final
 from fastercache.analysis.calibrate import Calibration, calibrate
 from fastercache.attachment import find_sites
 from fastercache.policies.base import Policy
-from fastercache.policies.errors import FasterCacheError, InvalidPolicy, suggest
-from fastercache.policies.registry import known_policies, policy_class
-from fastercache.tuner.evaluate import Case, Evaluator
+from fastercache.policies.documents import put_aside
+from fastercache.policies.errors import ConfigUnreadable, FasterCacheError, InvalidPolicy, suggest
+from fastercache.policies.registry import ANY, known_policies, policy_class
+from fastercache.tuner.evaluate import Evaluator
 from fastercache.tuner.fields import Bounds
 from fastercache.tuner.joint import JointSpace
+from fastercache.tuner.setting import Case
 from fastercache.tuner.space import SearchSpace, Space
 
-ANY: Final = "any"
-"""Stands for every registered policy that can be searched on the pipeline."""
 CONSTANTS: Final[dict[str, dict[str, Any]]] = {
     "teacache": {"coefficients": (1.0, 0.0)},
     "magcache": {"ratios": {"*": (1.0,)}},
@@ -57,14 +57,17 @@ class Library:
     def calibration(self) -> Calibration:
         """The pipeline's constants, measured once. Raises ConfigMismatch if the file is of another model."""
         if self.path.is_file():
-            kept = Calibration.load(self.path)
-            kept.check(self.evaluator.pipe)
-            return kept
+            try:
+                kept = Calibration.load(self.path)
+            except ConfigUnreadable:
+                put_aside(self.path)  # measured again: the same runs give the same constants
+            else:
+                kept.check(self.evaluator.pipe)
+                return kept
         self.evaluator.close()
         with calibrate(self.evaluator.pipe) as calibrator:
             for case in self.cases[:CALIBRATED_ON]:
-                self.evaluator.generate(case)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.evaluator.setting.generate(case)
         found = calibrator.result()
         found.save(self.path)
         return found

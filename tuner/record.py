@@ -14,6 +14,7 @@ from fastercache.policies.base import Policy
 from fastercache.policies.errors import BudgetNotMet
 from fastercache.policies.registry import load_policy
 from fastercache.tuner.budget import Budget
+from fastercache.tuner.codec import Notes
 
 
 class Outcome(StrEnum):
@@ -35,7 +36,7 @@ SPENT = (Outcome.MEASURED, Outcome.STOPPED, Outcome.FAILED)
 def is_interrupted(trial: FrozenTrial) -> bool:
     """Whether a failed trial was only abandoned by its worker; what it was to try is then tried again."""
     ended = (Outcome.FAILED, Outcome.INVALID)
-    return trial.state is TrialState.FAIL and trial.user_attrs.get("outcome") not in ended
+    return trial.state is TrialState.FAIL and Notes.of(trial).outcome not in ended
 
 
 SAME = 1e-9
@@ -83,22 +84,22 @@ class Record:
     @classmethod
     def of(cls, trial: FrozenTrial) -> Record | None:
         """A trial as a record; None for one that is queued, still running, or died before it was described."""
-        attrs = trial.user_attrs
-        if not trial.state.is_finished() or "policy" not in attrs:
+        noted = Notes.of(trial)
+        if not trial.state.is_finished() or noted.policy is None:
             return None
         return cls(
             number=trial.number,
-            outcome=Outcome.INTERRUPTED if is_interrupted(trial) else Outcome(attrs["outcome"]),
-            source=str(attrs.get("source", "search")),
-            policy=load_policy(attrs["policy"]),
+            outcome=Outcome.INTERRUPTED if is_interrupted(trial) else Outcome(noted.outcome),
+            source=noted.source,
+            policy=load_policy(noted.policy),
             params=dict(trial.params),
-            ratio=attrs.get("ratio", attrs.get("forecast")),
-            values=attrs.get("values", {}),
-            violation=attrs.get("violation"),
-            margin=attrs.get("margin"),
-            seconds=attrs.get("seconds"),
-            cached_bytes=attrs.get("cached_bytes"),
-            reason=attrs.get("reason"),
+            ratio=noted.forecast if noted.ratio is None else noted.ratio,
+            values=noted.values,
+            violation=noted.violation,
+            margin=noted.margin,
+            seconds=noted.seconds,
+            cached_bytes=noted.cached_bytes,
+            reason=noted.reason,
         )
 
 

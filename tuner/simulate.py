@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastercache.model.families import Guidance
 from fastercache.policies.base import Policy
 from fastercache.policies.registry import dump
 from fastercache.policies.schedule import Code, Table, compile_policy
@@ -49,16 +50,30 @@ class CostModel:
         run: the run's steps, branches and sites.
         step_flops: FLOPs of each step with nothing reused, all branches together.
         shares: share of a denoiser call's FLOPs inside each module and block site.
+        active: where several denoisers share the steps of a run (Wan 2.2's experts), the steps that each one runs, by
+            the prefix of its sites' names; one that is not named runs them all.
+        guidance: how the branches are computed.
     """
 
     run: Run
     step_flops: tuple[int, ...]
     shares: Mapping[str, float]
+    active: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    guidance: Guidance = "none"
 
     @classmethod
-    def of(cls, session: Session) -> CostModel:
-        """From the newest run of a session, whatever its policy was."""
-        return cls(session.last.run, tuple(session.last.flops_full), session.flop_shares())
+    def measured(cls, session: Session, generate: Callable[[], object]) -> CostModel:
+        """From a run that `generate` makes under a session whose policy reuses nothing."""
+        active: dict[str, set[int]] = {_prefix(s): set() for s in session.sites if s.kind is Kind.DENOISER}
+        names = "|".join(s.name for s in session.sites if s.kind is Kind.DENOISER)
+        watch = session.watch(names, lambda seen: active[_prefix(seen.site)].add(seen.step.index))
+        try:
+            generate()
+        finally:
+            watch.close()
+        trace = session.last
+        steps = {prefix: frozenset(found) for prefix, found in active.items()}
+        return cls(trace.run, tuple(trace.flops_full), session.flop_shares(), steps, session.guidance)
 
     def share(self, site: Site) -> float:
         """Share of a denoiser call that reusing `site` saves."""
@@ -71,13 +86,29 @@ class CostModel:
 
     def forecast(self, policy: Policy) -> Forecast:
         """What a static policy will do and cost. Raises InvalidPolicy for a dynamic one."""
-        table = compile_policy(policy, self.run)
+        table = self.reached(compile_policy(policy, self.run))
         ratio = self.ratio(table)
         used = [
             dump(p) if (c == Code.REUSED).any() else None for p, c in zip(table.predictors, table.codes, strict=True)
         ]
         behaviour = hashlib.sha256(table.codes.tobytes() + json.dumps(used, sort_keys=True).encode()).hexdigest()
         return Forecast(ratio, np.array([*self._ages(table), ratio]), behaviour)
+
+    def reached(self, table: Table) -> Table:
+        """The table with what a denoiser does only at the steps that it runs: before the first value computed there is
+        nothing to reuse."""
+        everything = frozenset(range(self.run.count))
+        codes = table.codes.copy()
+        for row, site in zip(codes, table.sites, strict=True):
+            steps = self.active.get(_prefix(site), everything)
+            if steps == everything:
+                continue
+            row[:, [i for i in everything if i not in steps]] = Code.UNREACHED
+            for branch in row:
+                computed = np.flatnonzero(branch == Code.COMPUTED)
+                first = computed[0] if len(computed) else self.run.count
+                branch[:first][branch[:first] == Code.REUSED] = Code.COMPUTED
+        return replace(table, codes=codes)
 
     def ratio(self, table: Table) -> float:
         """Computed FLOPs of a table over those of the uncached run."""
@@ -103,6 +134,12 @@ class CostModel:
             log = np.log2(1.0 + np.stack(own).mean(axis=(0, 1)))  # (steps,)
             columns += [float(log[a:b].mean()) if b > a else 0.0 for a, b in pairwise(edges)]
         return columns
+
+
+def _prefix(site: Site) -> str:
+    """What the names of a second denoiser's sites begin with; empty for the first's."""
+    first, slash, _ = site.name.partition("/")
+    return first + slash if slash else ""
 
 
 def staleness(table: Table) -> NDArray[np.float64]:

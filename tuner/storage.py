@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal._file import get_lock_file
 from optuna.trial import FrozenTrial, TrialState
 
-from fastercache.policies.errors import ConfigUnreadable, MissingDependency
-
-HEARTBEAT = 30
-"""Seconds between a worker's signs of life in a database; after four of them missed its trial counts as abandoned."""
-
-WORKER = "worker"
+from fastercache.policies.errors import ConfigUnreadable
+from fastercache.tuner.codec import Notes, enqueue
+from fastercache.tuner.database import HEARTBEAT, open_database
 
 
 def open_storage(place: str | Path) -> BaseStorage:
@@ -33,12 +32,13 @@ def open_storage(place: str | Path) -> BaseStorage:
         ConfigUnreadable: the file or database cannot be opened, or is none of ours.
     """
     if "://" in str(place):
-        return _database(str(place))
+        return open_database(str(place), requeue)
     path = Path(place)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_partial_line(path)
         lock = JournalFileOpenLock(str(path), grace_period=10)
+        with get_lock_file(lock):  # who holds it is not writing, so half a line is of a writer that died
+            _drop_partial_line(path)
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except OSError as error:
         raise ConfigUnreadable(f"cannot open the study file {path}: {error.strerror or error}") from None
@@ -46,26 +46,6 @@ def open_storage(place: str | Path) -> BaseStorage:
         # Optuna raises whatever its parsing meets in a file that is no journal.
         reason = f"{type(error).__name__}: {error}"
         raise ConfigUnreadable(f"{path} is no study file ({reason:.120}): give another path") from None
-
-
-def _database(url: str) -> BaseStorage:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=4 * HEARTBEAT)
-    except ImportError as error:
-        raise MissingDependency(
-            f"the database {url.split('://')[0]} needs a driver that is not installed ({error}): "
-            "for PostgreSQL, pip install psycopg2-binary"
-        ) from None
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigUnreadable(f"cannot open the study database {_without_password(url)}: {reason:.200}") from None
-
-
-def _without_password(url: str) -> str:
-    head, _, tail = url.rpartition("@")
-    return f"{head.rsplit(':', 1)[0]}:***@{tail}" if head.count(":") > 1 else url
 
 
 def _drop_partial_line(path: Path) -> None:
@@ -131,24 +111,25 @@ def _unsigned_for_long(trial: FrozenTrial) -> bool:
 
 
 def recover(study: optuna.Study) -> list[FrozenTrial]:
-    """Fail the trials whose worker is gone, and queue their parameters again. Returns the abandoned trials."""
-    storage = study._storage
+    """Fail the trials whose worker is gone, and queue their parameters again. Returns those of this machine.
+
+    Of several workers that notice it, one fails a trial and queues it again.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)  # by heartbeat, where the storage has them; it calls `requeue`
     abandoned = []
-    if isinstance(storage, RDBStorage):
-        before = {t.number for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            optuna.storages.fail_stale_trials(study)
-        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        abandoned = [t for t in failed if t.number in before]
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = trial.user_attrs.get(WORKER)
-        if not (_unsigned_for_long(trial) if worker is None else not _alive(str(worker))):
+        worker = Notes.of(trial).worker
+        if not (_unsigned_for_long(trial) if worker is None else not _alive(worker)):
             continue
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        abandoned.append(trial)
-    for trial in abandoned:
+        try:
+            if not study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL):
+                continue
+        except UpdateFinishedTrialError:  # another worker was first
+            continue
         requeue(study, trial)
+        abandoned.append(trial)
     return abandoned
 
 
@@ -157,5 +138,6 @@ def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     fixed: dict[str, Any] = trial.system_attrs.get("fixed_params", {})
     params = {**fixed, **trial.params}
     if params:
-        kept = {k: v for k, v in trial.user_attrs.items() if k in ("policy", "source")}
-        study.enqueue_trial(params, user_attrs=kept)
+        noted = Notes.of(trial)
+        kept = {} if noted.policy is None else {"policy": noted.policy, "source": noted.source}
+        enqueue(study, params, **kept)

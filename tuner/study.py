@@ -15,24 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from fastercache.model.families import Guidance, family_of
+from fastercache.model.families import Guidance
 from fastercache.policies.base import Policy
-from fastercache.policies.errors import BudgetNotMet, ConfigMismatch, ConfigUnreadable, FasterCacheError, NotFinite
+from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, FasterCacheError, NotFinite, printable
 from fastercache.policies.registry import dump, load_policy
-from fastercache.tuned import Certificate, Measured, denoisers
-from fastercache.tuner.budget import METRICS, Budget
+from fastercache.tuned import Certificate, Measured
+from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import certificate
+from fastercache.tuner.codec import Notes, enqueue, note
+from fastercache.tuner.database import HEARTBEAT
 from fastercache.tuner.early import Projection
-from fastercache.tuner.evaluate import Case, Evaluation, Evaluator
+from fastercache.tuner.evaluate import Evaluation, Evaluator
 from fastercache.tuner.propose import Proposer, SamplerName, Seen, make_sampler
 from fastercache.tuner.record import SAME, SPENT, Outcome, Record, cheapest, front, is_interrupted, records
+from fastercache.tuner.setting import Case
 from fastercache.tuner.simulate import CostModel
 from fastercache.tuner.space import Space
-from fastercache.tuner.storage import WORKER, heartbeat, open_storage, recover, requeue, this_worker
+from fastercache.tuner.storage import heartbeat, open_storage, recover, requeue, this_worker
 
 FINGERPRINT = "fastercache"
+SEEDED = "seeded"
+SEEDING = 30.0
+"""Seconds that a worker waits for the one that made the study to queue its seeds."""
 
 OnTrial = Callable[["Study", Record], None]
 
@@ -75,9 +83,7 @@ class Study:
         optuna_verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            self.optuna = optuna.create_study(
-                storage=self._storage, study_name=name, load_if_exists=True, direction="minimize"
-            )
+            self.optuna, self._made = self._create(name)
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise ConfigUnreadable(f"{storage} is no study file ({type(error).__name__}: {error})") from None
         finally:
@@ -86,12 +92,19 @@ class Study:
         drawn = len(self.optuna.get_trials(deepcopy=False))
         self.optuna.sampler = make_sampler(sampler, self._proposer, lambda _: self.seen(), seed, drawn)
 
+    def _create(self, name: str) -> tuple[optuna.Study, bool]:
+        """The study, and whether this worker is the one of many that made it."""
+        try:
+            return optuna.create_study(storage=self._storage, study_name=name, direction="minimize"), True
+        except DuplicatedStudyError:
+            return optuna.load_study(storage=self._storage, study_name=name), False
+
     # -- identity ----------------------------------------------------------------------------------------------------
     def fingerprint(self) -> dict[str, Any]:
         """What must not change between a study and its continuation."""
         shape = {p.name: str(p.distribution) for p in self.space.parameters}
         return {
-            **self.evaluator.identity,
+            **self.evaluator.setting.identity,
             "budget": str(self.budget),
             "prompts": _digest([[c.prompt, c.seed] for c in self.search]),
             "policy": ", ".join(self.space.bases),
@@ -123,16 +136,15 @@ class Study:
     @property
     def guidance(self) -> Guidance:
         """How this pipeline's runs compute their branches."""
-        family = family_of(next(iter(denoisers(self.evaluator.pipe).values())))
-        return "none" if family is None or len(self.cost_model.run.branches) == 1 else family.guidance
+        return self.cost_model.guidance if len(self.cost_model.run.branches) > 1 else "none"
 
     # -- search ------------------------------------------------------------------------------------------------------
     def optimise(self, trials: int = 30, timeout: float | None = None, on_trial: OnTrial | None = None) -> Study:
         """Search until `trials` trials of this study have made videos, `timeout` seconds have passed, or no proposal
         can beat the incumbent any more. Trials that were resumed count; trials skipped without a video do not."""
         started = time.monotonic()
-        recover(self.optuna)
         self._enqueue_seeds()
+        recovered = -HEARTBEAT
         fruitless = 0
         self.ended = f"{trials} trials done"
         try:
@@ -140,6 +152,9 @@ class Study:
                 if timeout is not None and time.monotonic() - started > timeout:
                     self.ended = f"{timeout:g} seconds passed"
                     break
+                if time.monotonic() - recovered > HEARTBEAT:  # other workers may die while this one goes on
+                    recover(self.optuna)
+                    recovered = time.monotonic()
                 record = self._step()
                 if record is not None and on_trial is not None:
                     on_trial(self, record)
@@ -153,22 +168,29 @@ class Study:
         return self
 
     def _enqueue_seeds(self) -> None:
-        present = {t.user_attrs.get("source") for t in self.optuna.get_trials(deepcopy=False) if not is_interrupted(t)}
+        """Queue the seeds that are not there yet: of workers that begin together, the one that made the study does."""
+        until = time.monotonic() + SEEDING
+        while not self._made and SEEDED not in self.optuna.user_attrs and time.monotonic() < until:
+            time.sleep(0.05)  # where the one that made the study died before, another does it after a while
+        present = {Notes.of(t).source for t in self.optuna.get_trials(deepcopy=False) if not is_interrupted(t)}
         for source, policy in self._seeds.items():
             if source not in present:
                 encoded = self.space.encode(policy)
-                attrs = {"policy": dump(policy), "source": source}
-                self.optuna.enqueue_trial(encoded.params, user_attrs=attrs)
+                enqueue(self.optuna, encoded.params, policy=dump(policy), source=source)
+        if SEEDED not in self.optuna.user_attrs:
+            self.optuna.set_user_attr(SEEDED, True)
 
     def _step(self) -> Record | None:
         with warnings.catch_warnings():
             # Optuna warns that ask() sends no heartbeats; `heartbeat` below does.
             warnings.filterwarnings("ignore", message="Heartbeat of storage")
             trial = self.optuna.ask()
-        trial.set_user_attr(WORKER, this_worker())
+        note(trial, worker=this_worker())
         try:
             with heartbeat(self._storage, trial._trial_id):
                 self._try(trial)
+        except UpdateFinishedTrialError:
+            return None  # another worker took this one for dead and queued its trial again
         except Exception:
             self._finish(trial, Outcome.FAILED, "raised an error that ended the search")
             raise
@@ -181,18 +203,18 @@ class Study:
 
     def _try(self, trial: Trial) -> None:
         params = self.space.suggest(trial)
-        if "policy" in trial.user_attrs:
-            policy = load_policy(trial.user_attrs["policy"])
+        noted = Notes.of(trial)
+        if noted.policy is not None:
+            policy = load_policy(noted.policy)
         else:
             try:
                 policy = self.space.build(params)
             except FasterCacheError as error:
                 return self._finish(trial, Outcome.INVALID, str(error))
-            trial.set_user_attr("policy", dump(policy))
-            trial.set_user_attr("source", "search")
+            note(trial, policy=dump(policy), source="search")
         forecast = self._proposer.forecast(policy) if policy.static else None
         if forecast is not None:
-            trial.set_user_attr("forecast", forecast.ratio)
+            note(trial, forecast=forecast.ratio)
             incumbent = min((r.ratio or 1.0 for r in self.records if r.feasible), default=1.0)
             if forecast.ratio >= 1.0 - SAME and incumbent >= 1.0 - SAME:
                 return self._tell_exact(trial)
@@ -205,25 +227,28 @@ class Study:
             result = self.evaluator.evaluate(policy, self.search, projection.verdict)
         except NotFinite as error:
             return self._finish(trial, Outcome.FAILED, str(error))
+        except torch.OutOfMemoryError as error:
+            self.evaluator.close()  # with its cached values
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return self._finish(trial, Outcome.FAILED, printable(f"out of memory: {error}", 300))
         except FasterCacheError as error:
             # Bounds know nothing of the model: a draw may span more blocks than there are. Where not even the only
             # policy's defaults can be applied, there is nothing to search.
-            if len(self.space.bases) == 1 and trial.user_attrs["source"] != "search":
+            if len(self.space.bases) == 1 and noted.source != "search":
                 raise
             return self._finish(trial, Outcome.INVALID, str(error))
         self._tell(trial, result, projection)
 
     def _tell_exact(self, trial: Trial) -> None:
-        values = {name: [METRICS[name].best] * len(self.search) for name in self.evaluator.metrics}
-        trial.set_user_attr("ratio", 1.0)
+        values = self.evaluator.exact(self.search)
+        note(trial, ratio=1.0)
         self._judge(trial, values)
         self._finish(trial, Outcome.EXACT, "reuses nothing, so it equals the reference bit for bit", 1.0)
 
     def _tell(self, trial: Trial, result: Evaluation, projection: Projection) -> None:
-        trial.set_user_attr("values", result.values)
-        trial.set_user_attr("ratio", result.ratio)
-        trial.set_user_attr("seconds", sorted(result.seconds)[len(result.seconds) // 2])
-        trial.set_user_attr("cached_bytes", result.cached_bytes)
+        seconds = sorted(result.seconds)[len(result.seconds) // 2]
+        note(trial, values=result.values, ratio=result.ratio, seconds=seconds, cached_bytes=result.cached_bytes)
         if result.stopped is None:
             self._judge(trial, result.values)
             self._finish(trial, Outcome.MEASURED, None, result.ratio)
@@ -233,17 +258,14 @@ class Study:
 
     def _judge(self, trial: Trial, values: Mapping[str, Sequence[float]]) -> None:
         """Record how the budget is met; these values are projections where the trial was stopped."""
-        trial.set_user_attr("violation", self.budget.violation(values))
-        trial.set_user_attr("margin", self.budget.margin(values))
+        note(trial, violation=self.budget.violation(values), margin=self.budget.margin(values))
         for term, amount in self.budget.violations(values).items():
             trial.set_constraint(term, amount)
 
     def _finish(self, trial: Trial, outcome: Outcome, reason: str | None, value: float | None = None) -> None:
-        trial.set_user_attr("outcome", str(outcome))
-        if reason is not None:
-            trial.set_user_attr("reason", reason)
+        note(trial, outcome=str(outcome), **({} if reason is None else {"reason": reason}))
         if value is not None:
-            self.optuna.tell(trial, value)
+            self.optuna.tell(trial, value, skip_if_finished=True)
         else:
             skipped = outcome in (Outcome.STOPPED, Outcome.DOMINATED)
             self.optuna.tell(trial, state=TrialState.PRUNED if skipped else TrialState.FAIL, skip_if_finished=True)
@@ -273,34 +295,6 @@ class Study:
     def front(self) -> list[Record]:
         """The measured trials that no other beats in both FLOPs and margin, cheapest first."""
         return front(self.records)
-
-    def select(self, prompts: Sequence[str], limit: int = 8) -> Record:
-        """The cheapest feasible trial that also meets the budget on `prompts`, tried cheapest first.
-
-        The cheapest on a few search prompts is partly the luckiest; prompts of a selection set, disjoint from search
-        and held-out ones, correct for that. Raises BudgetNotMet if none of the `limit` cheapest meets it.
-        """
-        disjoint([c.prompt for c in self.search], prompts)
-        disjoint([c.prompt for c in self.held_out], prompts)
-        self.best()
-        feasible = [r for r in self.records if r.feasible and r.ratio is not None and r.ratio < 1.0 - SAME]
-        feasible = sorted(feasible, key=lambda r: r.ratio or 1.0)[:limit]
-        closest, reached = -1e9, ""
-        cases = self.evaluator.cases(prompts)
-        try:
-            for record in feasible:
-                result = self.evaluator.evaluate(record.policy, cases)
-                violation = self.budget.violation(result.values)
-                if violation <= 0.0:
-                    return record
-                if -violation > closest:
-                    closest, reached = -violation, self.budget.describe(result.values)
-        finally:
-            self.evaluator.close()
-        raise BudgetNotMet(
-            f"of the {len(feasible)} cheapest trials that met {self.budget} on the search prompts none met it on "
-            f"{len(cases)} selection prompts; the closest reached {reached}: search with more prompts"
-        )
 
     def verify(self, policy: Policy | None = None, prompts: Sequence[str] | None = None, repeats: int = 1) -> Measured:
         """Measure a policy (by default the best) on the held-out or given prompts, with interleaved timing."""

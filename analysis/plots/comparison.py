@@ -14,9 +14,9 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from fastercache.analysis.plots.pareto import AXES
+from fastercache.analysis.metrics import metric_called
+from fastercache.analysis.plots.pareto import axis_label, is_exact
 from fastercache.analysis.plots.style import OTHERS, heading, new_figure, styled
-from fastercache.analysis.quality import PSNR_CAP
 from fastercache.policies.errors import MeasurementError
 
 Value = tuple[float, float | None, float | None]
@@ -68,7 +68,7 @@ class ComparisonInfo(NamedTuple):
         series: by family, in the order in which families first appear. baseline: the reference curve's points.
         fronts: for each panel, the positions (series, point) that no other setting beats and that lie above the
             reference curve, taken as linear in log speedup between its points.
-        metric: `psnr`, `ssim` or `lpips`. reference: the baseline's name. note: the line below the title.
+        metric: a registered metric's name. reference: the baseline's name. note: the line below the title.
     """
 
     series: tuple[Series, ...]
@@ -89,12 +89,11 @@ def comparison_info(
     Raises:
         MeasurementError: for an unknown metric, without points, or with one that is not finite.
     """
-    if metric not in AXES:
-        raise MeasurementError(f"expected a metric of {', '.join(AXES)}, found {metric}")
+    judged_by = metric_called(metric)
     for point in points:
         if not np.isfinite([point.flops[0], point.wall[0], point.quality[0]]).all():
             raise MeasurementError(f"'{point.method}' has a figure that is not finite: {point}")
-    shown = [p for p in points if not (metric == "psnr" and p.quality[0] >= PSNR_CAP)]
+    shown = [p for p in points if not is_exact(judged_by, p.quality[0])]
     if not shown:
         raise MeasurementError("there are no points to plot: no setting both ran and changed the video")
     families = list(dict.fromkeys(p.family for p in shown if p.method != reference))
@@ -137,7 +136,7 @@ def draw_comparison(info: ComparisonInfo) -> Figure:
         for axes, (panel, label) in zip((left, right), PANELS, strict=True):
             _draw_panel(axes, info, panel)
             axes.set_xlabel(f"{label} (×, log scale) →")
-        left.set_ylabel(f"{AXES[info.metric]} →")
+        left.set_ylabel(f"{axis_label(info.metric)} →")
         right.tick_params(labelleft=False)
         _draw_legend(side, info)
         heading(figure, f"Caches against {info.reference}: quality over speedup", info.note)

@@ -9,19 +9,28 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fastercache.analysis.metrics import Metric, metric_called
 from fastercache.analysis.plots.style import OTHERS, heading, new_figure, styled
-from fastercache.analysis.quality import HIGHER_IS_BETTER, PSNR_CAP
 from fastercache.policies.errors import MeasurementError
 
-AXES = {
-    "psnr": "PSNR to the uncached video (dB)",
-    "ssim": "SSIM to the uncached video",
-    "lpips": "LPIPS to the uncached video",
-}
 SPEEDUPS = {
     "flops": "speedup: FLOPs without reuse / computed FLOPs",
     "wall": "speedup: seconds uncached / seconds",
 }
+
+
+def axis_label(metric: str) -> str:
+    """What a metric's axis is called: `PSNR to the uncached video (dB)`."""
+    found = metric_called(metric)
+    if found.reference_free:
+        return found.label
+    name, bracket, unit = found.label.partition(" (")
+    return f"{name} to the uncached video{bracket}{unit}"
+
+
+def is_exact(metric: Metric, value: float) -> bool:
+    """Whether a value in dB is at its cap: the video equals the uncached one, and has no place on an axis."""
+    return metric.decibel and not metric.reference_free and value >= metric.high
 
 
 class ParetoPoint(NamedTuple):
@@ -46,7 +55,7 @@ class ParetoInfo(NamedTuple):
     Attributes:
         points: in the order given. front: positions of those that no other beats in both, by speedup.
         exact: positions of those equal to the uncached video (PSNR at its cap); they get no place on the axis.
-        metric: `psnr`, `ssim` or `lpips`. speedup: `flops` or `wall`. prompts: how many, and which set, in words.
+        metric: a registered metric's name. speedup: `flops` or `wall`. prompts: how many, and which set, in words.
         error: what the bars are.
     """
 
@@ -71,16 +80,15 @@ def pareto_info(
     Raises:
         MeasurementError: for no points, an unknown metric or speedup, or a point that is not finite.
     """
-    if metric not in AXES or speedup not in SPEEDUPS:
-        raise MeasurementError(
-            f"expected a metric of {', '.join(AXES)} and a speedup of {', '.join(SPEEDUPS)}, found {metric}, {speedup}"
-        )
+    judged_by = metric_called(metric)
+    if speedup not in SPEEDUPS:
+        raise MeasurementError(f"expected a speedup of {', '.join(SPEEDUPS)}, found {speedup}")
     if not points:
         raise MeasurementError("there are no points to plot: measure at least one policy")
     for point in points:
         if not (np.isfinite(point.speedup) and np.isfinite(point.quality)):
             raise MeasurementError(f"'{point.name}' has speedup {point.speedup} and {metric} {point.quality}")
-    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+    sign = 1.0 if judged_by.higher_is_better else -1.0
 
     def beaten(p: ParetoPoint) -> bool:
         return any(
@@ -91,13 +99,13 @@ def pareto_info(
         )
 
     front = sorted((i for i, p in enumerate(points) if not beaten(p)), key=lambda i: points[i].speedup)
-    exact = [i for i, p in enumerate(points) if metric == "psnr" and p.quality >= PSNR_CAP]
+    exact = [i for i, p in enumerate(points) if is_exact(judged_by, p.quality)]
     return ParetoInfo(tuple(points), tuple(front), tuple(exact), metric, speedup, prompts, error)
 
 
 def draw_pareto(info: ParetoInfo) -> Figure:
     """A scatter with error bars and the front as a line; further right and further up is better."""
-    better = HIGHER_IS_BETTER[info.metric]
+    better = metric_called(info.metric).higher_is_better
     shown = [i for i in range(len(info.points)) if i not in info.exact]
     groups = list(dict.fromkeys(p.group or p.name for p in info.points))
     with styled():
@@ -127,7 +135,7 @@ def draw_pareto(info: ParetoInfo) -> Figure:
         if not better:
             axes.invert_yaxis()
         axes.set_xlabel(f"{SPEEDUPS[info.speedup]} (×) →")
-        axes.set_ylabel(f"{AXES[info.metric]}{' →' if better else ' (lower is better) →'}")
+        axes.set_ylabel(f"{axis_label(info.metric)}{' →' if better else ' (lower is better) →'}")
         if len(line) > 1 or any(p.group for p in info.points):
             axes.legend(loc="best")
         bars = f"bars: {info.error}" if any(p.error for p in info.points) else ""

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from fastercache.policies.documents import replacing
+
 RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -88,11 +90,10 @@ def prompts(runs: int) -> str:
 
 
 def save_png(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
-    """Write a figure as PNG, making its folder; returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi, format="png", facecolor="white")
-    return path
+    """Write a figure as PNG, making its folder; returns the path. Raises ConfigUnreadable if it cannot be written."""
+    with replacing(path, "figure") as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png", facecolor="white")
+    return Path(path)
 
 
 def to_image(figure: Figure, dpi: int = 110) -> NDArray[np.uint8]:

@@ -10,23 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, field_validator
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 import fastercache as fc
-from fastercache.analysis.quality import measure
+from fastercache.analysis.metrics import measure
 from fastercache.experiments.bench.entries import Entry, Outcome, described, once
 from fastercache.experiments.bench.rows import Row
+from fastercache.experiments.console import words
 from fastercache.experiments.pipelines import Subject
-from fastercache.tuned import Measured
-from fastercache.tuner.evaluate import Evaluator, hardware
+from fastercache.policies.documents import Missing, put_aside, read_model, write_atomic, write_json
+from fastercache.tuned import Measured, quality_gathered
+from fastercache.tuner.evaluate import Evaluator
 
 UNCACHED = "uncached"
 """Name of the bare pipeline's entry: no session is attached for it."""
@@ -40,9 +43,49 @@ COUNTED = 2
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 """Multiples of it, modulo 1, are spread evenly: where the order of entries starts at each prompt."""
 
+METRICS = ("psnr", "ssim")
+"""What every contest measures; the verdicts go by PSNR."""
+
 Figures = dict[str, Any]
 """What is kept of one run: `seconds`, those of its heat's uncached run, FLOPs, cached bytes and quality; or why it was
 `refused`."""
+
+
+MEASURED = {"seconds", "seconds_uncached", "flops", "flops_full", "cache_bytes", "quality", "judge"}
+"""The keys of a run that was not refused."""
+
+
+class CaseRuns(BaseModel):
+    """One prompt and seed, and the figures of each entry that was run on it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    prompt: str
+    seed: int
+    runs: dict[str, Figures]
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _of_older_file(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {key: quality_gathered(run) for key, run in data.items()}
+
+    @field_validator("runs")
+    @classmethod
+    def _whole(cls, runs: dict[str, Figures]) -> dict[str, Figures]:
+        for run in runs.values():
+            if not isinstance(run.get("refused", ""), str) or ("refused" not in run and not run.keys() >= MEASURED):
+                raise ValueError("a run lacks figures")
+            if not isinstance(run.get("quality", {}), dict):
+                raise ValueError("the quality of a run is no object")
+        return runs
+
+
+class Runs(BaseModel):
+    """`runs.json`: by case, then by entry, the figures of each run."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    cases: dict[str, CaseRuns]
 
 
 def judged(subject: Subject, videos: Tensor, prompts: Sequence[str]) -> list[bool] | None:
@@ -73,6 +116,7 @@ class Contest:
         folder: where `runs.json` and the first `keep` prompts' videos go.
         keep: of how many prompts the videos are kept.
         allow: differences to what a tuned config was made for that are accepted.
+        metrics: what quality is measured by; each run that lacks one is made again.
         lenient: an entry that cannot run on this pipeline is noted as refused instead of ending the contest.
     """
 
@@ -85,6 +129,7 @@ class Contest:
         *,
         seed: int = 0,
         keep: int = 4,
+        metrics: Sequence[str] = METRICS,
         allow: frozenset[str] = frozenset(),
         lenient: bool = False,
     ) -> None:
@@ -93,11 +138,13 @@ class Contest:
         self.cases = self.evaluator.cases(prompts)
         self.entries: dict[str, Entry] = {UNCACHED: None} | dict(entries)
         self.folder = folder
+        self.metrics = tuple(dict.fromkeys((*METRICS, *metrics)))
         self.allow = allow
         self.lenient = lenient
         self.keep = min(keep, len(self.cases))
         self._entry_keys = {name: digest(described(entry)) for name, entry in self.entries.items()}
-        where = {**self.evaluator.identity, "machine": hardware(str(self.evaluator.identity["device"]))}
+        setting = self.evaluator.setting
+        where = {**setting.identity, "machine": setting.hardware}
         self._case_keys = [digest([where, case.prompt, case.seed]) for case in self.cases]
         self._store: dict[str, dict[str, Any]] = self._stored()
 
@@ -105,9 +152,12 @@ class Contest:
     def _stored(self) -> dict[str, dict[str, Any]]:
         path = self.folder / "runs.json"
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))["cases"])
-        except (OSError, json.JSONDecodeError, KeyError, TypeError):
-            return {}  # nothing yet, or of another format: everything is run
+            return read_model(path, Runs, "bench's runs").model_dump()["cases"]
+        except Missing:
+            return {}
+        except fc.ConfigUnreadable as error:
+            words.print(f"{error}; kept as {put_aside(path).name}, all is run again", soft_wrap=True, markup=False)
+            return {}
 
     def _known(self, i: int) -> dict[str, Figures]:
         """Case `i`'s figures by entry key."""
@@ -115,7 +165,10 @@ class Contest:
         return runs
 
     def _figures_of(self, i: int, name: str) -> Figures | None:
-        return self._known(i).get(self._entry_keys[name])
+        found = self._known(i).get(self._entry_keys[name])
+        if found is None or "refused" in found or all(metric in found["quality"] for metric in self.metrics):
+            return found
+        return None
 
     def refusal(self, name: str) -> str | None:
         """Why an entry could not run on this pipeline; None if it could, or was not tried yet."""
@@ -176,16 +229,17 @@ class Contest:
                 runs[self._entry_keys[name]] = {"name": name, **figures}
         for name, why in refusals.items():
             runs[self._entry_keys[name]] = {"name": name, "refused": why}
-        self.folder.mkdir(parents=True, exist_ok=True)
         if i < self.keep:
             for name, outcome in outcomes.items():
-                save_file({"video": outcome.video.contiguous()}, self._video(i, name))
-        write_json(self.folder / "runs.json", {"cases": self._store})
+                write_atomic(self._video(i, name), to_bytes({"video": outcome.video.contiguous()}), "video")
+        write_json(self.folder / "runs.json", {"cases": self._store}, "bench's runs")
 
     def _measured(self, i: int, outcomes: Mapping[str, Outcome]) -> dict[str, Figures]:
         names = list(outcomes)
         videos = torch.stack([outcomes[name].video for name in names])
-        quality = measure(videos, outcomes[UNCACHED].video.expand_as(videos), metrics=("psnr", "ssim"))
+        quality = measure(
+            videos, outcomes[UNCACHED].video.expand_as(videos), self.metrics, [self.cases[i].prompt] * len(names)
+        )
         right = judged(self.subject, videos, [self.cases[i].prompt] * len(names))
         return {
             name: {
@@ -194,8 +248,7 @@ class Contest:
                 "flops": outcomes[name].flops,
                 "flops_full": outcomes[name].flops_full,
                 "cache_bytes": outcomes[name].cache_bytes,
-                "psnr": float(quality["psnr"][n]),
-                "ssim": float(quality["ssim"][n]),
+                "quality": {metric: float(values[n]) for metric, values in quality.items()},
                 "judge": None if right is None else right[n],
             }
             for n, name in enumerate(names)
@@ -218,8 +271,7 @@ class Contest:
             name=name,
             speedup_flops=sum(r["flops_full"] for r in counted) / sum(r["flops"] for r in counted) if counted else 1.0,
             speedup_wall=_median(own, "seconds_uncached") / _median(own, "seconds"),
-            psnr=statistics.fmean(r["psnr"] for r in own),
-            ssim=statistics.fmean(r["ssim"] for r in own),
+            quality={name: statistics.fmean(r["quality"][name] for r in own) for name in self.metrics},
             judge=None if own[0]["judge"] is None else statistics.fmean(r["judge"] for r in own),
             cache_bytes=max(peaks) if peaks else None,
             prompts=len(own),
@@ -231,18 +283,17 @@ class Contest:
         row = self.row(name)
         return Measured(
             prompts=row.prompts,
-            psnr=row.psnr,
-            ssim=row.ssim,
+            quality=row.quality,
             speedup_flops=row.speedup_flops,
             speedup_wall=row.speedup_wall,
             seconds=_median(self.figures(name), "seconds"),
             cached_bytes=row.cache_bytes or 0,
-            hardware=hardware(str(self.evaluator.identity["device"])),
+            hardware=self.evaluator.setting.hardware,
         )
 
     def error(self, name: str) -> float:
         """Standard error over prompts of an entry's PSNR, in dB; 0 for a single prompt."""
-        values = [r["psnr"] for r in self.figures(name)]
+        values = [r["quality"]["psnr"] for r in self.figures(name)]
         return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
     def rows(self) -> list[Row]:
@@ -266,10 +317,3 @@ def _median(runs: Sequence[Figures], key: str) -> float:
 def digest(data: Any) -> str:
     """A short key of JSON values."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write and rename, so that an interruption never leaves half a file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +12,8 @@ from torch import Tensor
 
 import fastercache as fc
 from fastercache.experiments.bench.peers import Peer, Refused, counted, reason
-from fastercache.tuner.evaluate import Case, Evaluator
+from fastercache.tuner.evaluate import Evaluator
+from fastercache.tuner.setting import Case, Setting, run, run_bare
 
 
 @dataclass(frozen=True)
@@ -63,54 +63,49 @@ def once(
     Raises:
         FasterCacheError: where the entry cannot run on this pipeline.
     """
-    if entry is None:
-        return Outcome(*evaluator.run_bare(case), 0, 0, 0)
     evaluator.close()
+    setting = evaluator.setting
+    if entry is None:
+        return Outcome(*run_bare(setting, case), 0, 0, 0)
     if isinstance(entry, Peer):
         return _peer(evaluator, entry, case, count)
     if isinstance(entry, FewerSteps):
-        steps = int(evaluator.call["num_inference_steps"])
-        evaluator.call["num_inference_steps"] = entry.steps
-        try:
-            shorter = once(evaluator, fc.NoCache(), case)
-        finally:
-            evaluator.call["num_inference_steps"] = steps
+        shorter = _cached(setting.calling(num_inference_steps=entry.steps), fc.NoCache(), case)
+        steps = int(setting.call["num_inference_steps"])
         return replace(shorter, flops_full=(shorter.flops or 0) * steps // entry.steps)
-    with fc.attach(evaluator.pipe, entry, allow=allow) as session:
-        began = time.perf_counter()
-        video = evaluator.generate(case)
-        trace = session.last
-        seconds = time.perf_counter() - began - trace.counting_seconds
+    return _cached(setting, entry, case, allow)
+
+
+def _cached(
+    setting: Setting, policy: fc.Policy | fc.TunedConfig, case: Case, allow: frozenset[str] = frozenset()
+) -> Outcome:
+    video, trace, seconds = run(setting, policy, case, allow)
     return Outcome(video, seconds, sum(trace.flops), sum(trace.flops_full), trace.cached_bytes)
 
 
 def _peer(evaluator: Evaluator, peer: Peer, case: Case, count: bool) -> Outcome:
     """The timed run, and where asked a second one under the flop counter."""
-    with _on_twin(evaluator, peer):
-        video, seconds = evaluator.run_bare(case)
+    with _on_twin(evaluator.setting, peer) as twin:
+        video, seconds = run_bare(twin, case)
     if not count:
         return Outcome(video, seconds, None, None, None)
     full = sum(evaluator.cost_model(case).step_flops)
     evaluator.close()
-    with _on_twin(evaluator, peer), counted(evaluator.pipe) as calls:
-        evaluator.generate(case)
+    with _on_twin(evaluator.setting, peer) as twin, counted(twin.pipe) as calls:
+        twin.generate(case)
     return Outcome(video, seconds, sum(calls), full, None)
 
 
 @contextmanager
-def _on_twin(evaluator: Evaluator, peer: Peer) -> Iterator[None]:
-    """The evaluator works on a twin of its pipeline under a peer. Raises Refused for whatever the peer raises."""
-    original = evaluator.pipe
-    with peer.applied(original, evaluator.call) as pipe:
-        evaluator.pipe = pipe
+def _on_twin(setting: Setting, peer: Peer) -> Iterator[Setting]:
+    """The setting on a twin of its pipeline under a peer. Raises Refused for whatever the peer raises."""
+    with peer.applied(setting.pipe, setting.call) as pipe:
         try:
-            yield
+            yield setting.on(pipe)
         except fc.FasterCacheError:
             raise
         except Exception as error:  # a peer's hooks raise whatever they like in the middle of a run
             raise Refused(reason(error)) from error
-        finally:
-            evaluator.pipe = original
 
 
 def described(entry: Entry) -> dict[str, Any]:

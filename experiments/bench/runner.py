@@ -30,8 +30,9 @@ from fastercache.experiments.bench.verdict import (
 )
 from fastercache.experiments.console import progress, words
 from fastercache.experiments.pipelines import Subject, with_steps
+from fastercache.policies.documents import put_aside
 from fastercache.tuned import package_versions
-from fastercache.tuner.evaluate import Evaluator, hardware
+from fastercache.tuner.setting import Setting
 
 CALIBRATED_ON = 3
 """Prompts that constants are calibrated on; none of them is measured."""
@@ -46,6 +47,7 @@ class Plan:
         methods: the methods to run. prompts: what everything is measured on. calibration: other prompts, which
             constants are calibrated on; may be empty.
         seed: prompt i is generated with `seed + i`. peers: whether other packages' caches take part.
+        metrics: what quality is measured by besides PSNR and SSIM.
     """
 
     methods: tuple[Method, ...]
@@ -53,10 +55,17 @@ class Plan:
     calibration: tuple[str, ...]
     seed: int = 0
     peers: bool = True
+    metrics: tuple[str, ...] = ()
 
 
 def plan_for(
-    subject: Subject, methods: Sequence[Method], given: Sequence[str] | None, count: int, seed: int, peers: bool
+    subject: Subject,
+    methods: Sequence[Method],
+    given: Sequence[str] | None,
+    count: int,
+    seed: int,
+    peers: bool,
+    metrics: Sequence[str] = (),
 ) -> Plan:
     """Measured on held-out captions and calibrated on training ones; of a file's prompts those after the measured ones
     serve for calibration.
@@ -70,27 +79,29 @@ def plan_for(
     others = prompts[count:] if given is not None else subject.captions("train")
     known = set(prompts[:count])
     spare = [prompt for prompt in others if prompt not in known]
-    return Plan(tuple(methods), tuple(prompts[:count]), tuple(spare[-CALIBRATED_ON:]), seed, peers)
+    return Plan(tuple(methods), tuple(prompts[:count]), tuple(spare[-CALIBRATED_ON:]), seed, peers, tuple(metrics))
 
 
 def calibrated(subject: Subject, plan: Plan, out: Path) -> tuple[Calibration | None, str]:
     """The model's constants, recorded once and kept in `out`; else None and the reason."""
     if not plan.calibration:
         return None, "no prompts are left to calibrate on: give more than --count in the file"
-    evaluator = Evaluator(subject.pipe, subject.call, store=out / "references", seed=CALIBRATION_SEED)
-    cases = evaluator.cases(plan.calibration)
-    what = json.dumps([evaluator.identity, plan.calibration], sort_keys=True, default=str)
+    setting = Setting(subject.pipe, subject.call, CALIBRATION_SEED)
+    cases = setting.cases(plan.calibration)
+    what = json.dumps([setting.identity, plan.calibration], sort_keys=True, default=str)
     path = out / f"calibration-{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
     if path.is_file():
-        return Calibration.load(path), ""
+        try:
+            return Calibration.load(path), ""
+        except fc.ConfigUnreadable as error:
+            words.print(f"{error}; kept as {put_aside(path).name}", soft_wrap=True, markup=False)
     try:
         with calibrate(subject.pipe) as calibrator, progress() as bar:
             for case in bar.track(cases, description="calibrating"):
-                evaluator.generate(case)
+                setting.generate(case)
         calibration = calibrator.result()
     except fc.FasterCacheError as error:
         return None, f"calibration failed: {error}"
-    out.mkdir(parents=True, exist_ok=True)
     calibration.save(path)
     return calibration, ""
 
@@ -110,6 +121,7 @@ def bench(subject: Subject, plan: Plan, out: Path) -> Results:
         out,
         seed=plan.seed,
         keep=0,
+        metrics=plan.metrics,
         lenient=True,
     )
     announce(contest)
@@ -146,13 +158,12 @@ def judged(contest: Contest, contenders: Sequence[Contender], steps: int) -> Res
     by_flops = Baseline.of([(contest.row(c.name).speedup_flops, psnrs(contest, c.name)) for c in fewer])
     by_wall = Baseline.of([(contest.row(c.name).speedup_wall or 1.0, psnrs(contest, c.name)) for c in fewer])
     lines = [line_of(contest, c, by_flops, by_wall) for c in contenders]
-    device = str(contest.evaluator.identity["device"])
     return Results(
         pipeline=contest.subject.name,
         steps=steps,
         prompts=len(contest.cases),
-        seed=contest.evaluator.seed,
-        hardware=hardware(device),
+        seed=contest.evaluator.setting.seed,
+        hardware=contest.evaluator.setting.hardware,
         versions=package_versions(("fastercache", "diffusers", "cache-dit", "torch")),
         seconds_uncached=mean_interval([r["seconds"] for r in contest.figures(UNCACHED)]).value,
         counted=min(COUNTED, len(contest.cases)),
@@ -163,7 +174,7 @@ def judged(contest: Contest, contenders: Sequence[Contender], steps: int) -> Res
 
 def psnrs(contest: Contest, name: str) -> list[float]:
     """An entry's PSNR on each prompt."""
-    return [r["psnr"] for r in contest.figures(name)]
+    return [r["quality"]["psnr"] for r in contest.figures(name)]
 
 
 def line_of(contest: Contest, contender: Contender, by_flops: Baseline, by_wall: Baseline) -> Line:
@@ -185,8 +196,7 @@ def line_of(contest: Contest, contender: Contender, by_flops: Baseline, by_wall:
         prompts=row.prompts,
         speedup_flops=Interval(row.speedup_flops, flops.low, flops.high),
         speedup_wall=wall,
-        psnr=mean_interval(values),
-        ssim=mean_interval([r["ssim"] for r in figures]),
+        quality={name: mean_interval([r["quality"][name] for r in figures]) for name in contest.metrics},
         judge=mean_interval(right) if right else None,
         cache_bytes=row.cache_bytes,
         beats_by_flops=verdicts[0].word,
@@ -202,4 +212,4 @@ def trimmed(policy: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in policy.items() if key not in CONSTANTS}
 
 
-CONSTANTS = frozenset({"coefficients", "ratios", "curves", "errors", "gains"})
+CONSTANTS = frozenset({"coefficients", "ratios", "curves", "errors", "gains", "offsets"})

@@ -8,17 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich import box
 from rich.table import Table
 
+from fastercache.analysis.metrics import metric_called
 from fastercache.analysis.plots import ComparisonPoint, comparison_info, draw_comparison, save_png
 from fastercache.experiments import console
-from fastercache.experiments.bench.contest import write_json
 from fastercache.experiments.bench.lineup import FEWER
-from fastercache.experiments.bench.rows import size
+from fastercache.experiments.bench.rows import column, size
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Interval
+from fastercache.policies.documents import Missing, read_model, read_text, write_atomic, write_json
 from fastercache.policies.errors import ConfigUnreadable
+from fastercache.tuned import quality_gathered
 
 NOTHING = 1.005
 """Below this speedup in FLOPs a setting is said to skip nothing."""
@@ -30,7 +32,7 @@ class Line(BaseModel):
     Attributes:
         label, setting, level, family, package: see `fastercache.experiments.bench.lineup.Contender`.
         prompts: how many prompts the figures are over.
-        speedup_flops, speedup_wall, psnr, ssim, judge: with 95 % intervals over prompts; PSNR in dB.
+        speedup_flops, speedup_wall, judge: with 95 % intervals over prompts. quality: the same by metric's name.
         beats_by_flops, beats_by_wall: the verdicts. difference_by_flops, difference_by_wall: the PSNR over fewer steps
             in dB that they rest on.
         policy: what was run, without calibrated constants.
@@ -46,8 +48,7 @@ class Line(BaseModel):
     prompts: int = 0
     speedup_flops: Interval | None = None
     speedup_wall: Interval | None = None
-    psnr: Interval | None = None
-    ssim: Interval | None = None
+    quality: dict[str, Interval] = Field(default_factory=dict)
     judge: Interval | None = None
     cache_bytes: int | None = None
     beats_by_flops: str = ""
@@ -55,6 +56,11 @@ class Line(BaseModel):
     difference_by_flops: Interval | None = None
     difference_by_wall: Interval | None = None
     policy: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_file(cls, data: Any) -> Any:
+        return quality_gathered(data)
 
     @property
     def method(self) -> str:
@@ -94,12 +100,9 @@ class Results(BaseModel):
         """Read `results.json`. Raises ConfigUnreadable in one line."""
         path = folder / "results.json"
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return read_model(path, cls, "bench's results")
+        except Missing:
             raise ConfigUnreadable(f"there is no {path}: run the bench without --plot-only first") from None
-        except (OSError, UnicodeDecodeError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigUnreadable(f"{path} is no bench's results, or is damaged: {reason}; run it again") from None
 
     @property
     def ran(self) -> list[Line]:
@@ -112,6 +115,11 @@ class Results(BaseModel):
         return [line for line in self.lines if line.refused is not None]
 
     @property
+    def metrics(self) -> list[str]:
+        """The metrics measured, PSNR and SSIM first."""
+        return list(dict.fromkeys(["psnr", "ssim", *(name for line in self.ran for name in line.quality)]))
+
+    @property
     def title(self) -> str:
         """What was measured on what."""
         return (
@@ -121,11 +129,10 @@ class Results(BaseModel):
 
     def write(self, folder: Path) -> dict[str, str]:
         """`results.json`, `results.md` and the figures; returns their paths."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "results.json", self.model_dump(mode="json"))
-        (folder / "results.md").write_text(markdown(self), encoding="utf-8")
+        write_json(folder / "results.json", self.model_dump(mode="json"), "bench's results")
+        write_atomic(folder / "results.md", markdown(self), "bench's table")
         files = {"results": folder / "results.json", "table": folder / "results.md"}
-        for metric in ("psnr", "ssim"):
+        for metric in self.metrics:
             figure = draw_comparison(comparison_info(points(self, metric), FEWER, metric, note(self)))
             files["pareto" if metric == "psnr" else f"pareto_{metric}"] = save_png(
                 figure, folder / ("pareto.png" if metric == "psnr" else f"pareto-{metric}.png")
@@ -137,7 +144,7 @@ def points(results: Results, metric: str) -> list[ComparisonPoint]:
     """The settings as points of the figure; those that skip nothing have no place in it."""
     found = []
     for line in results.ran:
-        flops, wall, quality = line.speedup_flops, line.speedup_wall, getattr(line, metric)
+        flops, wall, quality = line.speedup_flops, line.speedup_wall, line.quality.get(metric)
         if flops is None or wall is None or quality is None or line.idle:
             continue
         whose = "" if line.package == "fastercache" else line.package
@@ -163,26 +170,34 @@ def _interval(value: Interval | None, form: str) -> str:
 LONG = 64
 """Characters; of a longer setting the Markdown table gives the level, and `results.json` the whole."""
 
+
+def columns(results: Results) -> dict[str, Callable[[Line], str]]:
+    """The Markdown table's columns."""
+    found = dict(list(COLUMNS.items())[:4])
+    for name in results.metrics:
+        form = "{:.1f}" if name == "psnr" or metric_called(name).decibel else "{:.4f}"
+        found[column(name)] = lambda line, name=name, form=form: _interval(line.quality.get(name), form)  # type: ignore[misc]
+    return found | dict(list(COLUMNS.items())[4:])
+
+
 COLUMNS: dict[str, Callable[[Line], str]] = {
     "method": lambda line: line.method,
     "setting": lambda line: line.setting if len(line.setting) <= LONG else line.level,
     "FLOPs ↑": lambda line: _interval(line.speedup_flops, "{:.2f}") + ("×, skips nothing" if line.idle else "×"),
     "time ↑": lambda line: _interval(line.speedup_wall, "{:.2f}") + "×",
-    "PSNR ↑": lambda line: _interval(line.psnr, "{:.1f}"),
-    "SSIM ↑": lambda line: _interval(line.ssim, "{:.4f}"),
     "judge ↑": lambda line: "-" if line.judge is None else f"{line.judge.value:.0%}",
     "cached ↓": lambda line: "-" if line.cache_bytes is None else size(line.cache_bytes),
     "beats fewer steps, FLOPs": lambda line: line.beats_by_flops,
     "beats fewer steps, time": lambda line: line.beats_by_wall,
 }
-"""The Markdown table's columns."""
+"""The Markdown table's columns but those of the metrics, which stand after the fourth."""
 
 SHORT: dict[str, Callable[[Line], str]] = {
     "level": lambda line: line.level,
     "FLOPs": lambda line: _number(line.speedup_flops, "{:.2f}x"),
     "time": lambda line: _number(line.speedup_wall, "{:.2f}x"),
-    "PSNR": lambda line: _interval(line.psnr, "{:.1f}").replace("± ", "±"),
-    "SSIM": lambda line: _number(line.ssim, "{:.3f}"),
+    "PSNR": lambda line: _interval(line.quality.get("psnr"), "{:.1f}").replace("± ", "±"),
+    "SSIM": lambda line: _number(line.quality.get("ssim"), "{:.3f}"),
     "judge": lambda line: "-" if line.judge is None else f"{line.judge.value:.0%}",
     "F?": lambda line: _shorter(line.beats_by_flops),
     "t?": lambda line: _shorter(line.beats_by_wall),
@@ -246,8 +261,9 @@ def refusals(lines: Sequence[Line]) -> list[tuple[str, str]]:
 
 def markdown(results: Results) -> str:
     """The results as Markdown: the table, how to read it, and what did not run."""
-    found = [tuple(cell(line).replace("|", "\\|") for cell in COLUMNS.values()) for line in results.ran]
-    rows = [tuple(COLUMNS), ("---",) * 2 + ("---:",) * 6 + ("---",) * 2, *found]
+    cells = columns(results)
+    found = [tuple(cell(line).replace("|", "\\|") for cell in cells.values()) for line in results.ran]
+    rows = [tuple(cells), ("---",) * 2 + ("---:",) * (len(cells) - 4) + ("---",) * 2, *found]
     parts = [
         f"{results.title}.",
         "\n".join(in_short(results.ran)),
@@ -298,13 +314,10 @@ def put_into(page: Path, results: Results) -> None:
     Raises:
         ConfigUnreadable: if the page is missing or has no such place.
     """
-    try:
-        text = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigUnreadable(f"cannot read {page}: {error.strerror or error}") from None
+    text = read_text(page, "page")
     start = f"<!-- bench {results.pipeline} -->"
     place = re.compile(re.escape(start) + r".*?<!-- end bench -->", re.DOTALL)
     if not place.search(text):
         raise ConfigUnreadable(f"{page} has no place for this table: add the lines '{start}' and '<!-- end bench -->'")
     filled = f"{start}\n{markdown(results)}<!-- end bench -->"
-    page.write_text(place.sub(lambda _: filled, text, count=1), encoding="utf-8")
+    write_atomic(page, place.sub(lambda _: filled, text, count=1), "page")

@@ -13,6 +13,7 @@ from fastercache.experiments.commands.options import (
     Dtype,
     Guidance,
     Json,
+    Metrics,
     Pipe,
     PromptFile,
     Seed,
@@ -39,6 +40,7 @@ def bench(
     plot_only: Annotated[
         bool, typer.Option("--plot-only", help="Print and draw what was measured before; run nothing.")
     ] = False,
+    metrics: Metrics = None,
     page: Annotated[
         Path | None, typer.Option("--page", metavar="FILE", help="Put the table into this Markdown page as well.")
     ] = None,
@@ -63,11 +65,12 @@ def bench(
 
     `fastercache bench ./my-latte --prompts prompts.txt --steps 30`
     """
-    from fastercache.experiments.arguments import named, read_prompts
+    from fastercache.experiments.arguments import metric_names, named, read_prompts
     from fastercache.experiments.bench import lineup, standings
     from fastercache.experiments.bench import runner as work
 
     methods = lineup.chosen([named(name.strip()) for name in policies.split(",") if name.strip()])
+    measured = metric_names(metrics or ())
     folder = out or Path("bench") / Path(pipe).name
     if plot_only:
         results = standings.Results.load(folder)
@@ -75,7 +78,7 @@ def bench(
         subject = opened(pipe, device, dtype, call, steps, guidance)
         given = read_prompts(prompt_file) if prompt_file else None
         with_peers = policies.strip() == "all" if peers is None else peers
-        results = work.bench(subject, work.plan_for(subject, methods, given, count, seed, with_peers), folder)
+        results = work.bench(subject, work.plan_for(subject, methods, given, count, seed, with_peers, measured), folder)
     files = results.write(folder)
     if page is not None:
         standings.put_into(page, results)

@@ -15,11 +15,13 @@ from fastercache.experiments.commands.options import (
     Dtype,
     Guidance,
     Json,
+    Metrics,
     Pipe,
     PromptFile,
     Prompts,
     Seed,
     Steps,
+    Storage,
     finish,
     opened,
 )
@@ -80,6 +82,7 @@ def tune(
             help="A field that is not searched; with several policies `POLICY.FIELD=VALUE`.",
         ),
     ] = None,
+    metrics: Metrics = None,
     prompt_file: PromptFile = None,
     held_out_file: Annotated[
         Path | None, typer.Option("--held-out", metavar="FILE", help="Prompts to measure the outcome on.")
@@ -92,6 +95,7 @@ def tune(
     study: Annotated[
         Path | None, typer.Option("--study", metavar="DIR", help="Where the study is kept. [tuning/PIPE-POLICY]")
     ] = None,
+    storage: Storage = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config.")] = Path("tuned.json"),
     steps: Steps = None,
     guidance: Guidance = None,
@@ -123,6 +127,7 @@ def tune(
         held_out_file=held_out_file,
         count=count,
         budget=budget,
+        metrics=metrics or (),
         policies=policies or (),
         fields=fields or (),
         call=call or (),
@@ -133,7 +138,10 @@ def tune(
         seed=seed,
     )
     folder = study or Path("tuning") / f"{Path(pipe).name}-{'+'.join(job.policies)}"
-    finish(searching.search(job, folder, out, trials=trials, seconds=time_limit, show=not as_json), as_json)
+    finish(
+        searching.search(job, folder, out, trials=trials, seconds=time_limit, storage=storage, show=not as_json),
+        as_json,
+    )
 
 
 def export(
@@ -146,16 +154,22 @@ def export(
         str | None,
         typer.Option("--policy", metavar="FILE", rich_help_panel=POLICY, help="The file of a policy of yours."),
     ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", metavar="FILE", help="The file of a metric of yours.")
+    ] = None,
+    storage: Storage = None,
     as_json: Json = False,
 ) -> None:
     """Write the tuned config of a study that `tune` made, finished or interrupted, without searching on.
 
     Example: `fastercache export tuning/latte-digits-fastercache --out tuned.json`
     """
+    from fastercache.experiments.arguments import metric_names
     from fastercache.experiments.jobs import searching
 
     if policy is not None:
         from fastercache.policies.files import policy_from_file
 
         policy_from_file(policy)  # makes it known
-    finish(searching.export_study(study, out, trial=trial, show=not as_json), as_json)
+    metric_names(metrics or ())  # the same
+    finish(searching.export_study(study, out, trial=trial, storage=storage, show=not as_json), as_json)

@@ -43,7 +43,25 @@ Allow = Annotated[
         "--allow",
         metavar="PART",
         rich_help_panel=POLICY,
-        help="Use a tuned config although this differs: model, pipeline, scheduler, steps, guidance_scale, guidance.",
+        help="Use a tuned config although this differs: model, scheduler, steps, guidance.",
+    ),
+]
+
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help="Measure this too: psnr, ssim, tpsnr, lpips, or a metric of yours, FILE.py:NAME; may be repeated.",
+    ),
+]
+
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="Keep the study in a database for many machines: postgresql://USER@HOST/DATABASE. [a file in --study]",
     ),
 ]
 

@@ -75,9 +75,7 @@ def mapped(change: Callable[[int, Tensor], Tensor], output: Any) -> Any:
     return walk(output)
 
 
-def taylor(
-    run: Callable[[], Tensor], scheduler: Any, reused: Sequence[tuple[nn.Module, Sequence[bool]]]
-) -> Tensor:
+def taylor(run: Callable[[], Tensor], scheduler: Any, reused: Sequence[tuple[nn.Module, Sequence[bool]]]) -> Tensor:
     """y(i) = y(k) + (i - k) (y(k) - y(j)) / (k - j) with the last two computed steps j < k; y(k) where there is one."""
     steps = Steps(scheduler)
     kept: dict[tuple[nn.Module, int, int], list[tuple[int, Tensor]]] = {}

@@ -55,7 +55,7 @@ def specimen(name: str, steps: int, prompt: str) -> zoo.Specimen:
 
 def made(cls: type[fc.Policy], fields: Mapping[str, Any], subject: zoo.Specimen) -> fc.Policy:
     """The policy, with constants that belong to a model measured on this one unless they are given."""
-    if CONSTANTS.get(cls.name, "") in ("", *fields):
+    if set(CONSTANTS.get(cls.name, ())) <= set(fields):
         return cls(**fields)
     with calibrate(subject.pipe, lags=min(3, subject.steps - 1)) as calibrator:
         subject.generate()

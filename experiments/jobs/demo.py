@@ -31,7 +31,7 @@ from fastercache.analysis.plots import (
     save_png,
     timeline_info,
 )
-from fastercache.experiments.bench.contest import UNCACHED, Contest, write_json
+from fastercache.experiments.bench.contest import UNCACHED, Contest
 from fastercache.experiments.bench.entries import Entry, FewerSteps, in_words
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.console import progress, results, words
@@ -41,6 +41,7 @@ from fastercache.experiments.jobs.selecting import select
 from fastercache.experiments.pictures import render
 from fastercache.experiments.pictures.poster import poster, schedule_rows
 from fastercache.experiments.pipelines import Subject
+from fastercache.policies.documents import put_aside, read_json, write_json
 from fastercache.policies.vocabulary import matches
 from fastercache.tuner import Budget, Evaluator, Outcome, Record, export
 
@@ -112,16 +113,16 @@ class Demo:
 
     def _settle(self) -> None:
         """Forget an older demo in the same folder that had another model or plan."""
-        what = json.dumps([self.evaluator.identity, asdict(self.plan)], sort_keys=True, default=str)
+        what = json.dumps([self.evaluator.setting.identity, asdict(self.plan)], sort_keys=True, default=str)
         key = hashlib.sha256(what.encode()).hexdigest()
         path = self.out / "plan.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("key") != key:
+        if path.is_file() and kept(path, "demo's plan").get("key") != key:
             for name in ("profile", "held-out", "tensorboard", *(search.study for search in SEARCHES.values())):
                 shutil.rmtree(self.out / name, ignore_errors=True)
             for name in ("budget.json", *(search.file for search in SEARCHES.values())):
                 (self.out / name).unlink(missing_ok=True)
         self.out.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"key": key, **asdict(self.plan)})
+        write_json(path, {"key": key, **asdict(self.plan)}, "demo's plan")
 
     # -- stages ------------------------------------------------------------------------------------------------------
     @cached_property
@@ -136,8 +137,8 @@ class Demo:
     def budget(self) -> str:
         """The quality of FasterCache as published, on the search prompts: what the tuned policy has to keep."""
         path = self.out / "budget.json"
-        if path.is_file():
-            return str(json.loads(path.read_text(encoding="utf-8"))["budget"])
+        if path.is_file() and isinstance(found := kept(path, "demo's budget").get("budget"), str):
+            return found
         cases = self.evaluator.cases(self.search_prompts)
         measured, seconds = [], []
         with progress() as bar:
@@ -148,12 +149,12 @@ class Demo:
         # Rounded down, so that the policy the budget was read from meets it.
         budget = str(Budget.parse(f"psnr>={math.floor(statistics.fmean(measured) * 1e4) / 1e4:.4f}"))
         record = {"budget": budget, "psnr": measured, "seconds": seconds, "prompts": self.search_prompts}
-        write_json(path, record)
+        write_json(path, record, "demo's budget")
         return budget
 
     def time_limit(self, search: Search) -> float:
         """Seconds for a search: what the plan gives it, or less where videos take longer."""
-        seconds: list[float] = json.loads((self.out / "budget.json").read_text(encoding="utf-8"))["seconds"]
+        seconds: list[float] = kept(self.out / "budget.json", "demo's budget")["seconds"]
         ahead: float = (7 * self.plan.held_out + 6 * self.plan.selection) * statistics.median(seconds)
         return max(45.0, search.share * min(self.plan.tune_seconds, self.plan.seconds - ahead))
 
@@ -163,10 +164,10 @@ class Demo:
         if path.is_file():
             return path
         job = Job(
-            self.subject.name,
-            tuple(self.search_prompts),
-            self.budget,
-            tuple(self.held_out_prompts),
+            pipe=self.subject.name,
+            prompts=tuple(self.search_prompts),
+            budget=self.budget,
+            held_out=tuple(self.held_out_prompts),
             policies=search.policies,
             call=dict(self.subject.call),
             device=str(self.subject.pipe.device),
@@ -255,7 +256,10 @@ class Demo:
         )
         figure.savefig(self.out / "overview.png")
         timeline = save_png(draw_timeline(timeline_info(trace)), self.out / "timeline.png")
-        points = [ParetoPoint(row.name, row.speedup_flops, row.psnr or 0.0, contest.error(row.name)) for row in rows]
+        points = [
+            ParetoPoint(row.name, row.speedup_flops, row.quality.get("psnr", 0.0), contest.error(row.name))
+            for row in rows
+        ]
         prompts = f"{len(contest.cases)} held-out prompts"
         pareto = save_png(draw_pareto(pareto_info(points, prompts=prompts)), self.out / "pareto.png")
         board = self.out / "tensorboard" / "tuned"
@@ -273,8 +277,18 @@ class Demo:
         """What the tuned FasterCache, read from its file, does in a run."""
         self.evaluator.close()
         with fc.attach(self.subject.pipe, self.out / SEARCHES[TUNED].file) as session:
-            self.evaluator.generate(self.evaluator.cases(self.search_prompts)[0])
+            self.evaluator.setting.generate(self.evaluator.cases(self.search_prompts)[0])
             return session.last
+
+
+def kept(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object written before; one that cannot be read is put aside, and the stage is run again."""
+    try:
+        found = read_json(path, what)
+    except fc.ConfigUnreadable as error:
+        words.print(f"{error}; kept as {put_aside(path).name}", soft_wrap=True, markup=False)
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _gain(record: Record) -> str:
@@ -288,7 +302,7 @@ def _strip(videos: list[Any]) -> NDArray[np.uint8]:
 def _caption(row: Row) -> str:
     if row.name == UNCACHED:
         return UNCACHED
-    return f"{row.name}\n{row.speedup_flops:.2f}x, {row.psnr:.1f} dB"
+    return f"{row.name}\n{row.speedup_flops:.2f}x, {row.quality['psnr']:.1f} dB"
 
 
 @contextmanager
@@ -325,7 +339,7 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
         "files": files,
         "seconds": time.perf_counter() - began,
     }
-    write_json(out / "demo.json", payload)
+    write_json(out / "demo.json", payload, "demo's results")
     if show:
         results.print(table(rows, f"{subject.name}, {len(contest.cases)} held-out prompts, budget {job.budget}"))
         by_name = {row.name: row.policy for row in rows}

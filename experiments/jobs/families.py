@@ -17,6 +17,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from fastercache.experiments import console
+from fastercache.policies.documents import write_atomic
 from fastercache.policies.errors import ConfigUnreadable, FasterCacheError
 
 if TYPE_CHECKING:
@@ -224,21 +225,16 @@ def main(
                 found = "; ".join(row.broken) or "every check that applies holds"
                 console.words.print(f"{name}: {found}", markup=False)
                 rows = {n: rows[n] for n in zoo.FAMILIES if n in rows}
-                _write(out, ROWS.dump_json(rows, indent=1).decode() + "\n")
+                write_atomic(out, ROWS.dump_json(rows, indent=1).decode() + "\n", "families")
                 bar.advance(task)
-        _write(out.with_suffix(".md"), table(rows))
+        write_atomic(out.with_suffix(".md"), table(rows), "families' table")
         if readme is not None:
-            _write(readme, insert(readme.read_text(encoding="utf-8"), digest(rows)))
+            write_atomic(readme, insert(readme.read_text(encoding="utf-8"), digest(rows)), "page")
     except FasterCacheError as error:
         console.fail(str(error))
         raise typer.Exit(2) from None
     if any(row.broken for row in rows.values()):
         raise typer.Exit(1)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

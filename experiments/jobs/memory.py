@@ -23,6 +23,7 @@ from torch import nn
 from fastercache.attachment import attach
 from fastercache.model.flops import flop_counter
 from fastercache.policies.base import Policy
+from fastercache.policies.documents import write_atomic
 from fastercache.policies.methods.dynamic_reuse import DynamicReuse
 from fastercache.policies.methods.faster_cache import FasterCache
 from fastercache.run.store import storages, tensors_in
@@ -202,7 +203,7 @@ def main(
     if out is None:
         console.print(text, soft_wrap=True)
     else:
-        out.write_text(text, encoding="utf-8")
+        write_atomic(out, text, "table")
 
 
 if __name__ == "__main__":

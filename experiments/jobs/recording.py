@@ -22,7 +22,7 @@ def recorded(evaluator: Evaluator, prompts: Sequence[str], folder: Path, query: 
     evaluator.close()
     with record(evaluator.pipe, query) as recorder, progress() as bar:
         for case in bar.track(evaluator.cases(prompts), description="recording"):
-            evaluator.generate(case)
+            evaluator.setting.generate(case)
     profile = recorder.profile()
     profile.save(folder)
     return profile

@@ -6,18 +6,21 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 import fastercache as fc
-from fastercache.experiments.arguments import assignments, named, read_prompts
-from fastercache.experiments.bench.contest import UNCACHED, Contest, write_json
+from fastercache.experiments.arguments import assignments, metric_names, named, read_prompts
+from fastercache.experiments.bench.contest import METRICS, UNCACHED, Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
 from fastercache.experiments.console import progress, results, words
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
+from fastercache.policies.documents import Missing, read_model, write_json
 from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
 from fastercache.tuner.export import searched
 from fastercache.tuner.library import check
@@ -33,55 +36,50 @@ SAID = {
 }
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(BaseModel):
     """What a study is about. Written beside the study, so that `export` needs only the folder.
 
     Attributes:
         pipe, device, dtype, call: how the pipeline is opened and called.
         prompts, held_out: what trials are judged by, and what the outcome is measured on.
-        budget: the quality demanded.
+        budget: the quality demanded. metrics: what is measured besides its metrics, PSNR and SSIM.
         policies, fields: what is searched (`any`: all there are), and the fields that are not.
         seed: of the noise and of the search.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     pipe: str
     prompts: tuple[str, ...]
     budget: str
     held_out: tuple[str, ...] = ()
     policies: tuple[str, ...] = (fc.FasterCache.name,)
-    fields: dict[str, Any] = field(default_factory=dict)
-    call: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = Field(default_factory=dict)
+    call: dict[str, Any] = Field(default_factory=dict)
     device: str = "auto"
     dtype: str = "auto"
     seed: int = 0
+    metrics: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write the job. Raises ConfigMismatch if the folder holds a study of something else."""
         if (folder / JOB).is_file():
-            before = asdict(Job.load(folder))
-            for name, value in asdict(self).items():
-                if before[name] != value:
+            before = Job.load(folder)
+            for name in Job.model_fields:
+                was, now = getattr(before, name), getattr(self, name)
+                if was != now:
                     raise fc.ConfigMismatch(
-                        f"the study in {folder} was made with {name} {_short(before[name])}, this call has "
-                        f"{_short(value)}: repeat the old call to continue it, or give another --study folder"
+                        f"the study in {folder} was made with {name} {_short(was)}, this call has {_short(now)}: "
+                        "repeat the old call to continue it, or give another --study folder"
                     )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / JOB, asdict(self))
+        write_json(folder / JOB, self.model_dump(mode="json"), "study's job")
 
     @classmethod
     def load(cls, folder: Path) -> Job:
         """The job of a study's folder. Raises ConfigUnreadable."""
-        path = folder / JOB
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**data | {name: tuple(data[name]) for name in ("prompts", "held_out", "policies")})
-        except FileNotFoundError:
+            return read_model(folder / JOB, cls, "study's job")
+        except Missing:
             raise fc.ConfigUnreadable(f"there is no study in {folder}: {JOB} is missing; make one with tune") from None
-        except OSError as error:
-            raise fc.ConfigUnreadable(f"cannot read the study in {folder}: {error.strerror or error}") from None
-        except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
-            raise fc.ConfigUnreadable(f"{path} is no study's job, or was cut off ({error})") from None
 
     def open(self) -> Subject:
         """The pipeline the job is about."""
@@ -89,7 +87,7 @@ class Job:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -103,12 +101,17 @@ def study_of(
     on_trial: Callable[[Study, Record], None] | None = None,
     references: Path | None = None,
     logdir: Path | None = None,
+    storage: str | None = None,
 ) -> Study:
-    """The job's study, continued by up to `trials` trials in all; 0 only opens it. `logdir`: for TensorBoard."""
+    """The job's study, continued by up to `trials` trials in all; 0 only opens it.
+
+    `logdir`: for TensorBoard. `storage`: a database's URL, in which the study is called as the folder is.
+    """
     return tune(
         subject.pipe,
         job.prompts,
         budget=job.budget,
+        metrics=(*METRICS, *job.metrics),
         policy=job.policies,
         held_out=job.held_out,
         call=subject.call,
@@ -120,6 +123,8 @@ def study_of(
         on_trial=on_trial,
         references=references,
         logdir=logdir,
+        storage=storage,
+        name="tuning" if storage is None else folder.name,
     )
 
 
@@ -139,13 +144,17 @@ def watched(trials: int, seconds: float | None) -> Iterator[Callable[[Study, Rec
         yield tick
 
 
-def search(job: Job, folder: Path, out: Path, *, trials: int, seconds: float | None, show: bool) -> dict[str, Any]:
+def search(
+    job: Job, folder: Path, out: Path, *, trials: int, seconds: float | None, storage: str | None = None, show: bool
+) -> dict[str, Any]:
     """Search, measure the best policy on the held-out prompts, export it to `out`."""
     job.save(folder)
     subject = job.open()
     with watched(trials, seconds) as tick:
         logdir = folder / "tensorboard"
-        study = study_of(subject, job, folder, trials=trials, seconds=seconds, on_trial=tick, logdir=logdir)
+        study = study_of(
+            subject, job, folder, trials=trials, seconds=seconds, on_trial=tick, logdir=logdir, storage=storage
+        )
     best = study.best()
     words.print(f"search ended: {study.ended}", soft_wrap=True)
     if left_out := _left_out(study):
@@ -153,11 +162,13 @@ def search(job: Job, folder: Path, out: Path, *, trials: int, seconds: float | N
     return ship(subject, job, study, best, folder, out, show=show)
 
 
-def export_study(folder: Path, out: Path, *, trial: int | None, show: bool) -> dict[str, Any]:
+def export_study(
+    folder: Path, out: Path, *, trial: int | None, storage: str | None = None, show: bool
+) -> dict[str, Any]:
     """Export the best trial of a study, or another one, without searching on."""
     job = Job.load(folder)
     subject = job.open()
-    study = study_of(subject, job, folder, trials=0, seconds=None)
+    study = study_of(subject, job, folder, trials=0, seconds=None, storage=storage)
     record = study.best()
     if trial is not None:
         measured = {r.number: r for r in study.records if r.outcome is Outcome.MEASURED}
@@ -218,24 +229,22 @@ def against_fewer_steps(subject: Subject, record: Record, job: Job, folder: Path
     steps = int(subject.call["num_inference_steps"])
     fewer = FewerSteps.within(record.ratio or 1.0, steps).steps
     rivals = {f"{n} of {steps} steps": FewerSteps(n) for n in (fewer, min(fewer + 1, steps))}
-    return Contest(subject, {TUNED: record.policy, **rivals}, job.held_out, folder, seed=job.seed, keep=0)
+    measured = (*Budget.parse(job.budget).metrics, *job.metrics)
+    return Contest(
+        subject, {TUNED: record.policy, **rivals}, job.held_out, folder, seed=job.seed, keep=0, metrics=measured
+    )
 
 
-def keeps_budget(contest: Contest, budget: Budget) -> tuple[bool | None, str]:
-    """Whether the tuned policy keeps the budget on the contest's prompts, and its figures in words.
-
-    None, and no words, where the budget bounds a metric that the contest does not measure (LPIPS).
-    """
+def keeps_budget(contest: Contest, budget: Budget) -> tuple[bool, str]:
+    """Whether the tuned policy keeps the budget on the contest's prompts, and its figures in words."""
     runs = contest.figures(TUNED)
-    values = {name: [float(run[name]) for run in runs] for name in budget.metrics if name in runs[0]}
-    if len(values) < len(budget.metrics):
-        return None, ""
+    values = {name: [float(run["quality"][name]) for run in runs] for name in budget.metrics}
     return budget.violation(values) <= 0, budget.describe(values)
 
 
 def beats_fewer_steps(contest: Contest) -> Verdict:
     """Whether the tuned policy has a better PSNR than fewer steps at its FLOPs, by the rule of `bench.verdict`."""
-    values = {name: [float(run["psnr"]) for run in contest.figures(name)] for name in contest.entries}
+    values = {name: [float(run["quality"]["psnr"]) for run in contest.figures(name)] for name in contest.entries}
     speedups = {name: contest.row(name).speedup_flops for name in contest.entries}
     fewer = [name for name, entry in contest.entries.items() if isinstance(entry, FewerSteps)]
     return verdict(speedups[TUNED], values[TUNED], Baseline.of([(speedups[name], values[name]) for name in fewer]))
@@ -259,8 +268,7 @@ def _searched(study: Study, record: Record) -> Row:
         name="tuned, search",
         speedup_flops=found.speedup_flops,
         speedup_wall=found.speedup_wall,
-        psnr=found.psnr,
-        ssim=found.ssim,
+        quality=found.quality,
         judge=None,
         cache_bytes=found.cached_bytes,
         prompts=found.prompts,
@@ -275,6 +283,7 @@ def job_of(
     held_out_file: Path | None,
     count: int,
     budget: str,
+    metrics: Sequence[str] = (),
     policies: Sequence[str],
     fields: Sequence[str],
     call: Sequence[str],
@@ -288,6 +297,7 @@ def job_of(
 
     Reference models bring search and held-out prompts of their own. Raises as the parts do.
     """
+    measured_by = metric_names(metrics)  # first: a budget may bound a metric of the user's own file
     Budget.parse(budget)
     values, names = assignments(fields), tuple(map(named, policies)) or (fc.FasterCache.name,)
     check(names, values)
@@ -298,4 +308,16 @@ def job_of(
     if not (prompt_file or held_out_file):
         held_out = shipped_captions(pipe, "held_out")
     chosen, measured = tuple(prompts[:count]), tuple(held_out[:count])
-    return Job(pipe, chosen, budget, measured, names, values, arguments, device, dtype, seed)
+    return Job(
+        pipe=pipe,
+        prompts=chosen,
+        budget=budget,
+        held_out=measured,
+        policies=names,
+        fields=values,
+        call=arguments,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        metrics=measured_by,
+    )

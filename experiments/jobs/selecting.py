@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import fastercache as fc
 from fastercache.experiments.console import progress
-from fastercache.tuner import Evaluator, Record, Study
-from fastercache.tuner.evaluate import Case
+from fastercache.tuner import Case, Evaluator, Record, Study
 
 
 def select(study: Study, evaluator: Evaluator, cases: Sequence[Case]) -> Record:

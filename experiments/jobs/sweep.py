@@ -29,7 +29,8 @@ from fastercache.policies.methods.faster_cache import FasterCache
 from fastercache.policies.methods.first_block_cache import FirstBlockCache
 from fastercache.policies.methods.static_interval import NoCache
 from fastercache.policies.methods.taylorseer import TaylorSeer
-from fastercache.policies.vocabulary import COND, Code
+from fastercache.policies.schedule import Code
+from fastercache.policies.vocabulary import COND
 from fastercache.run.trace import Trace
 from fastercache.zoo.specimen import Specimen
 

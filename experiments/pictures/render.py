@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fastercache.policies.documents import replacing
+
 SHOWN = 160
 """Frames are enlarged by a whole factor to at least about this many pixels on the shorter side."""
 
@@ -91,16 +93,17 @@ def save(path: Path, pictures: NDArray[np.uint8], fps: float = 6.0) -> Path:
     The suffix is replaced to match, and folders are made as needed. Returns the path written.
     """
     images = [Image.fromarray(picture) for picture in pictures]
-    path.parent.mkdir(parents=True, exist_ok=True)
     if len(images) == 1:
         path = path.with_suffix(".png")
-        images[0].save(path, optimize=True)
+        with replacing(path, "picture") as temporary:
+            images[0].save(temporary, optimize=True)
         return path
     path = path.with_suffix(".gif")
     # One palette for all frames: palettes of their own make a still background flicker.
     shared = Image.fromarray(np.concatenate(list(pictures), axis=0)).quantize(256, dither=Image.Dither.NONE)
     indexed = [image.quantize(palette=shared, dither=Image.Dither.NONE) for image in images]
-    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=round(1000 / fps), loop=0)
+    with replacing(path, "picture") as temporary:
+        indexed[0].save(temporary, save_all=True, append_images=indexed[1:], duration=round(1000 / fps), loop=0)
     return path
 
 

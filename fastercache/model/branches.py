@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastercache.model.families import ORDERS, Family, Guidance
 from fastercache.model.hooks import MethodTap
@@ -40,6 +40,32 @@ class ContextTap(MethodTap):
                 yield value
         finally:
             self.current = before
+
+
+def _pair_of(result: Any) -> tuple[Tensor, Tensor] | None:
+    """Positive and negative embeddings in what `encode_prompt` returned, in diffusers' order, if they differ."""
+    tensors = [t for t in result if isinstance(t, Tensor)] if isinstance(result, (tuple, list)) else []
+    if not tensors:
+        return None
+    positive = tensors[0]
+    negative = next((t for t in tensors[1:] if t.shape == positive.shape and t.dtype == positive.dtype), None)
+    return None if negative is None or torch.equal(positive, negative) else (positive, negative)
+
+
+def _order_of(texts: tuple[Tensor, Tensor], values: Sequence[Any], parts: int) -> tuple[Branch, ...] | None:
+    """The branches whose texts are the equal parts of one of these values; None where none holds them."""
+    for value in values:
+        if not isinstance(value, Tensor) or value.shape[1:] != texts[0].shape[1:]:
+            continue
+        if value.shape[0] != parts * texts[0].shape[0]:
+            continue
+        found = [
+            next((b for b, text in zip((COND, UNCOND), texts, strict=True) if torch.equal(part, text.to(part))), None)
+            for part in value.chunk(parts)
+        ]
+        if None not in found:
+            return tuple(b for b in found if b is not None)
+    return None
 
 
 class BranchFinder:
@@ -77,6 +103,9 @@ class BranchFinder:
         self.explicit: tuple[Branch, ...] = ()  # set by Session.branch for loops of the user's own
         self._latent_batch: int | None = None
         self._encoded = 0  # prompts encoded since the pipeline call began
+        self._texts: tuple[Tensor, Tensor] | None = None  # their embeddings, positive and negative
+        self.unsure = ""
+        """Why it is not known which branch is which: nothing described this class and nothing told in this run."""
         heard = {
             "prepare_latents": self._on_latents,
             "check_inputs": self._on_inputs,
@@ -111,13 +140,15 @@ class BranchFinder:
 
     def _on_latents(self, result: Any) -> None:
         first = result[0] if isinstance(result, (tuple, list)) else result
-        self._latent_batch = first.shape[0] if isinstance(first, torch.Tensor) else None
+        self._latent_batch = first.shape[0] if isinstance(first, Tensor) else None
 
     def _on_inputs(self, result: Any) -> None:
-        self._encoded = 0
+        self._encoded, self._texts = 0, None
 
     def _on_encoded(self, result: Any) -> None:
         self._encoded += 1
+        if self._assumed:
+            self._texts = _pair_of(result)
 
     def begin(self, batch: int, kwargs: dict[str, Any]) -> tuple[Branch, ...]:
         """The branches of a run whose first call has `batch` rows and these keywords, the conditional one first."""
@@ -144,6 +175,31 @@ class BranchFinder:
         return (COND, *(b for group in self.groups for b in group if b != COND))
 
     @property
+    def _assumed(self) -> bool:
+        """Whether the order of branches is only the usual one: of a class in no family, and not given."""
+        return self.family is None and not self._given_by_user and self.guidance != "none"
+
+    def check_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Compare the texts of a run's first call with those that the pipeline encoded, where the order is assumed.
+
+        Raises:
+            BranchUnknown: if they stand in another order.
+        """
+        self.unsure = ""
+        texts, self._texts = self._texts, None
+        if not self._assumed or len(self._run_order) < 2 or self.explicit or self.context is not None:
+            return
+        order = self._run_order if self.guidance == "batched" else self._run_order[:1]
+        told = None if texts is None else _order_of(texts, (*args, *kwargs.values()), len(order))
+        ask = f"{self.name} is in no known family: pass branches=(...) to attach(), in the order of the rows or calls"
+        if told is None:
+            self.unsure = f"nothing tells which branch of a call is the conditional one, and {ask}"
+        elif told != order:
+            raise BranchUnknown(
+                f"the call's texts are in the order ({', '.join(told)}), not ({', '.join(order)}); {ask}"
+            )
+
+    @property
     def coupled(self) -> bool:
         """Whether all rows of a call must be computed together: PAG's attention tells its branches by their place."""
         return bool(getattr(self.pipe, "do_perturbed_attention_guidance", False)) and not self._given_by_user
@@ -163,7 +219,7 @@ class BranchFinder:
             return False
         labels = kwargs.get("class_labels")
         null = self.family.null_class if self.family is not None and self.guidance == "batched" else None
-        if null is not None and isinstance(labels, torch.Tensor):
+        if null is not None and isinstance(labels, Tensor):
             return bool((labels == null).any())
         if self.pipe is None:
             return True

@@ -106,17 +106,18 @@ def find_denoiser_sites(
 
     Args:
         denoiser: the denoiser.
-        prefix: distinguishes the second denoiser of a pipeline that has two.
+        prefix: the denoiser's name and a slash, which distinguishes the denoisers of a pipeline that has several.
         branches: whether it has a second branch.
         blocks: its blocks, where a call has shown which and in which order; found by structure otherwise.
         chained: whether they go on from each other, so that there is a stack.
     """
     family = family_of(denoiser)
     blocks = find_blocks(denoiser) if blocks is None else blocks
+    owner = prefix.removesuffix("/")
     sites: list[Site] = []
     for depth, block in enumerate(blocks):
         span = (depth, depth + 1)
-        sites.append(Site(f"{prefix}{block.path}", Kind.BLOCK, None, depth, span))
+        sites.append(Site(f"{prefix}{block.path}", Kind.BLOCK, None, depth, span, owner))
         taken: list[str] = []
         for name, module in block.module.named_modules():
             if not name or any(name.startswith(f"{outer}.") for outer in taken):
@@ -125,12 +126,12 @@ def find_denoiser_sites(
             role = _role(path, module, family)
             if role is not None:
                 taken.append(name)
-                sites.append(Site(f"{prefix}{path}", Kind.MODULE, role, depth, span))
+                sites.append(Site(f"{prefix}{path}", Kind.MODULE, role, depth, span, owner))
     if blocks and chained and not is_unet(denoiser):
-        sites.append(Site(f"{prefix}stack", Kind.STACK, None, 0, (0, len(blocks))))
-    sites.append(Site(f"{prefix}denoiser", Kind.DENOISER))
+        sites.append(Site(f"{prefix}stack", Kind.STACK, None, 0, (0, len(blocks)), owner))
+    sites.append(Site(f"{prefix}denoiser", Kind.DENOISER, denoiser=owner))
     if branches:
-        sites.append(Site(f"{prefix}branch", Kind.BRANCH))
+        sites.append(Site(f"{prefix}branch", Kind.BRANCH, denoiser=owner))
     return tuple(sites)
 
 

@@ -46,6 +46,16 @@ def patch_grid(frames: int, height: int, width: int, patch: int) -> Grid:
     return Grid(to, back)
 
 
+def leading_grid(grid: Grid, own: int, count: int) -> Grid:
+    """`grid` of the first `own` of `count` tokens (B, count, C); coming back, the others are zero."""
+
+    def back(x: Tensor) -> Tensor:
+        tokens = grid.back(x)
+        return torch.nn.functional.pad(tokens, (0, 0, 0, count - own))
+
+    return Grid(lambda x: grid.to(x[:, :own]), back)
+
+
 def line_grid() -> Grid:
     """Tokens (B, L, C) along one axis, as LTX-2's audio has them <-> (B, C, L, 1): its low band is the mean over L."""
     return Grid(lambda x: x.transpose(1, 2)[..., None], lambda x: x[..., 0].transpose(1, 2))
@@ -54,25 +64,60 @@ def line_grid() -> Grid:
 def grid_of(family: Family | None, kwargs: dict[str, Any], output: Tensor, stream: int = 0) -> Grid:
     """The grid of one denoiser output, from the call's own arguments; `stream` is its place among the outputs.
 
+    Where reference images' tokens follow the generated image's (Flux Kontext, Qwen-Image-Edit), the grid is of the latter.
+
     Raises:
-        AttachError: for packed tokens (B, N, C) of a family whose packing is not known.
+        AttachError: for packed tokens (B, N, C) of a family whose packing is not known, or of another number.
     """
     if output.ndim >= 4:
         return IDENTITY
     rule = family.tokens if family else ""
     if stream > 0 and "audio_num_frames" in kwargs:
         return line_grid()
-    if rule == "num_frames" and all(k in kwargs for k in ("num_frames", "height", "width")):
-        return patch_grid(int(kwargs["num_frames"]), int(kwargs["height"]), int(kwargs["width"]), 1)
-    if rule == "img_shapes" and kwargs.get("img_shapes"):
-        shapes = kwargs["img_shapes"][0]
-        frames, height, width = shapes[0] if isinstance(shapes[0], (tuple, list)) else shapes
-        return patch_grid(int(frames), int(height), int(width), 2)
-    if rule == "img_ids" and isinstance(kwargs.get("img_ids"), Tensor):
-        ids = kwargs["img_ids"].reshape(-1, 3)
-        height, width = (int(v) + 1 for v in torch.amax(ids, dim=0)[1:].tolist())
-        return patch_grid(1, height, width, 2)
+    shape = _grid_shape(rule, kwargs)
+    count = output.shape[1]
+    if shape is not None:
+        *sizes, patch = shape
+        own = sizes[0] * sizes[1] * sizes[2]
+        if own == count:
+            return patch_grid(*sizes, patch)
+        if own < count == _tokens(rule, kwargs):
+            return leading_grid(patch_grid(*sizes, patch), own, count)
     raise AttachError(
-        f"the denoiser's output is packed tokens of shape {tuple(output.shape)} height and width unknown: "
+        f"the denoiser's output is packed tokens of shape {tuple(output.shape)}, and the call does not tell their height "
+        "and width: "
         "CFG-Cache needs them; use a policy without the branch site for this model"
     )
+
+
+def _grid_shape(rule: str, kwargs: dict[str, Any]) -> tuple[int, int, int, int] | None:
+    """Frames, height and width of the generated image's tokens, and the patch each of them packs."""
+    if rule == "num_frames" and all(k in kwargs for k in ("num_frames", "height", "width")):
+        return int(kwargs["num_frames"]), int(kwargs["height"]), int(kwargs["width"]), 1
+    if rule == "img_shapes" and kwargs.get("img_shapes"):
+        if kwargs.get("additional_t_cond") is not None:
+            return None  # layered images: several of the shapes are generated
+        frames, height, width = _image_shapes(kwargs)[0]
+        return frames, height, width, 2
+    if rule == "img_ids" and isinstance(kwargs.get("img_ids"), Tensor):
+        ids = kwargs["img_ids"].reshape(-1, 3)
+        own = ids[ids[:, 0] == ids[0, 0]]  # references have another first coordinate
+        height, width = (int(v) + 1 for v in torch.amax(own, dim=0)[1:].tolist())
+        return 1, height, width, 2
+    return None
+
+
+def _image_shapes(kwargs: dict[str, Any]) -> list[tuple[int, int, int]]:
+    """Token counts (frames, height, width) of the generated image and its references, of the first row."""
+    first = kwargs["img_shapes"][0]
+    shapes = first if isinstance(first[0], (tuple, list)) else [first]
+    return [(int(f), int(h), int(w)) for f, h, w in shapes]
+
+
+def _tokens(rule: str, kwargs: dict[str, Any]) -> int:
+    """How many tokens the call says it has, those of references included."""
+    if rule == "img_shapes":
+        return sum(f * h * w for f, h, w in _image_shapes(kwargs))
+    if rule == "img_ids":
+        return int(kwargs["img_ids"].reshape(-1, 3).shape[0])
+    return 0

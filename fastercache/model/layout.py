@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fastercache.model.families import Layout
 from fastercache.policies.errors import AttachError
 
-# Arguments whose leading axis is not the batch, even where the sizes happen to agree; but see `_per_row`.
+# Arguments whose leading axis is not the batch, even where the sizes happen to agree; but see `per_row`.
 UNSLICED = frozenset(
     {"image_rotary_emb", "rotary_emb", "freqs_cis", "freqs_cos", "freqs_sin", "img_ids", "txt_ids", "img_shapes",
-     "rope_interpolation_scale", "attention_kwargs", "joint_attention_kwargs", "cross_attention_kwargs"}
+     "rope_interpolation_scale", "control_hidden_states_scale"}
 )  # fmt: skip
 
 
@@ -39,16 +39,16 @@ def take_rows(value: Any, lead: int | tuple[int, ...], parts: Sequence[int], of:
         hidden = value.get("hidden_states")
         tokens = hidden.shape[1] if isinstance(hidden, Tensor) and hidden.ndim == 3 else None
         return {
-            k: v if k in UNSLICED and not _per_row(v, leads, tokens) else take_rows(v, leads, parts, of)
+            k: v if k in UNSLICED and not per_row(v, leads, tokens) else take_rows(v, leads, parts, of)
             for k, v in value.items()
         }
     return value
 
 
-def _per_row(value: Any, leads: tuple[int, ...], tokens: int | None) -> bool:
+def per_row(value: Any, leads: tuple[int, ...], tokens: int | None) -> bool:
     """Whether position embeddings are given for each row: (B, N, D) as in LTX, not (N, D) or (N, heads, D)."""
     if isinstance(value, (tuple, list)):
-        return bool(value) and all(_per_row(item, leads, tokens) for item in value)
+        return bool(value) and all(per_row(item, leads, tokens) for item in value)
     return isinstance(value, Tensor) and value.ndim == 3 and value.shape[0] in leads and value.shape[1] == tokens
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fastercache.model.families import Family
 from fastercache.model.grids import grid_of
-from fastercache.model.layout import flatten_output, rebuild_output, strip, take_rows
-from fastercache.policies.errors import AttachError
+from fastercache.model.layout import flatten_output, rebuild_output, strip
 from fastercache.policies.schedule import applies
 from fastercache.policies.vocabulary import COND, Branch, Kind
 from fastercache.run.calls import Call, Streams
+from fastercache.run.rows import Rows
 from fastercache.run.store import rows_of, storages
 from fastercache.run.units import Unit
 
@@ -33,6 +33,7 @@ class Assembly:
         self._step = -1
         self._outputs: dict[Branch, Streams] = {}  # this step's outputs by branch
         self._computed: set[Branch] = set()  # those of them that were computed
+        self._seen: dict[Branch, Tensor] = {}  # what the predictor of differences needs of this step, by branch
         self._before: Streams | None = None  # the conditional output of the step before, where calls come without one
         self._template: Any = None
 
@@ -44,16 +45,17 @@ class Assembly:
     def clear(self) -> None:
         """Forget the run."""
         self._step, self._outputs, self._computed, self._before = -1, {}, set(), None
+        self._seen = {}
 
     def enter(self, index: int) -> None:
         """A call of step `index` begins."""
         if index != self._step:
-            self._step, self._outputs, self._computed = index, {}, set()
+            self._step, self._outputs, self._computed, self._seen = index, {}, set(), {}
 
     def release(self, keep_conditional: bool) -> None:
         """The step has ended."""
         self._before = self._outputs.get(COND) if keep_conditional else None
-        self._outputs, self._computed = {}, set()
+        self._outputs, self._computed, self._seen = {}, set(), {}
 
     def held(self) -> dict[int, int]:
         """What is held between steps, storage -> bytes."""
@@ -69,8 +71,7 @@ class Assembly:
             # Where the unconditional call comes first, the step before stands in for this step's conditional output.
             known = COND in call.branches or COND in self._outputs or self._before is not None
             if rest and known:
-                rows = [call.branches.index(b) for b in rest]
-                part = None if call.input is None else take_rows(call.input, call.batch, rows, len(call.branches))
+                part = None if call.input is None else Rows(call.branches).of(call.input, rest)
                 asked = Call(call.step, rest, call.batch, part)
                 reused = self.guidance.decide(asked, self.guidance.source(asked))
                 predicted.update(dict.fromkeys(reused, self.guidance))
@@ -104,6 +105,9 @@ class Assembly:
         if held and self.whole is not None:
             self._stand_in(self.whole, call, held)
         if self.guidance is not None:
+            seen = self.guidance.seen(self.guidance.source(call))
+            if seen is not None:
+                self._seen.update({b: Rows(call.branches).of(seen, (b,)) for b in call.branches})
             guided = tuple(b for b in call.branches if predicted.get(b) is self.guidance)
             if guided:
                 self._guide(self.guidance, call, guided, kwargs)
@@ -126,16 +130,11 @@ class Assembly:
         self._note(computed, fresh)
         self._computed.update(computed)
         if self.whole is not None:
-            inside = Call(call.step, computed, call.batch)
-            self.whole.keep(inside, computed, fresh, _base(self.whole, call, computed, fresh))
+            self.whole.keep(call, computed, fresh, self.whole.seen(self.whole.source(call)))
 
     def _stand_in(self, unit: Unit, call: Call, held: tuple[Branch, ...]) -> None:
         """Predict whole outputs."""
-        values = unit.predict(call, held)
-        base = _base(unit, call, held, values)
-        if base is not None:
-            values = [None if v is None else v + base for v in values]
-        self._note(held, values)
+        self._note(held, unit.predict(call, held, unit.seen(unit.source(call))))
 
     def _note(self, branches: tuple[Branch, ...], values: Streams) -> None:
         for position, branch in enumerate(branches):
@@ -150,7 +149,7 @@ class Assembly:
         """Predict branches as the conditional output plus their predicted difference to it."""
         base = self._outputs.get(COND, self._before)
         assert base is not None  # decide() saw one
-        deltas = unit.predict(call, guided)
+        deltas = unit.predict(call, guided, unit.seen(unit.source(call)))
         for position, branch in enumerate(guided):
             streams: Streams = []
             for stream, (cond, delta) in enumerate(zip(base, deltas, strict=True)):
@@ -180,27 +179,8 @@ class Assembly:
                 else:
                     delta.append(grid_of(self.family, kwargs, cond, stream).to(value - cond))
             if fresh:
-                unit.keep(inside, (branch,), delta)
+                unit.keep(inside, (branch,), delta, self._seen.get(branch))
             unit.tell(inside, delta[0])
-
-
-def _base(unit: Unit, call: Call, branches: tuple[Branch, ...], values: Streams) -> Tensor | None:
-    """What a relative predictor's values are relative to: these branches' rows of the denoiser's input.
-
-    Raises:
-        AttachError: if input and output differ in shape.
-    """
-    if unit.history is None or not unit.history.predictor.relative or call.input is None:
-        return None
-    parts = [call.branches.index(b) for b in branches]
-    base: Tensor = take_rows(call.input, call.input.shape[0], parts, len(call.branches))
-    found = next((v for v in values if v is not None), base)
-    if found.shape != base.shape:
-        raise AttachError(
-            f"the denoiser's output {tuple(found.shape)} and its input {tuple(base.shape)} differ in shape, so the "
-            "one less the other does not exist: give the policy relative=False"
-        )
-    return base
 
 
 def _listed(output: Any) -> bool:

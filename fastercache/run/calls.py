@@ -36,6 +36,7 @@ class RunState:
 
     run: Run
     coupled: bool = False  # some module looks at all rows of a call at once
+    unsure: str = ""  # why it is not known which branch is which, and what to do
     call: Call | None = None
 
     @property
@@ -51,6 +52,8 @@ class RunState:
                 "their rows along another axis, so none can be left out: "
                 "use a policy that reuses every branch at the same steps (no CFG-Cache, no per-branch schedule)"
             )
+        if self.unsure:
+            raise BranchUnknown(self.unsure)
 
 
 @dataclass(frozen=True)

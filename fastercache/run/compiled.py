@@ -20,6 +20,7 @@ from fastercache.policies.errors import AttachError
 from fastercache.policies.vocabulary import Branch
 from fastercache.run.calls import Call, Streams
 from fastercache.run.module_unit import ModuleUnit
+from fastercache.run.rows import Rows
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -86,7 +87,7 @@ def prepare(hook: SiteForward, unit: ModuleUnit, call: Call) -> None:
     if not reused:
         hook.set_traced(PASS if unit.idle(call) or not _planned(unit, call) else STORE)
         return
-    predicted = unit.predict(call, reused)
+    predicted = unit.predict(call, reused, unit.seen(unit.source(call)))
     if reused == call.branches:
         hook.set_traced(REUSE, rebuild_output(unit.template, predicted))
         call.skipped.append((unit.path, 1.0))
@@ -124,17 +125,14 @@ def collect(hook: SiteForward, unit: ModuleUnit, call: Call) -> None:
     streams = flatten_output(output)
     if mode == STORE:
         unit.template = strip(output)
-        unit.keep(call, call.branches, streams)
+        unit.keep(call, call.branches, streams, unit.seen(unit.source(call)))
     elif mode == MERGE:
         computed = tuple(b for b in call.branches if not unit.reuses(b, call.step))
-        unit.keep(call, computed, [None if s is None else _rows(s, call, computed) for s in streams])
+        rows = Rows(call.branches)
+        fresh_streams = [None if s is None else rows.of(s, computed) for s in streams]
+        unit.keep(call, computed, fresh_streams, unit.seen(unit.source(call)))
         streams = _merged(value, streams, call, computed)
     unit.tell(call, next((s for s in streams if s is not None), None))
-
-
-def _rows(tensor: torch.Tensor, call: Call, branches: tuple[Branch, ...]) -> torch.Tensor:
-    size = tensor.shape[0] // len(call.branches)
-    return torch.cat([tensor.narrow(0, call.branches.index(b) * size, size) for b in branches])
 
 
 def _merged(value: Any, streams: Streams, call: Call, computed: tuple[Branch, ...]) -> Streams:

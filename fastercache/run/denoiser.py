@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from fastercache.model.hooks import Handler, Inner, SiteForward, chain
 from fastercache.model.layout import (
     BlockIO,
     leading_tensor,
-    take_rows,
     timestep_of,
 )
 from fastercache.model.order import watch_chain
+from fastercache.model.rows import branch_rows
+from fastercache.policies.errors import BranchUnknown
 from fastercache.policies.vocabulary import Branch, Kind, Signal, Site
 from fastercache.run.assembly import Assembly
 from fastercache.run.caller import Caller
@@ -169,7 +171,7 @@ class Denoiser:
         wanted: set[Signal | None] = set()
         for unit in self.units.values():
             wanted.add(unit.jury.owner.signal if unit.jury is not None else None)
-            wanted.add(unit.history.predictor.signal if unit.history is not None else None)
+            wanted.add(unit.history.predictor.needs if unit.history is not None else None)
         watched = frozenset(s for s in wanted if s is not None and s is not Signal.INPUT)
         if not watched or not self.blocks:
             return None
@@ -195,7 +197,8 @@ class Denoiser:
             unit.begin(state)
 
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ValueShapes:
-        """Count a full call with these arguments, note which modules' values need copying, and give value shapes."""
+        """Count a full call with these arguments, note which modules' values need copying, and give value shapes: of
+        this denoiser's sites, and of the same sites of another of its class."""
         cost = self.book.cost(self.prefix, self.hooks, self.root.inner, args, kwargs)
         assert self.state is not None
         parts = len(self.branches.groups[0])
@@ -204,18 +207,20 @@ class Denoiser:
             if isinstance(unit, ModuleUnit):
                 unit.turns = cost.turns.get(unit.path, 1)
 
-        def shapes(site: Site) -> list[Shape]:
+        def values(site: Site) -> list[Shape]:
+            site = replace(site, name=self.prefix + site.path, denoiser=self.prefix.removesuffix("/"))
             unit = self.unit(site)
             path = unit.paths[-1] if isinstance(unit, StackUnit) else unit.path
             outer = site.kind in (Kind.DENOISER, Kind.BRANCH)
-            rows = [((s[0] // parts, *s[1:]), dtype) for s, dtype in cost.outputs["" if outer else path]]
+            rows = [((s[0] // parts, *s[1:]), dtype) for s, dtype in cost.outputs.get("" if outer else path, ())]
             if site.kind is not Kind.BRANCH:
                 return rows
             empty = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in rows]
             grids = [grid_of(self.family, kwargs, t, i).to(t) for i, t in enumerate(empty)]
             return [(tuple(t.shape), t.dtype) for t in grids]
 
-        return shapes
+        x = leading_tensor(args, kwargs)
+        return ValueShapes(values, ((x.shape[0] // parts, *x.shape[1:]), x.dtype))
 
     def release(self, index: int) -> None:
         """Step `index` has ended: drop what no later step reads."""
@@ -256,11 +261,13 @@ class Denoiser:
         call = Call(step, branches, x.shape[0], x)
         predicted = self.assembly.decide(call)
         computed = tuple(b for b in branches if b not in predicted)
+        if state.unsure and self.assembly.guidance in predicted.values():
+            raise BranchUnknown(state.unsure)
         part_args, part_kwargs, output = args, kwargs, None
         if computed and computed != branches:
             state.cut()
             parts = [branches.index(b) for b in computed]
-            part_args, part_kwargs = (take_rows(v, x.shape[0], parts, len(branches)) for v in (args, kwargs))
+            part_args, part_kwargs = branch_rows(inner, args, kwargs, parts, len(branches))
         if computed:
             rows = leading_tensor(part_args, part_kwargs)
             inside = Call(step, computed, rows.shape[0], rows)

@@ -11,8 +11,8 @@ import torch
 from fastercache.policies.base import Predictor
 from fastercache.policies.errors import FasterCacheError
 from fastercache.policies.schedule import Code, Table
-from fastercache.policies.vocabulary import Branch, Kind, Site
-from fastercache.run.store import History, tensors_in
+from fastercache.policies.vocabulary import COND, OUTER, Branch, Kind, Signal, Site, Step
+from fastercache.run.store import History
 
 Shape = tuple[tuple[int, ...], torch.dtype]
 
@@ -55,8 +55,18 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:.2f} MiB"
 
 
-ValueShapes = Callable[[Site], list[Shape]]
-"""The shapes of one branch's rows of a site's value, as it is handed to the predictor."""
+@dataclass(frozen=True)
+class ValueShapes:
+    """One branch's rows of what a predictor is given: a site's value, and the denoiser's input."""
+
+    values: Callable[[Site], list[Shape]]
+    input: Shape
+
+    def seen(self, site: Site, predictor: Predictor) -> Shape | None:
+        """Of what a predictor needs: hidden states have the shape of the site's first value."""
+        if predictor.needs is None:
+            return None
+        return self.input if predictor.needs is Signal.INPUT else self.values(site)[0]
 
 
 def plan_static(
@@ -71,8 +81,8 @@ def plan_static(
     by_site: dict[str, int] = {}
     reads = table.reads()
     for s, (site, predictor) in enumerate(zip(table.sites, table.predictors, strict=True)):
-        history = History(predictor, dtype)
-        one = shapes(site)
+        history = History(predictor, dtype, seen_by_first=site.kind in OUTER)
+        one, seen = shapes.values(site), shapes.seen(site, predictor)
         last = dict(zip(order, reads[s], strict=True))
         codes = dict(zip(order, table.codes[s].tolist(), strict=True))
         # A branch's difference is always stored alone; other values of one call share an entry.
@@ -83,8 +93,8 @@ def plan_static(
                 kept = tuple(b for b in group if codes[b][i] == Code.COMPUTED and i in last[b])
                 if kept:
                     values = [_empty(shape, len(kept)) for shape in one]
-                    watched = values[0] if predictor.signal is not None else None
-                    history.add(table.run.steps[i], kept, values, own=True, signal=watched)
+                    given = None if seen is None else _empty(seen, len(kept))
+                    history.add(table.run.steps[i], kept, values, own=True, seen=given)
             history.release(partial(_unread, last, i))
             per_step[i] += history.nbytes
             by_site[site.name] = max(by_site[site.name], history.nbytes)
@@ -102,12 +112,12 @@ def bound_dynamic(
     """What a dynamic policy can hold at most: every site, every branch, its predictor's whole history."""
     by_site = {}
     for site, predictor in zip(sites, predictors, strict=True):
-        encoded = [predictor.encode(_empty(shape, 1)) for shape in shapes(site)]
-        one = sum(t.numel() * (dtype or t.dtype).itemsize for t in tensors_in(encoded))
-        if predictor.signal is not None:
-            one += _empty(shapes(site)[0], 1).nbytes
+        history = History(predictor, dtype, seen_by_first=site.kind in OUTER)
+        seen = shapes.seen(site, predictor)
+        values = [_empty(shape, 1) for shape in shapes.values(site)]
+        history.add(Step(0, count, 0.0), (COND,), values, own=True, seen=None if seen is None else _empty(seen, 1))
         others = len(branches) - 1 if site.kind is Kind.BRANCH else len(branches)
-        by_site[site.name] = one * predictor.history * others
+        by_site[site.name] = history.nbytes * predictor.depth * others
     return MemoryPlan([sum(by_site.values())] * count, by_site, exact=False)
 
 

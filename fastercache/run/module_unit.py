@@ -21,6 +21,7 @@ class _Turns:
     call: Call
     reused: tuple[Branch, ...]
     left: Streams  # predicted values of the turns to come
+    seen: Tensor | None  # what the predictor needs of the call
     index: int = 0
     fresh: Streams = field(default_factory=list)
     values: Streams = field(default_factory=list)
@@ -48,10 +49,11 @@ class ModuleUnit(Unit):
         call = self.state.now
         if self.turns > 1:
             return self._handle_turn(call, inner, args, kwargs)
-        reused = self.decide(call, self.source(call))
+        source = self.source(call)
+        reused, seen = self.decide(call, source), self.seen(source)
         computed = tuple(b for b in call.branches if b not in reused) if reused else call.branches
         inputs = self.io.inputs(args, kwargs) if self.io else []
-        predicted: Streams = self.predict(call, reused) if reused else []
+        predicted: Streams = self.predict(call, reused, seen) if reused else []
         fresh: Streams = []
         output: Any = None
         if computed:
@@ -61,7 +63,7 @@ class ModuleUnit(Unit):
             inside = self.io.inputs(args, kwargs) if self.io else []
             fresh = self._values(flatten_output(output), inside, joined_later=bool(reused))
             self.template = strip(output)
-            self.keep(call, computed, fresh)
+            self.keep(call, computed, fresh, seen)
         if reused:
             call.skipped.append((self.path, len(reused) / len(call.branches)))
             values = join(call, reused, predicted, computed, fresh)
@@ -76,8 +78,9 @@ class ModuleUnit(Unit):
         """One of several calls of the module: decided at the first, the values of all of them kept at the last."""
         now = self._turns
         if now is None or now.call is not call:
-            reused = self.decide(call, self.source(call))
-            now = self._turns = _Turns(call, reused, self.predict(call, reused) if reused else [])
+            source = self.source(call)
+            reused, seen = self.decide(call, source), self.seen(source)
+            now = self._turns = _Turns(call, reused, self.predict(call, reused, seen) if reused else [], seen)
             if reused:
                 call.skipped.append((self.path, len(reused) / len(call.branches)))
         turn, now.index = now.index, now.index + 1
@@ -100,7 +103,7 @@ class ModuleUnit(Unit):
         if now.index == self.turns:
             self._turns = None
             if computed:
-                self.keep(call, computed, now.fresh)
+                self.keep(call, computed, now.fresh, now.seen)
             self.tell(call, next((v for v in now.values if v is not None), None))
         return rebuild_output(self._templates[turn], self._outputs(values, inputs)) if now.reused else output
 

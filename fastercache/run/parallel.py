@@ -50,7 +50,7 @@ class Ranks:
 
     def check(self, policy: Policy, site: Site, predictor: Predictor) -> None:
         """Raises AttachError for a predictor that measures what each rank holds a part of."""
-        if predictor.signal not in (None, Signal.INPUT):
+        if predictor.needs not in (None, Signal.INPUT):
             raise AttachError(
                 f"{policy.name} predicts {site.name} by measuring hidden states, of which each rank of context "
                 "parallelism holds a part: use another predictor with it, or one process"

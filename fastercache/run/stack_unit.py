@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from fastercache.model.families import Layout
 from fastercache.model.hooks import Handler, Inner
 from fastercache.model.layout import (
@@ -40,6 +42,7 @@ class StackUnit(Unit):
         self.streams: list[list[int]] = [[] for _ in paths]
         self._entry: Streams = []
         self._reused: tuple[Branch, ...] = ()
+        self._seen: Tensor | None = None
 
     def handler(self, position: int) -> Handler:
         """The handler of the block at `position` within the span."""
@@ -59,7 +62,8 @@ class StackUnit(Unit):
                 None if x is None else canonical(x, self.layouts[0] if s == 0 else "rows", call.batch)
                 for s, x in enumerate(inputs)
             ]
-            self._reused = self.decide(call, self.source(call, self._entry[0]))
+            source = self.source(call, self._entry[0])
+            self._reused, self._seen = self.decide(call, source), self.seen(source)
             if self.layouts[-1] in JOINED and self.layouts[0] not in JOINED:
                 self._entry = joined(self._entry, self.layouts[-1])
         whole = self._reused == call.branches  # some of the branches: all rows are computed, then replaced at the end
@@ -73,7 +77,7 @@ class StackUnit(Unit):
         call.skipped.append((self.paths[position], 1.0))
         if not last:
             return rebuild_output(self.templates[position], [inputs[i] for i in self.streams[position]])
-        residuals = self.predict(call, call.branches)
+        residuals = self.predict(call, call.branches, self._seen)
         self.tell(call, residuals[0])
         return self._exit(call, residuals)
 
@@ -86,14 +90,14 @@ class StackUnit(Unit):
                 residuals[s] = canonical(out, self.layouts[position] if s == 0 else "rows", call.batch) - entry
         computed = tuple(b for b in call.branches if b not in self._reused)
         if not self._reused:
-            self.keep(call, computed, residuals)
+            self.keep(call, computed, residuals, self._seen)
             self.tell(call, residuals[0])
-            self._entry = []
+            self._entry, self._seen = [], None
             return output
         parts = [call.branches.index(b) for b in computed]
         fresh: Streams = [None if r is None else take_rows(r, r.shape[0], parts, len(call.branches)) for r in residuals]
-        predicted = self.predict(call, self._reused)
-        self.keep(call, computed, fresh)
+        predicted = self.predict(call, self._reused, self._seen)
+        self.keep(call, computed, fresh, self._seen)
         whole = join(call, self._reused, predicted, computed, fresh)
         self.tell(call, whole[0])
         return self._exit(call, whole)
@@ -110,5 +114,5 @@ class StackUnit(Unit):
                 outputs.append(
                     from_canonical(entry + residual, self.layouts[position] if s == 0 else "rows", call.batch)
                 )
-        self._entry = []
+        self._entry, self._seen = [], None
         return rebuild_output(self.templates[position], outputs)

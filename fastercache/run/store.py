@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastercache.policies.base import Past, Predictor
+from fastercache.policies.base import Now, Past, Predictor
 from fastercache.policies.vocabulary import Branch, Step
+from fastercache.run.rows import Rows
 from fastercache.run.transfer import Transfers
 
 
@@ -34,6 +35,8 @@ def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
         return fn(value)
     if isinstance(value, (tuple, list)):
         return type(value)(map_tensors(item, fn) for item in value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, fn) for key, item in value.items()}
     return value
 
 
@@ -54,24 +57,17 @@ def rows_of(tensor: Tensor, position: int, parts: int) -> Tensor:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """The encoded values of one computed call: `values` holds one item per stream, rows ordered as `branches`.
+    """What a predictor keeps of one computed call: `values` holds one item per stream, rows ordered as `branches`.
 
-    `origin` is each stream's dtype and device before it was moved to the cache's. `signal` is what an aligned predictor
-    watched then, in the same row order. `held` are the storages behind all of it, identity -> bytes.
+    `origin` holds, for each stream, the dtype and device of each tensor before it was moved to the cache's. `held` are
+    the storages behind the values, identity -> bytes.
     """
 
     step: Step
     branches: tuple[Branch, ...]
     values: list[Any]
-    origin: list[tuple[torch.dtype, torch.device] | None]
+    origin: list[list[tuple[torch.dtype, torch.device]]]
     held: dict[int, int]
-    signal: Tensor | None = None
-
-    def watched(self, branch: Branch) -> Tensor | None:
-        """One branch's rows of the signal."""
-        if self.signal is None or len(self.branches) == 1:
-            return self.signal
-        return rows_of(self.signal, self.branches.index(branch), len(self.branches))
 
     def value(self, stream: int, branch: Branch) -> Any:
         """One branch's rows of one stream."""
@@ -94,9 +90,13 @@ class History:
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         transfers: Transfers | None = None,
+        *,
+        seen_by_first: bool = False,
     ) -> None:
+        """`seen_by_first`: what the predictor needs belongs to the first stream alone, as a denoiser's input does."""
         self.predictor = predictor
-        self.depth = predictor.history
+        self.depth = predictor.depth
+        self.seen_by_first = seen_by_first
         self.dtype, self.device, self.transfers = dtype, device, transfers
         self.entries: list[Entry] = []
 
@@ -110,26 +110,39 @@ class History:
         streams: Sequence[Tensor | None],
         *,
         own: bool,
-        signal: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> None:
         """Keep a computed value. `own=False` copies: the tensors are views of something larger, or will be changed.
 
-        `signal`: what an aligned predictor watched, in the same row order; kept too.
+        `seen`: what the predictor needs, in the same row order.
         """
-        values = []
-        origin = [None if stream is None else (stream.dtype, stream.device) for stream in streams]
-        for stream in streams:
-            value = None if stream is None else self.predictor.encode(stream)
-            if not own:
-                value = map_tensors(value, torch.clone)
+        values, origin = [], []
+        copies: dict[int, Tensor] = {}  # of what was seen, shared by the streams
+        for s, stream in enumerate(streams):
+            value = None if stream is None else self._kept(stream, self._seen(seen, s), own, copies)
+            origin.append([(t.dtype, t.device) for t in tensors_in(value)])
             if self.dtype is not None or self.device is not None:
                 value = map_tensors(value, self._stored)
             values.append(value)
-        if signal is not None:
-            signal = signal.clone()
-        entry = Entry(step, branches, values, origin, storages([values, signal]), signal)
-        self.entries.append(entry)
+        self.entries.append(Entry(step, branches, values, origin, storages(values)))
         self._trim()
+
+    def _seen(self, seen: Tensor | None, stream: int) -> Tensor | None:
+        return None if stream > 0 and self.seen_by_first else seen
+
+    def _kept(self, value: Tensor, seen: Tensor | None, own: bool, copies: dict[int, Tensor]) -> Any:
+        """What the predictor keeps, copied where it is (part of) something that is not the cache's own."""
+        kept = self.predictor.keep(value, seen)
+        foreign = {t.untyped_storage()._cdata for t in (seen, None if own else value) if t is not None}
+
+        def copied(tensor: Tensor) -> Tensor:
+            if tensor is seen:
+                if id(seen) not in copies:
+                    copies[id(seen)] = tensor.clone()
+                return copies[id(seen)]
+            return tensor.clone() if tensor.untyped_storage()._cdata in foreign else tensor
+
+        return map_tensors(kept, copied) if foreign else kept
 
     def _stored(self, tensor: Tensor) -> Tensor:
         """A tensor in the cache's dtype and on its device."""
@@ -179,16 +192,16 @@ class History:
     def clear(self) -> None:
         self.entries = []
 
-    def predict(self, step: Step, branches: tuple[Branch, ...], signal: Tensor | None = None) -> list[Tensor | None]:
+    def predict(self, step: Step, branches: tuple[Branch, ...], seen: Tensor | None = None) -> list[Tensor | None]:
         """Stand-ins for every stream, rows ordered as `branches`, in the dtype and on the device of the originals.
 
-        `signal`: what an aligned predictor watches now, rows ordered as `branches`. Such a predictor measures it, so
+        `seen`: what the predictor needs, now, rows ordered as `branches`. A predictor with needs may measure it, so
         each branch is predicted by itself.
         """
         histories = [[e for e in self.entries if b in e.branches][-self.depth :] for b in branches]
         first = histories[0]
         shared = all(h == first for h in histories[1:]) and all(e.branches == branches for e in first)
-        shared = shared and self.predictor.signal is None
+        shared = shared and self.predictor.needs is None
         result: list[Tensor | None] = []
         for s in range(len(first[-1].values)):
             if first[-1].values[s] is None:
@@ -196,33 +209,25 @@ class History:
                 continue
             origin = first[-1].origin[s]
             if shared:
-                value = self._predict([Past(e.step, e.values[s]) for e in first], step, origin)
+                value = self._predict([Past(e.step, e.values[s]) for e in first], Now(step), origin)
             else:
+                given, rows = self._seen(seen, s), Rows(branches)
                 parts = [
                     self._predict(
-                        [Past(e.step, e.value(s, b), e.watched(b)) for e in history],
-                        step,
+                        [Past(e.step, e.value(s, b)) for e in history],
+                        Now(step, None if given is None else rows.of(given, (b,))),
                         origin,
-                        None if signal is None else rows_of(signal, position, len(branches)),
                     )
-                    for position, (b, history) in enumerate(zip(branches, histories, strict=True))
+                    for b, history in zip(branches, histories, strict=True)
                 ]
                 value = parts[0] if len(parts) == 1 else torch.cat(parts)
             result.append(value)
         return result
 
-    def _predict(
-        self,
-        past: list[Past],
-        step: Step,
-        origin: tuple[torch.dtype, torch.device] | None,
-        signal: Tensor | None = None,
-    ) -> Tensor:
-        if origin is not None and (self.dtype is not None or self.device is not None):
-            dtype, device = origin
-            past = [
-                Past(p.step, map_tensors(p.value, lambda t: self._restored(t, dtype, device)), p.signal) for p in past
-            ]
-        if signal is not None:
-            return self.predictor.align(past, step, signal)
-        return self.predictor.predict(past, step)
+    def _predict(self, past: list[Past], now: Now, origin: list[tuple[torch.dtype, torch.device]]) -> Tensor:
+        if self.dtype is not None or self.device is not None:
+            past = [Past(p.step, self._all_restored(p.value, iter(origin))) for p in past]
+        return self.predictor.predict(past, now)
+
+    def _all_restored(self, value: Any, origin: Iterator[tuple[torch.dtype, torch.device]]) -> Any:
+        return map_tensors(value, lambda t: self._restored(t, *next(origin)))

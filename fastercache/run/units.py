@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastercache.model.layout import take_rows
 from fastercache.policies.base import Policy
 from fastercache.policies.schedule import Code
 from fastercache.policies.vocabulary import Branch, Site, Step
 from fastercache.run.calls import Call, RunState, SitePlan, Streams, Watcher
+from fastercache.run.rows import Rows
 from fastercache.run.signals import Jury, Source, signal_value
 from fastercache.run.store import History, rows_of
 from fastercache.run.trace import Observation
@@ -39,7 +39,6 @@ class Unit:
         self._index: dict[Branch, int] = {}
         self.template: Any = None
         self.clones = False  # a block changed the returned tensor in place: keep copies
-        self._aligned: Tensor | None = None  # what an aligned predictor watches in the present call
 
     # -- a run -------------------------------------------------------------------------------------------------------
     def begin(self, state: RunState) -> None:
@@ -48,13 +47,12 @@ class Unit:
         run = state.run
         self.rows = [bytearray([Code.UNREACHED]) * run.count for _ in run.branches]
         self._index = {branch: i for i, branch in enumerate(run.branches)}
-        self._aligned = None
         if self.history is not None:
             self.history.clear()
 
     def forget(self) -> None:
         """Drop every value and the policy's state."""
-        self.jury, self._aligned = None, None
+        self.jury = None
         if self.history is not None:
             self.history.clear()
 
@@ -87,7 +85,6 @@ class Unit:
 
     def release(self, index: int) -> None:
         """Drop what only step `index` needed, and values that no later step reads (a static plan knows those)."""
-        self._aligned = None
         if self.plan is not None and self.history is not None and self.history.entries:
             last = self.plan.last_read
             self.history.release(lambda step, branch: last[self._index[branch]].get(step, -1) <= index)
@@ -97,8 +94,6 @@ class Unit:
         """The branches of this call that are reused."""
         if self.policy is None or self.history is None:
             return ()
-        watched = self.history.predictor.signal
-        self._aligned = None if watched is None else source(watched)
         if self.plan is not None:
             i = call.step.index
             wanted = tuple(b for b in call.branches if self.plan.reused[self._index[b]][i])
@@ -107,10 +102,15 @@ class Unit:
             wanted = self.jury.ask(call.step, call.branches, source)
         return tuple(b for b in wanted if self.history.has(b))
 
-    def keep(self, call: Call, branches: tuple[Branch, ...], streams: Streams, base: Tensor | None = None) -> None:
+    def seen(self, source: Source) -> Tensor | None:
+        """What the predictor needs of the present call, for all of its branches."""
+        needs = self.history.predictor.needs if self.history is not None else None
+        return None if needs is None else source(needs)
+
+    def keep(self, call: Call, branches: tuple[Branch, ...], streams: Streams, seen: Tensor | None = None) -> None:
         """Note computed branches, whose rows `streams` holds in this order, and store what a later step reads.
 
-        `base`: what a relative predictor's values are relative to, in the same rows.
+        `seen`: what the predictor needs, for all branches of the call.
         """
         i = call.step.index
         for branch in branches:
@@ -124,29 +124,16 @@ class Unit:
             wanted = tuple(b for b in branches if i in self.plan.last_read[self._index[b]])
         if not wanted:
             return
-        if base is not None:
-            streams = [None if s is None else s - base for s in streams]
-        aligned = self._rows(call, wanted)
-        if wanted == branches:
-            self.history.add(call.step, wanted, streams, own=base is not None or not self.clones, signal=aligned)
-            return
-        parts = [branches.index(b) for b in wanted]
-        chosen = [None if s is None else take_rows(s, s.shape[0], parts, len(branches)) for s in streams]
-        self.history.add(call.step, wanted, chosen, own=False, signal=aligned)
+        rows, own = Rows(branches), wanted == branches and not self.clones
+        chosen = [None if s is None else rows.of(s, wanted) for s in streams]
+        self.history.add(call.step, wanted, chosen, own=own, seen=_rows(call, seen, wanted))
 
-    def _rows(self, call: Call, branches: tuple[Branch, ...]) -> Tensor | None:
-        """Some branches' rows of what the predictor watches."""
-        if self._aligned is None or branches == call.branches:
-            return self._aligned
-        parts = [call.branches.index(b) for b in branches]
-        rows: Tensor = take_rows(self._aligned, self._aligned.shape[0], parts, len(call.branches))
-        return rows
-
-    def predict(self, call: Call, branches: tuple[Branch, ...]) -> Streams:
+    def predict(self, call: Call, branches: tuple[Branch, ...], seen: Tensor | None = None) -> Streams:
+        """Stand-ins for some branches. `seen`: what the predictor needs, for all branches of the call."""
         assert self.history is not None
         for branch in branches:
             self.rows[self._index[branch]][call.step.index] = Code.REUSED
-        streams = self.history.predict(call.step, branches, self._rows(call, branches))
+        streams = self.history.predict(call.step, branches, _rows(call, seen, branches))
         return [s.clone() if s is not None and self.clones else s for s in streams]
 
     def source(self, call: Call, entry: Tensor | None = None) -> Source:
@@ -164,6 +151,10 @@ class Unit:
             observation = Observation(self.site, call.step, branch, part, code, self.state.run)
             for watcher in self.watchers:
                 watcher(observation)
+
+
+def _rows(call: Call, seen: Tensor | None, branches: tuple[Branch, ...]) -> Tensor | None:
+    return None if seen is None else Rows(call.branches).of(seen, branches)
 
 
 def join(

@@ -134,7 +134,10 @@ def pooled(width: int) -> Call:
 
 
 def masks(
-    length: int = 5, negative: int | None = None, dtype: torch.dtype = torch.float32, name: str = "prompt_attention_mask"
+    length: int = 5,
+    negative: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    name: str = "prompt_attention_mask",
 ) -> Call:
     """Masks of ones over prompts and negative prompts."""
     return {name: ones(length, dtype=dtype), f"negative_{name}": ones(negative or length, dtype=dtype)}

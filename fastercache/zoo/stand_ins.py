@@ -50,7 +50,9 @@ class Pooling(nn.Module):
         """(B, 3, [1,] H, W) to latents (B, 4, [1,] H / square, W / square)."""
         pooled = x.unflatten(-1, (-1, self.square)).mean(-1).unflatten(-2, (-1, self.square)).mean(-2)
         latents = torch.cat([pooled, torch.zeros_like(pooled[:, :1])], dim=1)
-        return SimpleNamespace(latents=latents, latent_dist=SimpleNamespace(sample=lambda: latents, mode=lambda: latents))
+        return SimpleNamespace(
+            latents=latents, latent_dist=SimpleNamespace(sample=lambda: latents, mode=lambda: latents)
+        )
 
 
 def image_prompt_for_unet(pipe: Any) -> None:

@@ -8,7 +8,6 @@ from fastercache.zoo.rows import (
     DDIM,
     FLOW,
     Row,
-    autoencoder,
     masks,
     noisy,
     part,

@@ -49,10 +49,12 @@ class DeltaDiT(Interval):
         return "stack"
 
     def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
-        (whole,) = select("stack", sites)[:1]
-        blocks = whole.span[1]
-        size = max(math.floor(self.share * blocks), 1)
-        return select(f"stack[0:{size}]|stack[{max(blocks - size, size)}:{blocks}]", sites)
+        terms = []
+        for whole in select("stack", sites):  # one for each denoiser
+            blocks = whole.span[1]
+            size = max(math.floor(self.share * blocks), 1)
+            terms += [f"{whole}[0:{size}]", f"{whole}[{max(blocks - size, size)}:{blocks}]"]
+        return select("|".join(terms), sites)
 
     def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
         front = site.span[0] == 0

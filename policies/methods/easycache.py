@@ -12,7 +12,7 @@ from fastercache.policies.base import Citation, Predictor
 from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold
 from fastercache.policies.predictors.forecasts import Relative
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Run, Scope, Signal, Site, Step
+from fastercache.policies.vocabulary import Kind, Run, Scope, Signal, Site, Step
 
 
 @register
@@ -59,7 +59,8 @@ class EasyCache(Dynamic):
         return Signal.INPUT
 
     def predictor(self, site: Site, run: Run) -> Predictor:
-        return Relative(inner=self.stand_in) if self.relative else self.stand_in
+        relative = self.relative and site.kind is Kind.DENOISER
+        return Relative(inner=self.stand_in) if relative else self.stand_in
 
     def judge(self, memo: Memo, step: Step, signal: Tensor | None) -> bool:
         rate: _Rate | None = memo.extra

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fastercache.policies.base import Citation, Past, Policy, Predictor
+from fastercache.policies.base import Citation, Now, Past, Policy, Predictor
 from fastercache.policies.methods.calibrated import Lags, lagged
 from fastercache.policies.registry import register
 from fastercache.policies.vocabulary import Branch, Run, Site, Step
@@ -24,14 +24,14 @@ class Rectified(Predictor):
         default=(), description="numbers b added to the held value, by lag and step, in the value's unit; empty: 0"
     )
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        newest = history[-1]
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        newest = past[-1]
         value: Tensor = newest.value
-        lag = step.index - newest.step.index
-        gain = lagged(self.gains, step.index, lag, step.count) if self.gains else None
+        lag = now.step.index - newest.step.index
+        gain = lagged(self.gains, now.step.index, lag, now.step.count) if self.gains else None
         if gain is not None:
             value = value * gain
-        offset = lagged(self.offsets, step.index, lag, step.count) if self.offsets else None
+        offset = lagged(self.offsets, now.step.index, lag, now.step.count) if self.offsets else None
         return value if offset is None else value + offset
 
 

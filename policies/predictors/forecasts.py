@@ -8,10 +8,11 @@ from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from fastercache.policies.base import Hold, Past, Predictor
+from fastercache.policies.base import Hold, Now, Past, Predictor
+from fastercache.policies.errors import AttachError
 from fastercache.policies.predictors.history import combination, expansion
 from fastercache.policies.registry import AnyPredictor, register
 from fastercache.policies.vocabulary import Signal, Step
@@ -43,12 +44,12 @@ class Hermite(Predictor):
     )
 
     @property
-    def history(self) -> int:
+    def depth(self) -> int:
         return self.order + 1
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        k, s = step.index - history[-1].step.index, self.scale
-        return expansion(history, self.order, lambda i: s**i * hermite(i, s * k) / math.factorial(i))
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        k, s = now.step.index - past[-1].step.index, self.scale
+        return expansion(past, self.order, lambda i: s**i * hermite(i, s * k) / math.factorial(i))
 
 
 @register
@@ -74,28 +75,28 @@ class FoCaForecast(Predictor):
     )
 
     @property
-    def history(self) -> int:
+    def depth(self) -> int:
         return 3
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        if len(history) < 2:
-            value: Tensor = history[-1].value
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        if len(past) < 2:
+            value: Tensor = past[-1].value
             return value
         # The recursion runs on the weights of the past values, newest last.
-        base = np.eye(len(history))
-        a, b = history[-1].step.index, history[-2].step.index
+        base = np.eye(len(past))
+        a, b = past[-1].step.index, past[-2].step.index
         anchor = (base[-1] - base[-2]) / (a - b)
         before = base[-2]
-        if a - 1 > b and len(history) > 2:
-            c = history[-3].step.index
+        if a - 1 > b and len(past) > 2:
+            c = past[-3].step.index
             before = before + (before - base[-3]) * ((a - 1 - b) / (b - c))
-        k = step.index - a
+        k = now.step.index - a
         older, newer = before, base[-1]
         for i in range(1, min(k, self.horizon) + 1):
             older, newer = newer, base[-1] + (i / 2) * (anchor + newer - older)
         if k > self.horizon:
             newer = base[-1] + (newer - base[-1]) * (self.horizon / k)
-        return combination(history, newer.tolist())
+        return combination(past, newer.tolist())
 
 
 @register
@@ -119,23 +120,23 @@ class AverageVelocity(Predictor):
     )
 
     @property
-    def history(self) -> int:
+    def depth(self) -> int:
         return self.span
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        newest: Tensor = history[-1].value
-        if len(history) < 2:
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        newest: Tensor = past[-1].value
+        if len(past) < 2:
             return newest
-        times = [_time(past.step) for past in history] + [_time(step)]
+        times = [_time(one.step) for one in past] + [_time(now.step)]
         whole = times[-1] - times[0]
         if whole == 0.0:
             return newest
         spans = [(after - now) / whole for now, after in pairwise(times)]  # what each value counts in the average
-        ahead = (times[-1] - times[-2]) / (step.index - history[-1].step.index) / whole
+        ahead = (times[-1] - times[-2]) / (now.step.index - past[-1].step.index) / whole
         weights = [ahead * share for share in spans]
         weights[0] -= ahead
         weights[-1] += 1.0
-        return combination(history, weights)
+        return combination(past, weights)
 
 
 def _time(step: Step) -> float:
@@ -148,31 +149,46 @@ class Zero(Predictor):
 
     name: ClassVar[str] = "zero"
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        value: Tensor = history[-1].value
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        value: Tensor = past[-1].value
         return value.new_zeros(()).expand_as(value)
 
 
 @register
 class Relative(Predictor):
-    """At a denoiser site: what `inner` makes of the output less the denoiser's input, plus the input of now."""
+    """At a denoiser site: what `inner` makes of the output less the denoiser's input, plus the input of now.
+
+    A further output that has no input of its own (LTX-2's sound) is what `inner` makes of it.
+    """
 
     name: ClassVar[str] = "relative"
     inner: AnyPredictor = Field(default_factory=Hold, description="predictor of the output less the denoiser's input")
 
-    @property
-    def relative(self) -> bool:
-        return True
+    @model_validator(mode="after")
+    def _needs_nothing_else(self) -> Relative:
+        if self.inner.needs is not None:
+            raise ValueError(f"'{self.inner.name}' needs a signal of its own, which the difference does not have")
+        return self
 
     @property
-    def history(self) -> int:
-        return self.inner.history
+    def depth(self) -> int:
+        return self.inner.depth
 
-    def encode(self, value: Tensor) -> Any:
-        return self.inner.encode(value)
+    @property
+    def needs(self) -> Signal:
+        return Signal.INPUT
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        return self.inner.predict(history, step)
+    def keep(self, value: Tensor, seen: Tensor | None) -> Any:
+        if seen is not None and seen.shape != value.shape:
+            raise AttachError(
+                f"the denoiser's output {tuple(value.shape)} and its input {tuple(seen.shape)} differ in shape, so the "
+                "one less the other does not exist: give the policy relative=False"
+            )
+        return self.inner.keep(value if seen is None else value - seen, None)
+
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        difference = self.inner.predict(past, Now(now.step))
+        return difference if now.seen is None else difference + now.seen
 
 
 @register
@@ -191,29 +207,29 @@ class Aligned(Predictor):
     )
 
     @property
-    def history(self) -> int:
+    def depth(self) -> int:
         return 2
 
     @property
-    def signal(self) -> Signal:
+    def needs(self) -> Signal:
         return Signal.FIRST_BLOCK_RESIDUAL
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        value: Tensor = history[-1].value
-        return value
+    def keep(self, value: Tensor, seen: Tensor | None) -> Any:
+        return value, seen
 
-    def align(self, history: Sequence[Past], step: Step, signal: Tensor) -> Tensor:
-        newer, older = history[-1], history[max(len(history) - 2, 0)]
-        value: Tensor = newer.value
-        if newer.signal is None or older.signal is None or signal.shape != newer.signal.shape:
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        value: Tensor
+        (value, newer), (before, older) = past[-1].value, past[max(len(past) - 2, 0)].value
+        probe = now.seen
+        if probe is None or newer is None or older is None or probe.shape != newer.shape:
             return value
-        whole = value.shape == signal.shape
-        if newer is older:
-            return value + newer.signal - signal if whole else value
-        moved = (newer.signal - older.signal).float().abs().mean()
-        gain = ((signal - older.signal).float().abs().mean() / moved.clamp(min=1e-12)).clamp(1.0, self.limit)
-        moved_on: Tensor = older.value.lerp(value, gain.to(value.dtype))
+        whole = value.shape == probe.shape
+        if len(past) < 2:
+            return value + newer - probe if whole else value
+        moved = (newer - older).float().abs().mean()
+        gain = ((probe - older).float().abs().mean() / moved.clamp(min=1e-12)).clamp(1.0, self.limit)
+        moved_on: Tensor = before.lerp(value, gain.to(value.dtype))
         if not whole:
             return moved_on
-        ahead: Tensor = moved_on + older.signal.lerp(newer.signal, gain.to(value.dtype)) - signal
+        ahead: Tensor = moved_on + older.lerp(newer, gain.to(value.dtype)) - probe
         return ahead

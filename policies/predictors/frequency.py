@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fastercache.policies.base import Past, Predictor
+from fastercache.policies.base import Now, Past, Predictor
 from fastercache.policies.registry import register
 from fastercache.policies.vocabulary import Step
 
@@ -116,14 +116,14 @@ class GuidanceDelta(Predictor):
             high *= 1.0 + self.alpha_high * (progress >= later)
         return low, high
 
-    def encode(self, value: Tensor) -> tuple[Tensor, Tensor]:
+    def keep(self, value: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         height, width = value.shape[-2:]
         radius = self.radius if self.radius is not None else band_radius(height, width, self.divisor)
         return split_bands(value, radius)
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        newest = history[-1]
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        newest = past[-1]
         low, high = newest.value
-        w_low, w_high = self.weights(newest.step, step)
+        w_low, w_high = self.weights(newest.step, now.step)
         predicted: Tensor = w_low * low + w_high * high
         return predicted

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from fastercache.policies.base import Config, Past, Predictor
+from fastercache.policies.base import Config, Now, Past, Predictor
 from fastercache.policies.registry import register
 from fastercache.policies.vocabulary import Step
 
@@ -59,25 +59,25 @@ class Difference(Predictor):
     )
 
     @property
-    def history(self) -> int:
+    def depth(self) -> int:
         return self.order + 1
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        newest = history[-1]
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        newest = past[-1]
         value: Tensor = newest.value
-        w = self.weight.at(step) if isinstance(self.weight, Ramp) else self.weight
-        if w == 0.0 or self.order == 0 or len(history) < 2:
+        w = self.weight.at(now.step) if isinstance(self.weight, Ramp) else self.weight
+        if w == 0.0 or self.order == 0 or len(past) < 2:
             return value
-        before = history[-2]
+        before = past[-2]
         rate = self.gap / (newest.step.index - before.step.index)
-        if self.order == 1 or len(history) < 3:
-            return combination(history, [-rate * w, 1.0 + rate * w])
-        oldest = history[-3]
+        if self.order == 1 or len(past) < 3:
+            return combination(past, [-rate * w, 1.0 + rate * w])
+        oldest = past[-3]
         rate2 = self.gap / (before.step.index - oldest.step.index)
         half = w * (w + 1.0) / 2.0
         # F_a + w d1 + half (d1 - (F_b - F_c) rate2) with d1 = (F_a - F_b) rate
         first, second = (w + half) * rate, half * rate2
-        return combination(history, [second, -first - second, 1.0 + first])
+        return combination(past, [second, -first - second, 1.0 + first])
 
 
 @register
@@ -90,16 +90,16 @@ class Linear(Predictor):
     )
 
     @property
-    def history(self) -> int:
+    def depth(self) -> int:
         return 2
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        if len(history) < 2:
-            value: Tensor = history[-1].value
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        if len(past) < 2:
+            value: Tensor = past[-1].value
             return value
-        a, b = history[-1].step.index, history[-2].step.index
-        ahead = self.weight * (step.index - a) / (a - b)
-        return combination(history, [-ahead, 1.0 + ahead])
+        a, b = past[-1].step.index, past[-2].step.index
+        ahead = self.weight * (now.step.index - a) / (a - b)
+        return combination(past, [-ahead, 1.0 + ahead])
 
 
 def combination(history: Sequence[Past], weights: Sequence[float]) -> Tensor:
@@ -160,9 +160,9 @@ class Taylor(Predictor):
     )
 
     @property
-    def history(self) -> int:
+    def depth(self) -> int:
         return self.order + 1
 
-    def predict(self, history: Sequence[Past], step: Step) -> Tensor:
-        k = step.index - history[-1].step.index
-        return expansion(history, self.order, lambda i: k**i / math.factorial(i))
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        k = now.step.index - past[-1].step.index
+        return expansion(past, self.order, lambda i: k**i / math.factorial(i))

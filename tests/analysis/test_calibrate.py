@@ -143,7 +143,7 @@ def test_it_round_trips_and_knows_its_model(calibration: Calibration, specimen: 
     path.write_text(path.read_text()[:100])
     with pytest.raises(ConfigUnreadable, match="cut off"):
         Calibration.load(path)
-    with pytest.raises(ConfigUnreadable, match="cannot read"):
+    with pytest.raises(ConfigUnreadable, match="there is no calibration"):
         Calibration.load(tmp_path / "none.json")
     path.write_text("{}")
     with pytest.raises(ConfigUnreadable, match="no calibration"):

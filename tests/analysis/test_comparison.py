@@ -56,7 +56,7 @@ def test_a_front_holds_what_neither_a_method_nor_fewer_steps_beats() -> None:
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(MeasurementError, match="expected a metric"):
+    with pytest.raises(MeasurementError, match="no quality metric is called"):
         comparison_info(POINTS, "fewer steps", "mse")
     with pytest.raises(MeasurementError, match="not finite"):
         comparison_info([point("Tea", float("nan"), 40.0)], "fewer steps")

@@ -73,7 +73,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(profile: Profile, tmp
     (folder / JSON_NAME).write_text(text[: len(text) // 2])
     refused("damaged")
     (folder / JSON_NAME).write_text('{"format": "fastercache-tuned", "version": 1}')
-    refused("found format 'fastercache-tuned'")
+    refused("its format is 'fastercache-tuned'")
     (folder / JSON_NAME).write_text("[1]")
     refused("no profile that can be read")
     (folder / JSON_NAME).write_text(json.dumps(json.loads(text) | {"version": 2}))

@@ -15,6 +15,7 @@ from scipy.signal import convolve2d
 from torch import Tensor
 
 from fastercache.analysis import quality
+from fastercache.analysis.metrics import measure
 from fastercache.policies.errors import MeasurementError, MissingDependency, NotFinite
 
 
@@ -43,7 +44,7 @@ def test_psnr_is_the_mean_of_the_frames_not_of_the_squares() -> None:
     a, b = videos()
     x, y = a.double().numpy(), b.double().numpy()
     expected = [[10 * math.log10(1 / ((x[i, f] - y[i, f]) ** 2).mean()) for f in range(3)] for i in range(2)]
-    found = quality.measure(a, b, ["psnr"])["psnr"]
+    found = measure(a, b, ["psnr"])["psnr"]
     assert found.shape == (2,)
     np.testing.assert_allclose(found.numpy(), np.mean(expected, axis=1), rtol=1e-5)
 
@@ -68,7 +69,7 @@ def test_ssim_equals_scipy_on_valid_positions_per_channel(size: int) -> None:
 def test_metrics_refuse_what_they_cannot_measure() -> None:
     a, b = videos(n=1)
     with pytest.raises(MeasurementError, match="did you mean 'psnr'"):
-        quality.measure(a, b, ["pnsr"])
+        measure(a, b, ["pnsr"])
     with pytest.raises(MeasurementError, match=r"one shape .*found \(1, 3, 3, 32, 32\) and \(1, 2, 3, 32, 32\)"):
         quality.psnr(a, b[:, :2])
     with pytest.raises(MeasurementError, match=r"in \[0, 1\], found values from"):
@@ -84,7 +85,7 @@ def test_lpips_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     quality._lpips_network.cache_clear()
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(MissingDependency, match=r"fastercache\[lpips\]"):
-        quality.measure(*videos(n=1), ["lpips"])
+        measure(*videos(n=1), ["lpips"])
 
 
 def test_lpips_without_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +98,7 @@ def test_lpips_without_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPa
     package.LPIPS = offline  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lpips", package)
     with pytest.raises(MissingDependency, match=r"no route to host.*alexnet-owt-7be5be79\.pth"):
-        quality.measure(*videos(n=1), ["lpips"])
+        measure(*videos(n=1), ["lpips"])
 
 
 def test_lpips_gets_frames_in_minus_one_to_one_and_is_averaged_over_frames(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +118,7 @@ def test_lpips_gets_frames_in_minus_one_to_one_and_is_averaged_over_frames(monke
     monkeypatch.setitem(sys.modules, "lpips", package)
     a, b = videos()
     expected = 2 * (a - b).abs().mean(dim=(2, 3, 4)).mean(1)
-    torch.testing.assert_close(quality.measure(a, b, ["lpips"])["lpips"], expected)
+    torch.testing.assert_close(measure(a, b, ["lpips"])["lpips"], expected)
     quality._lpips_network.cache_clear()
 
 

@@ -21,7 +21,7 @@ from fastercache.experiments.bench.contest import UNCACHED, heats
 from fastercache.experiments.bench.entries import FewerSteps, once
 from fastercache.experiments.bench.peers import Peer, Refused, counted, twin
 from fastercache.experiments.pipelines import Subject
-from fastercache.tuner.evaluate import Evaluator
+from fastercache.tuner import Evaluator, Setting
 
 PROMPTS = ("a red seven moving left", "a blue two moving up", "one", "two", "three")
 CALL = {"height": 32, "width": 32, "video_length": 4, "clean_caption": False, "num_inference_steps": 4}
@@ -38,13 +38,13 @@ def subject(tiny_latte: Any) -> Subject:
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Grows by one with every video."""
     cases: list[Any] = []
-    original = Evaluator.generate
+    original = Setting.generate
 
-    def counting(self: Evaluator, case: Any) -> Any:
+    def counting(self: Setting, case: Any) -> Any:
         cases.append(case)
         return original(self, case)
 
-    monkeypatch.setattr(Evaluator, "generate", counting)
+    monkeypatch.setattr(Setting, "generate", counting)
     return cases
 
 
@@ -64,7 +64,7 @@ def test_every_setting_has_a_line_with_figures_or_a_reason(subject: Subject, tmp
     for name in ("FORA", "MagCache", "PAB (diffusers)", "FirstBlockCache (diffusers)"):
         assert methods.count(name) == 3
     for line in results.ran:
-        assert line.prompts == 2 and line.psnr is not None and line.speedup_wall is not None
+        assert line.prompts == 2 and line.quality["psnr"] is not None and line.speedup_wall is not None
         assert line.beats_by_flops in ("yes", "no", "undecided", "outside") or line.label == lineup.FEWER
     fora = [line for line in results.ran if line.label == "FORA"]
     assert [line.speedup_flops.value > 1 for line in fora if line.speedup_flops] == [True, True, True]
@@ -197,7 +197,7 @@ def test_counted_flops_are_those_the_runtime_counts(subject: Subject, tmp_path: 
     evaluator.close()
     before = state(subject.pipe)
     with counted(subject.pipe) as calls:
-        evaluator.generate(case)
+        evaluator.setting.generate(case)
     assert (len(calls), sum(calls)) == (CALL["num_inference_steps"], full)
     assert state(subject.pipe) == before
     peer = once(evaluator, Peer("diffusers", "PyramidAttentionBroadcast", ALL_PEERS[0].settings[2]), case)

@@ -212,7 +212,9 @@ def test_tune_reports_search_and_held_out_figures(study: tuple[Path, dict[str, A
     assert fewer["low"] <= fewer["difference"] <= fewer["high"]
     tuned = fc.load(folder / "tuned.json")
     assert fc.dump(tuned.policy) == found["policy"] and tuned.steps == 8
-    assert tuned.measured.held_out is not None and tuned.measured.held_out.psnr == pytest.approx(found["psnr"])
+    assert tuned.measured.held_out is not None and tuned.measured.held_out.quality["psnr"] == pytest.approx(
+        found["psnr"]
+    )
 
 
 def test_tune_resumes_and_makes_no_trial_twice(study: tuple[Path, dict[str, Any]]) -> None:

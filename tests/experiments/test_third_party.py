@@ -153,6 +153,11 @@ def test_check_policy_measures_the_constants_a_method_needs() -> None:
     assert found["passed"] and found["pipes"][0]["reused"] > 0
 
 
+def test_check_policy_takes_constants_that_are_given() -> None:
+    found = answer("check-policy", "magcache", "--set", 'ratios={"*":[1.0]}', "--pipe", "cogvideox")
+    assert found["fields"] == {"ratios": {"*": [1.0]}}
+
+
 def test_a_plug_in_goes_through_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "plug-1.0.dist-info"
     info.mkdir()

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 import fastercache as fc
-from fastercache.tuned import Measured, Results, TunedConfig, model_identity
+from fastercache.tuned import PARTS, Measured, Results, TunedConfig, model_identity
 from fastercache.zoo.videos import latte
 
 CALL = {
@@ -27,7 +27,12 @@ CALL = {
 def config(pipe: Any, **changes: Any) -> TunedConfig:
     measured = Results(
         search=Measured(
-            prompts=4, psnr=31.5, ssim=0.96, speedup_flops=1.6, seconds=0.5, cached_bytes=7, hardware="test"
+            prompts=4,
+            quality={"psnr": 31.5, "ssim": 0.96},
+            speedup_flops=1.6,
+            seconds=0.5,
+            cached_bytes=7,
+            hardware="test",
         )
     )
     fields = {"steps": 5, "guidance_scale": 4.0, "guidance": "batched", "budget": "psnr>=30", "measured": measured}
@@ -134,6 +139,35 @@ def test_a_run_of_another_kind_is_refused_when_it_begins(tiny_latte: Any) -> Non
     with pytest.raises(fc.ConfigMismatch, match="batched guidance, this run has separate"):
         tuned.check_run(5, 4.0, guidance="separate")
     tuned.check_run(5, 7.5, allow={"guidance"}, guidance="separate")
+
+
+def test_another_style_of_guidance_is_refused_when_the_run_begins(tiny_latte: Any) -> None:
+    """The config says that guidance is in two calls; this pipeline's is in one."""
+    tuned = config(tiny_latte).model_copy(update={"guidance": "separate"})
+    with (
+        fc.attach(tiny_latte, tuned),
+        pytest.raises(fc.ConfigMismatch, match="separate guidance, this run has batched"),
+    ):
+        run(tiny_latte)
+    with fc.attach(tiny_latte, tuned, allow={"guidance"}):
+        run(tiny_latte)
+
+
+def test_the_command_line_offers_what_can_be_allowed() -> None:
+    from fastercache.experiments.commands.options import Allow
+
+    offered = Allow.__metadata__[0].help.partition("differs: ")[2].rstrip(".").split(", ")  # type: ignore[attr-defined]
+    assert tuple(offered) == PARTS
+
+
+def test_a_file_with_a_field_for_each_metric_is_read(tiny_latte: Any, tmp_path: Path) -> None:
+    """As older versions wrote it."""
+    path = config(tiny_latte).save(tmp_path / "old.json")
+    data = json.loads(path.read_text())
+    measured = data["measured"]["search"]
+    measured |= {"lpips": None, **measured.pop("quality")}
+    path.write_text(json.dumps(data))
+    assert "psnr" in measured and TunedConfig.load(path) == config(tiny_latte)
 
 
 def test_a_misspelt_permission_is_refused(tiny_latte: Any) -> None:

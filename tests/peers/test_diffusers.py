@@ -177,13 +177,13 @@ class TheirPair(fc.Predictor):
     name: ClassVar[str] = "their_pair"
 
     @property
-    def history(self) -> int:
+    def depth(self) -> int:
         return 40
 
-    def predict(self, history: Sequence[fc.Past], step: fc.Step) -> Tensor:
-        known = {past.step.index: past.value for past in history}
-        older = newer = history[0].value
-        for i in range(history[0].step.index + 1, step.index + 1):
+    def predict(self, past: Sequence[fc.Past], now: fc.Now) -> Tensor:
+        known = {one.step.index: one.value for one in past}
+        older = newer = past[0].value
+        for i in range(past[0].step.index + 1, now.step.index + 1):
             older, newer = newer, known[i] if i in known else newer + (newer - older) * 0.3
         return newer
 

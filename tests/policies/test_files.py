@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -18,6 +19,7 @@ from fastercache.policies import (
     registry,
 )
 from fastercache.policies.files import names_file
+from fastercache.policies.methods import StaticInterval
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
@@ -39,8 +41,8 @@ class Even(fc.StaticInterval):
 HALF = """
 class Half(fc.Predictor):
     name: ClassVar[str] = "half"
-    def predict(self, history, step):
-        return history[-1].value * 0.5
+    def predict(self, past, now):
+        return past[-1].value * 0.5
 """
 
 
@@ -127,10 +129,41 @@ def test_an_installed_package_offers_policies(tmp_path: Path, monkeypatch: pytes
     [
         ("even = plug_gone:Even", r"'even' \(plug_gone:Even of plug\) cannot be loaded: ModuleNotFoundError"),
         ("path = pathlib:Path", r"'path' \(pathlib:Path of plug\) is no policy"),
+        ("exits = plug_exits:Policy", r"'exits' \(plug_exits:Policy of plug\) cannot be loaded: SystemExit"),
     ],
 )
-def test_a_broken_plug_in_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, message: str) -> None:
+def test_a_broken_plug_in_is_named_where_it_is_missed_and_blocks_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, message: str
+) -> None:
     install(tmp_path, entry)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InvalidPolicy, match=message):
-        policy_class("static_interval")
+    (tmp_path / "plug_exits.py").write_text("import sys; sys.exit(0)")
+    assert policy_class("static_interval").name == "static_interval"
+    with pytest.raises(UnknownPolicy, match=message):
+        policy_class(entry.partition(" ")[0])
+
+
+@pytest.mark.parametrize("name", ["../x", "7", "any", "a b", "Über", "", "x" * 65, "a/b", "a.b"])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    cls = type("Odd", (StaticInterval,), {"name": name, "__annotations__": {"name": ClassVar[str]}})
+    with pytest.raises(InvalidPolicy, match="name"):
+        registry.register(cls)
+    assert name not in known_policies()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys; sys.exit(0)",
+        "raise SystemExit('bye')",
+        "class B(BaseException): pass\nraise B('x')",
+        "class E(Exception):\n    def __str__(self): raise ValueError('no')\nraise E()",
+        "raise ValueError('a' * 10**7 + '\\x1b[2J')",
+    ],
+)
+def test_a_file_that_ends_the_process_is_one_line(tmp_path: Path, code: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(code, encoding="utf-8")
+    with pytest.raises(InvalidPolicy, match="cannot be run") as caught:
+        policy_from_file(str(path))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 2100

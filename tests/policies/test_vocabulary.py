@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fastercache.policies.errors import NoSiteMatched
@@ -82,3 +84,75 @@ def test_inside_follows_the_nesting_of_kinds_and_spans() -> None:
 def test_progress_runs_from_zero_to_one() -> None:
     assert [step.progress for step in Run.of(5).steps] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert Step(0, 1, 999.0).progress == 0.0
+
+
+def pair(blocks: tuple[int, int] = (4, 2)) -> list[Site]:
+    """Two denoisers of one pipeline, the second with fewer blocks."""
+    return [
+        replace(site, name=f"{name}/{site.name}", denoiser=name)
+        for name, count in zip(("transformer", "transformer_2"), blocks, strict=True)
+        for site in model(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("denoiser", ["transformer/denoiser", "transformer_2/denoiser"]),
+        ("branch", ["transformer/branch", "transformer_2/branch"]),
+        ("stack", ["transformer/stack", "transformer_2/stack"]),
+        ("stack[1:]", ["transformer/stack[1:4]", "transformer_2/stack[1:2]"]),
+        ("stack[2:]", ["transformer/stack[2:4]"]),  # the second has no block there
+        ("cross[-1:]", ["transformer/blocks.3.attn2", "transformer_2/blocks.1.attn2"]),
+        ("blocks.1.ff", ["transformer/blocks.1.ff", "transformer_2/blocks.1.ff"]),
+        ("blocks.*.ff[:1]", ["transformer/blocks.0.ff", "transformer_2/blocks.0.ff"]),
+        ("transformer_2/stack[:1]", ["transformer_2/stack[0:1]"]),
+        ("transformer/denoiser|transformer_2/spatial", ["transformer/denoiser", "transformer_2/blocks.0.attn1"]),
+        ("transformer*/blocks.3", ["transformer/blocks.3"]),
+    ],
+)
+def test_a_query_selects_in_every_denoiser_unless_it_names_one(query: str, names: list[str]) -> None:
+    assert [site.name for site in select(query, pair())] == names
+
+
+def test_every_name_is_a_query_that_selects_it_alone() -> None:
+    for sites in (model(), pair()):
+        for site in (*sites, *select("stack[1:]", sites)):
+            assert select(site.name, sites) == (site,)
+
+
+def test_an_outer_site_holds_nothing_of_another_denoiser() -> None:
+    by = {site.name: site for site in pair()}
+    for outer in ("denoiser", "branch", "stack", "blocks.0"):
+        assert by["transformer/blocks.0.ff"].inside(by[f"transformer/{outer}"])
+        assert not by["transformer_2/blocks.0.ff"].inside(by[f"transformer/{outer}"])
+
+
+def test_errors_name_the_denoisers_and_count_the_blocks() -> None:
+    with pytest.raises(NoSiteMatched, match="'vae/stack' names no denoiser.*transformer, transformer_2"):
+        select("vae/stack", pair())
+    with pytest.raises(NoSiteMatched, match="only one here"):
+        select("transformer/stack", model())
+    with pytest.raises(NoSiteMatched, match=r"counts blocks, not matches, and the model has 4 blocks$"):
+        select("spatial[9:]", model())
+
+
+@pytest.mark.parametrize("slice_", ["[-:]", "[:-]", "[0:" + "9" * 5000 + "]", "[a:b]", "[1]", "[1:2:3]"])
+def test_a_malformed_slice_is_an_error_of_one_short_line(slice_: str) -> None:
+    with pytest.raises(NoSiteMatched) as raised:
+        select(f"spatial{slice_}", model())
+    assert len(str(raised.value)) < 250
+
+
+def test_selecting_by_name_looks_at_each_site_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = model(150)
+    looked = 0
+
+    def path(self: Site) -> str:
+        nonlocal looked
+        looked += 1
+        return self.name
+
+    monkeypatch.setattr(Site, "path", property(path))
+    assert len(select("|".join(s.name for s in sites), sites)) == len(sites)
+    assert looked <= 3 * len(sites)

@@ -10,15 +10,17 @@ import torch
 from safetensors.torch import save_file
 
 import fastercache as fc
-from fastercache.tuner import Evaluator
+from fastercache.analysis import metrics
+from fastercache.analysis.metrics import Metric
+from fastercache.tuner import Evaluator, Setting, run
 from tests.tuner.conftest import CALL, SEARCH
 
 
 def count_runs(monkeypatch: pytest.MonkeyPatch, evaluator: Evaluator) -> list[str]:
     """The prompts generated from now on."""
     made: list[str] = []
-    original = evaluator.generate
-    monkeypatch.setattr(evaluator, "generate", lambda case: (made.append(case.prompt), original(case))[1])
+    original = Setting.generate
+    monkeypatch.setattr(Setting, "generate", lambda self, case: (made.append(case.prompt), original(self, case))[1])
     return made
 
 
@@ -29,16 +31,16 @@ def test_references_are_made_once_and_survive_on_disk(
     made = count_runs(monkeypatch, evaluator)
     first = evaluator.reference(case)
     assert torch.equal(evaluator.reference(case), first) and len(made) == 1
-    again = Evaluator(tiny_latte, CALL, store=evaluator.store)
+    again = Evaluator(tiny_latte, CALL, store=evaluator.references.store)
     assert count_runs(monkeypatch, again) == [] and torch.equal(again.reference(case), first)
-    assert len(list(evaluator.store.iterdir())) == 1
+    assert len(list(evaluator.references.store.iterdir())) == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"rubbish", None])
 def test_a_damaged_reference_is_made_again(evaluator: Evaluator, damage: bytes | None) -> None:
     case = evaluator.cases(SEARCH)[0]
     first = evaluator.reference(case)
-    (path,) = evaluator.store.iterdir()
+    (path,) = evaluator.references.store.iterdir()
     path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
     assert torch.equal(evaluator.reference(case), first)
     assert torch.equal(evaluator.reference(case), first)
@@ -48,7 +50,7 @@ def test_a_reference_of_something_else_is_made_again(evaluator: Evaluator) -> No
     """A file under the right name whose key is another one, as of a copied or a colliding file."""
     case = evaluator.cases(SEARCH)[0]
     first = evaluator.reference(case)
-    (path,) = evaluator.store.iterdir()
+    (path,) = evaluator.references.store.iterdir()
     save_file({"video": torch.zeros(first.shape)}, path, metadata={"key": "another"})
     assert torch.equal(evaluator.reference(case), first)
 
@@ -58,9 +60,9 @@ def test_whatever_changes_the_output_changes_the_reference(evaluator: Evaluator,
     evaluator.reference(case)
 
     def files(**changes: Any) -> int:
-        other = Evaluator(tiny_latte, {**CALL, **changes}, store=evaluator.store)
+        other = Evaluator(tiny_latte, {**CALL, **changes}, store=evaluator.references.store)
         other.reference(case)
-        return len(list(evaluator.store.iterdir()))
+        return len(list(evaluator.references.store.iterdir()))
 
     assert files() == 1
     assert files(num_inference_steps=5) == 2
@@ -114,15 +116,15 @@ def test_each_case_has_noise_of_its_own(tiny_latte: Any, tmp_path: Path) -> None
 
 
 def test_counting_is_no_part_of_a_runs_seconds(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = evaluator.generate
+    original = Setting.generate
 
-    def slow_to_count(case: Any) -> torch.Tensor:
-        video = original(case)
+    def slow_to_count(setting: Setting, case: Any) -> torch.Tensor:
+        video = original(setting, case)
         assert evaluator._session is not None
         evaluator._session.last.counting_seconds = 1000.0
         return video
 
-    monkeypatch.setattr(evaluator, "generate", slow_to_count)
+    monkeypatch.setattr(Setting, "generate", slow_to_count)
     assert evaluator.run(fc.NoCache(), evaluator.cases(SEARCH)[0])[2] < -900.0
 
 
@@ -139,7 +141,37 @@ def test_an_unwritable_store_leaves_no_half_file(
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("fastercache.tuner.evaluate.os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("fastercache.policies.documents.os.replace", fail)
+    with pytest.raises(fc.ConfigUnreadable, match="disk full"):
         evaluator.reference(evaluator.cases(SEARCH)[0])
-    assert not list(evaluator.store.iterdir())
+    assert not list(evaluator.references.store.iterdir())
+
+
+def test_nothing_in_a_setting_can_be_exchanged(evaluator: Evaluator) -> None:
+    """Another call is another setting, with an identity and references of its own."""
+    setting = evaluator.setting
+    with pytest.raises(AttributeError):
+        setting.call = {}  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        evaluator.pipe = None  # type: ignore[misc]
+    shorter = setting.calling(num_inference_steps=3)
+    assert setting.call["num_inference_steps"] == CALL["num_inference_steps"]
+    assert shorter.identity["call"]["num_inference_steps"] == 3 and shorter.identity != setting.identity
+    case = setting.cases(SEARCH)[0]
+    video, trace, _ = run(shorter, fc.NoCache(), case)
+    assert trace.run.count == 3 and torch.equal(video, shorter.generate(case))
+
+
+def test_a_reference_free_metric_of_the_uncached_video_is_measured(tiny_latte: Any, tmp_path: Path) -> None:
+    """A trial that reuses nothing equals the reference; without a reference that is no best value."""
+    bright = Metric("bright", lambda v, r, p: v.mean(dim=(1, 2, 3, 4)), 0.0, 1.0, "higher", 0.01, "b", False, True)
+    metrics._METRICS["bright"] = bright
+    try:
+        with Evaluator(tiny_latte, CALL, store=tmp_path, metrics=("psnr", "bright")) as evaluator:
+            cases = evaluator.cases(SEARCH)
+            expected = [float(evaluator.reference(case).mean()) for case in cases]
+            found = evaluator.exact(cases)
+            assert found["bright"] == pytest.approx(expected, rel=1e-5) and found["psnr"] == [100.0, 100.0]
+            assert evaluator.evaluate(fc.NoCache(), cases).values["bright"] == pytest.approx(expected, rel=1e-5)
+    finally:
+        del metrics._METRICS["bright"]

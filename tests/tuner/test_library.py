@@ -12,7 +12,7 @@ import fastercache as fc
 from fastercache import zoo
 from fastercache.analysis.calibrate import Calibration
 from fastercache.policies.errors import FasterCacheError, InvalidPolicy
-from fastercache.tuner import Evaluator, JointSpace, Outcome, SearchSpace, Study, default_seeds, tune
+from fastercache.tuner import Evaluator, JointSpace, Outcome, SearchSpace, Setting, Study, default_seeds, tune
 from fastercache.tuner.fields import from_unit
 from fastercache.tuner.library import ANY, CONSTANTS, Library, check
 from fastercache.tuner.record import SPENT
@@ -32,7 +32,7 @@ def study(pipe: Any, out: Path, policy: Any, trials: int = 2, **changes: Any) ->
 
 
 def library(evaluator: Evaluator, **given: Any) -> Library:
-    return Library(evaluator, evaluator.cases(SEARCH), evaluator.store.parent / "calibration.json", **given)
+    return Library(evaluator, evaluator.cases(SEARCH), evaluator.references.store.parent / "calibration.json", **given)
 
 
 @pytest.mark.parametrize("name", sorted(set(fc.known_policies()) - NOTHING))
@@ -69,8 +69,17 @@ def test_given_constants_are_not_measured(evaluator: Evaluator) -> None:
 
 def test_constants_are_measured_once_and_kept(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     first = library(evaluator).space("teacache").bases
-    monkeypatch.setattr(evaluator, "generate", lambda _: pytest.fail("measured again"))
+    monkeypatch.setattr(Setting, "generate", lambda *_: pytest.fail("measured again"))
     assert library(evaluator).space("teacache").bases == first
+
+
+def test_constants_that_cannot_be_read_are_put_aside_and_measured_again(evaluator: Evaluator) -> None:
+    made = library(evaluator)
+    first = made.space("teacache").bases
+    whole = made.path.read_text()
+    made.path.write_text(whole[: len(whole) // 2])
+    assert library(evaluator).space("teacache").bases == first and made.path.read_text() == whole
+    assert made.path.with_name(made.path.name + ".unreadable-1").read_text() == whole[: len(whole) // 2]
 
 
 def test_a_radius_beyond_the_latent_is_not_searched(evaluator: Evaluator) -> None:
@@ -124,9 +133,16 @@ def test_each_method_has_an_axis_of_its_own() -> None:
     assert len({len(place) for place in places}) == 1
 
 
+SITES = (
+    fc.Site("b.0.attn1", fc.Kind.MODULE, fc.Role.SPATIAL, 0, (0, 1)),
+    fc.Site("b.0", fc.Kind.BLOCK, None, 0, (0, 1)),
+    fc.Site("stack", fc.Kind.STACK, span=(0, 1)),
+)
+
+
 def test_a_joint_search_tries_each_methods_default_first() -> None:
-    assert list(default_seeds(joint())) == ["no_cache", *(f"default:{name}" for name in joint().bases)]
-    off = default_seeds(joint())["no_cache"]
+    assert list(default_seeds(joint(), SITES)) == ["no_cache", *(f"default:{name}" for name in joint().bases)]
+    off = default_seeds(joint(), SITES)["no_cache"]
     assert off == fc.StaticInterval(interval=1)
 
 

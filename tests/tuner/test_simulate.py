@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastercache as fc
+from fastercache import zoo
 from fastercache.policies.schedule import Code
 from fastercache.tuner import CostModel, Evaluator
 from fastercache.tuner.simulate import BINS, staleness
@@ -36,6 +37,29 @@ def test_forecast_flops_equal_those_counted_on_the_real_run(evaluator: Evaluator
         _, trace, _ = evaluator.run(policy, case)
         measured = trace.total_flops / sum(trace.flops_full)
         assert model.forecast(policy).ratio == pytest.approx(measured, abs=1e-6), policy
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        fc.StaticInterval(sites="block", interval=2, start=0.0),
+        fc.StaticInterval(sites="all", interval=3),
+        fc.TaylorSeer(interval=4, start=0.0),
+        fc.NoCache(),
+    ],
+    ids=lambda policy: str(policy.name),
+)
+def test_of_two_experts_each_step_runs_one(policy: fc.Policy) -> None:
+    """Wan 2.2: what each saves counts at its own steps only, and its first step has nothing to reuse."""
+    specimen = zoo.build("wan-2.2")
+    with fc.attach(specimen.pipe, fc.NoCache()) as session:
+        model = CostModel.measured(session, lambda: specimen.generate(steps=8))
+        assert sorted(len(steps) for steps in model.active.values()) == [4, 4]
+        assert model.guidance == "separate"
+        session.use(policy)
+        specimen.generate(steps=8)
+        counted = session.last.total_flops / sum(session.last.flops_full)
+    assert model.forecast(policy).ratio == pytest.approx(counted, abs=1e-6)
 
 
 def test_dynamic_policies_have_no_forecast(evaluator: Evaluator) -> None:

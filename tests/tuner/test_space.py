@@ -15,6 +15,13 @@ from fastercache.policies.errors import InvalidPolicy
 from fastercache.tuner import SearchSpace, default_seeds
 from fastercache.tuner.fields import from_unit, to_unit
 
+SITES = (
+    fc.Site("b.0.attn1", fc.Kind.MODULE, fc.Role.SPATIAL, 0, (0, 1)),
+    fc.Site("stack", fc.Kind.STACK, span=(0, 1)),
+    fc.Site("denoiser", fc.Kind.DENOISER),
+    fc.Site("branch", fc.Kind.BRANCH),
+)
+
 
 class Custom(Policy):
     """A third party's policy, not even registered."""
@@ -123,13 +130,37 @@ def test_unit_cube_is_the_space() -> None:
 
 
 def test_seeds_start_with_no_reuse_and_the_papers_defaults() -> None:
-    seeds = default_seeds(SearchSpace.of("fastercache"))
+    seeds = default_seeds(SearchSpace.of("fastercache"), SITES)
     assert seeds["default"] == fc.FasterCache()
     assert seeds["no_cache"] == fc.FasterCache(interval=1, cfg_interval=1)
     assert {f"preset:{name}" for name in fc.PRESETS} <= set(seeds)
-    assert list(default_seeds(SearchSpace.of("static_interval"))) == ["no_cache", "default"]
-    held = default_seeds(SearchSpace.of("fastercache", fixed={"order": 0}))
+    assert list(default_seeds(SearchSpace.of("static_interval"), SITES)) == ["no_cache", "default"]
+    held = default_seeds(SearchSpace.of("fastercache", fixed={"order": 0}), SITES)
     assert all(isinstance(seed, fc.FasterCache) and seed.order == 0 for seed in held.values())
+
+
+class FromTwo(fc.StaticInterval):
+    """As the tutorial's policy: an interval of 1 cannot be asked of it."""
+
+    interval: Annotated[int, Field(ge=2, le=6)] = 2
+
+
+class Stubborn(fc.StaticInterval):
+    """Reuses whatever its interval."""
+
+    def reuse(self, state: Any, site: fc.Site, step: fc.Step, branch: str, signal: Any) -> bool:
+        return step.index > 0
+
+
+@pytest.mark.parametrize("policy", [FromTwo(), Stubborn()])
+def test_where_no_interval_reuses_nothing_the_reference_stands_for_it(policy: fc.Policy) -> None:
+    assert list(default_seeds(SearchSpace.of(policy), SITES)) == ["default"]
+
+
+def test_the_seed_that_reuses_nothing_sets_every_interval() -> None:
+    assert default_seeds(SearchSpace.of("branch_reuse"), SITES)["no_cache"] == fc.BranchReuse(
+        interval=1, other_interval=1
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import pytest
 from optuna.trial import TrialState
 
 import fastercache as fc
+from fastercache import zoo
 from fastercache.tuner import Evaluator, Outcome, Study, export, tune
 from fastercache.tuner.record import SPENT, Record
-from fastercache import zoo
 from fastercache.zoo.videos import latte
 from tests.tuner.conftest import CALL, HELD_OUT, SEARCH
 
@@ -109,13 +109,6 @@ def test_exported_config_says_what_was_measured_on_which_prompts(finished: Study
     with fc.attach(finished.evaluator.pipe, tuned) as session:
         finished.evaluator.pipe("x", output_type="latent", **CALL)
     assert session.last.speedup_flops == pytest.approx(held_out.speedup_flops, rel=0.01)
-
-
-def test_selection_takes_the_cheapest_that_also_holds_on_other_prompts(finished: Study) -> None:
-    chosen = finished.select(["a fresh prompt", "another one"])
-    assert chosen.feasible
-    with pytest.raises(fc.ConfigUnreadable, match="disjoint"):
-        finished.select([SEARCH[0]])
 
 
 def test_certificate_counts_prompts_used_for_nothing_else(finished: Study) -> None:

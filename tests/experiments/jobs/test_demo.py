@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 import fastercache as fc
-from fastercache.experiments.bench.contest import UNCACHED, Contest, write_json
+from fastercache.experiments.bench.contest import UNCACHED, Contest
 from fastercache.experiments.jobs import demo as story
 from fastercache.experiments.jobs.searching import export_study
 from fastercache.experiments.jobs.selecting import surely_no_worse
 from fastercache.experiments.pipelines import Subject, open_pipeline
+from fastercache.policies.documents import write_json
 from fastercache.tuner import Evaluator
 
 PLAN = story.Plan(recorded=1, search=2, selection=2, held_out=2, trials=4, tune_seconds=60.0, shown=1)
@@ -123,7 +124,7 @@ def test_a_second_call_generates_nothing_and_gives_the_same_table(
 
 def test_another_plan_forgets_what_does_not_fit(subject: Subject, tmp_path: Path) -> None:
     story.Demo(subject, tmp_path, PLAN)
-    write_json(tmp_path / "budget.json", {"budget": "psnr>=1"})
+    write_json(tmp_path / "budget.json", {"budget": "psnr>=1"}, "demo's budget")
     story.Demo(subject, tmp_path, PLAN)
     assert (tmp_path / "budget.json").exists()
     story.Demo(subject, tmp_path, story.Plan(search=3))
@@ -150,7 +151,7 @@ def test_a_contest_cut_short_goes_on_where_it_stopped(subject: Subject, tmp_path
     whole = Contest(subject, entries, prompts, tmp_path / "other", seed=5)
     whole.run()
     for name in (UNCACHED, "static"):
-        assert second.row(name).psnr == whole.row(name).psnr
+        assert second.row(name).quality == whole.row(name).quality
         assert second.row(name).speedup_flops == whole.row(name).speedup_flops
     changed = Contest(subject, {"static": fc.StaticInterval(interval=3)}, prompts, tmp_path, seed=5)
     assert (changed.missing(0), changed.missing(1)) == (["static"], ["static"])

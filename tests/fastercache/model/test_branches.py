@@ -291,9 +291,7 @@ def test_captured_calls_hold_one_row_per_branch(latte: Specimen) -> None:
 def test_a_loop_without_guidance_has_one_call_a_step(loop: Loop) -> None:
     """By hand: the calls at even steps are computed, those at odd steps return the one before."""
     bare = [loop.call(loop.x * (i + 1), time, COND) for i, time in enumerate(TIMES)]
-    with fc.attach(
-        loop.model, fc.StaticInterval(sites="denoiser", interval=2, start=0.0), guidance="none"
-    ) as session:
+    with fc.attach(loop.model, fc.StaticInterval(sites="denoiser", interval=2, start=0.0), guidance="none") as session:
         for _ in range(2):
             session.start(TIMES)
             outputs = [loop.call(loop.x * (i + 1), time, COND) for i, time in enumerate(TIMES)]

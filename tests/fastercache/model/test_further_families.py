@@ -89,7 +89,9 @@ def test_a_stack_is_held_as_by_hand(name: str) -> None:
         assert any(torch.allclose(c, after - before, atol=1e-4) for c in found)
 
 
-@pytest.mark.parametrize("name", ["auraflow", "bria", "hunyuan-image", "kandinsky5", "lumina2", "prx", "wan-vace", "svd"])
+@pytest.mark.parametrize(
+    "name", ["auraflow", "bria", "hunyuan-image", "kandinsky5", "lumina2", "prx", "wan-vace", "svd"]
+)
 def test_the_unconditional_branch_is_predicted_as_by_hand(name: str) -> None:
     """CFG-Cache that holds: uncond at step 1 is cond there plus the difference at step 0."""
     s = specimen(name)

@@ -62,3 +62,32 @@ def test_the_naive_transform_over_tokens_differs() -> None:
 def test_unknown_packing_is_refused() -> None:
     with pytest.raises(fc.FasterCacheError, match="packed tokens"):
         grid_of(None, {}, torch.zeros(1, 6, 4))
+
+
+IDS = [[i, h, w] for i, (rows, columns) in enumerate([(2, 3), (3, 4)]) for h in range(rows) for w in range(columns)]
+EDITS: dict[str, dict[str, Any]] = {
+    "QwenImageTransformer2DModel": {"img_shapes": [[(1, 2, 3), (1, 3, 4)]]},
+    "FluxTransformer2DModel": {"img_ids": torch.tensor(IDS, dtype=torch.float32)},
+}
+
+
+@pytest.mark.parametrize("name", list(EDITS))
+def test_only_the_generated_images_tokens_are_of_the_grid(name: str) -> None:
+    """6 tokens of the image, then 12 of the reference: what comes back holds zeros for these."""
+    tokens = torch.randn(2, 18, 8)
+    grid = grid_of(family_of(name), EDITS[name], tokens)
+    assert torch.equal(grid.to(tokens), patch_grid(1, 2, 3, 2).to(tokens[:, :6]))
+    back = grid.back(grid.to(tokens))
+    assert torch.equal(back[:, :6], tokens[:, :6]) and not back[:, 6:].any()
+
+
+@pytest.mark.parametrize("name", list(EDITS))
+def test_another_number_of_tokens_is_refused(name: str) -> None:
+    with pytest.raises(fc.AttachError, match="packed tokens"):
+        grid_of(family_of(name), EDITS[name], torch.zeros(1, 12, 8))
+
+
+def test_layers_of_which_several_are_generated_are_refused() -> None:
+    call = {"img_shapes": [[(1, 2, 3), (1, 2, 3)]], "additional_t_cond": torch.zeros(1)}
+    with pytest.raises(fc.AttachError, match="packed tokens"):
+        grid_of(family_of("QwenImageTransformer2DModel"), call, torch.zeros(1, 12, 8))

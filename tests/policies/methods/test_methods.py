@@ -23,6 +23,7 @@ from fastercache.policies import (
     MagCache,
     MeanCache,
     NoSiteMatched,
+    Now,
     Past,
     Policy,
     PyramidAttentionBroadcast,
@@ -185,10 +186,10 @@ def test_ertacache_plans_from_profiled_errors() -> None:
     predictor = ERTACache(errors=errors, gains=((1.0, 0.9, 0.9, 0.9, 1.5),)).predictor(sites()[0], Run.of(5))
     steps = Run.of(5).steps
     value = torch.tensor([2.0])
-    assert predictor.predict([Past(steps[3], value)], steps[4]).item() == pytest.approx(3.0)
-    assert predictor.predict([Past(steps[1], value)], steps[4]).item() == 2.0  # not measured: held
+    assert predictor.predict([Past(steps[3], value)], Now(steps[4])).item() == pytest.approx(3.0)
+    assert predictor.predict([Past(steps[1], value)], Now(steps[4])).item() == 2.0  # not measured: held
     shifted = ERTACache(errors=errors, gains=((1.0, 0.9, 0.9, 0.9, 1.5),), offsets=((0.0, 0.0, 0.0, 0.0, 0.25),))
-    predicted = shifted.predictor(sites()[0], Run.of(5)).predict([Past(steps[3], value)], steps[4])
+    predicted = shifted.predictor(sites()[0], Run.of(5)).predict([Past(steps[3], value)], Now(steps[4]))
     assert predicted.item() == pytest.approx(3.25)
 
 
@@ -236,7 +237,7 @@ def test_hicache_is_taylor_in_a_scaled_hermite_basis() -> None:
     d2 = (d1 - d1_before) / 2
     k, s = 3, 0.5
     expected = a + d1 * s * hermval(s * k, [0, 1]) + d2 * s**2 * hermval(s * k, [0, 0, 1]) / math.factorial(2)
-    got = Hermite(order=2, scale=s).predict(past, Run.of(20).steps[10]).numpy()
+    got = Hermite(order=2, scale=s).predict(past, Now(Run.of(20).steps[10])).numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     # the sign convention does not matter: H_i(-x) with differences taken backwards is the same number
     backward = a + (-d1) * s * hermval(-s * k, [0, 1]) + d2 * s**2 * hermval(-s * k, [0, 0, 1]) / 2
@@ -252,7 +253,7 @@ def test_foca_averages_the_anchor_slope_with_the_local_one() -> None:
     p3 = a + 1.5 * (anchor + p2 - p1)
     steps = Run.of(20).steps
     for k, expected in ((1, p1), (2, p2), (3, p3), (6, a + (p3 - a) * 3 / 6)):
-        np.testing.assert_allclose(FoCaForecast().predict(past, steps[8 + k]).numpy(), expected, rtol=1e-12)
+        np.testing.assert_allclose(FoCaForecast().predict(past, Now(steps[8 + k])).numpy(), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("predictor", [Hermite(order=2), FoCaForecast(), AverageVelocity(span=3), Taylor(order=1)])
@@ -260,7 +261,7 @@ def test_forecasts_keep_a_constant_and_hold_a_single_value(predictor: Hermite) -
     steps = Run.of(20).steps
     value = torch.ones(2, 3)
     for indices in ([4], [2, 4], [1, 2, 4]):
-        torch.testing.assert_close(predictor.predict([Past(steps[i], value) for i in indices], steps[6]), value)
+        torch.testing.assert_close(predictor.predict([Past(steps[i], value) for i in indices], Now(steps[6])), value)
 
 
 @pytest.mark.parametrize("timed", ["timestep", "sigma"])
@@ -273,29 +274,29 @@ def test_average_velocity_is_meancaches_correction(timed: str) -> None:
     whole = sum(widths)
     average = (v0 * widths[0] + v1 * widths[1] + v2 * widths[2]) / whole
     jvp = (v0 - average) / whole
-    got = AverageVelocity(span=3).predict(past, steps[3]).numpy()
+    got = AverageVelocity(span=3).predict(past, Now(steps[3])).numpy()
     np.testing.assert_allclose(got, v2 - jvp * widths[2], rtol=1e-9)
 
 
 def test_dicache_moves_along_the_last_change_as_far_as_the_probe_did() -> None:
     steps = Run.of(20).steps
     p2, p1, p0, q2, q1 = (torch.from_numpy(RNG.normal(size=(2, 3))) for _ in range(5))
-    past = [Past(steps[3], q2, p2), Past(steps[5], q1, p1)]
+    past = [Past(steps[3], (q2, p2)), Past(steps[5], (q1, p1))]
     gain = ((p0 - p2).abs().mean() / (p1 - p2).abs().mean()).clamp(1.0, 2.0)
     r2, r1 = q2 + p2, q1 + p1  # residuals of probe and site together
     expected = r2 + gain * (r1 - r2) - p0
-    torch.testing.assert_close(Aligned().align(past, steps[6], p0), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(Aligned().align(past[1:], steps[6], p0), r1 - p0)
-    far = Aligned(limit=1.5).align(past, steps[6], p2 + 100 * (p1 - p2))
+    torch.testing.assert_close(Aligned().predict(past, Now(steps[6], p0)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(Aligned().predict(past[1:], Now(steps[6], p0)), r1 - p0)
+    far = Aligned(limit=1.5).predict(past, Now(steps[6], p2 + 100 * (p1 - p2)))
     torch.testing.assert_close(far, r2 + 1.5 * (r1 - r2) - (p2 + 100 * (p1 - p2)), rtol=1e-5, atol=1e-5)
-    text = [Past(steps[3], torch.zeros(2, 7), p2), Past(steps[5], torch.ones(2, 7), p1)]
-    torch.testing.assert_close(Aligned().align(text, steps[6], p1), torch.ones(2, 7))
+    text = [Past(steps[3], (torch.zeros(2, 7), p2)), Past(steps[5], (torch.ones(2, 7), p1))]
+    torch.testing.assert_close(Aligned().predict(text, Now(steps[6], p1)), torch.ones(2, 7))
 
 
 def test_zero_and_relative() -> None:
     steps = Run.of(5).steps
     past = [Past(steps[0], torch.full((2, 3), 4.0))]
-    torch.testing.assert_close(Zero().predict(past, steps[1]), torch.zeros(2, 3))
+    torch.testing.assert_close(Zero().predict(past, Now(steps[1])), torch.zeros(2, 3))
     assert Relative(inner=Taylor(order=2)).history == 3 and Relative().relative and not Hold().relative
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastercache.policies import GuidanceDelta, Past, Run
+from fastercache.policies import GuidanceDelta, Now, Past, Run
 from fastercache.policies.predictors.frequency import band_radius, split_bands
 
 RNG = np.random.default_rng(1)
@@ -63,8 +63,8 @@ def test_paper_weighting_is_equations_6_to_11(index: int, w1: float, w2: float) 
     cond, uncond, now = RNG.normal(size=(3, 2, 4, 10, 12))
     predictor = GuidanceDelta(alpha_low=0.2, alpha_high=0.3, switch=0.5)
     steps = Run.of(11).steps
-    history = [Past(steps[1], predictor.encode(torch.from_numpy(uncond - cond).float()))]
-    got = now + predictor.predict(history, steps[index]).numpy()
+    history = [Past(steps[1], predictor.keep(torch.from_numpy(uncond - cond).float(), None))]
+    got = now + predictor.predict(history, Now(steps[index])).numpy()
     np.testing.assert_allclose(got, expected(cond, uncond, now, w1, w2, 2), atol=1e-5)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fastercache.policies import Difference, Hermite, Hold, Linear, Past, Predictor, Ramp, Run, Taylor
+from fastercache.policies import Difference, Hermite, Hold, Linear, Now, Past, Predictor, Ramp, Run, Taylor
 from fastercache.policies.predictors.forecasts import FoCaForecast
 from fastercache.policies.predictors.history import derivatives
 
@@ -27,7 +27,7 @@ def values(n: int) -> list[Array]:
 
 
 def predict(predictor: Predictor, indices: list[int], arrays: list[Array], step: int) -> Array:
-    return predictor.predict(past(indices, arrays), STEPS[step]).numpy()
+    return predictor.predict(past(indices, arrays), Now(STEPS[step])).numpy()
 
 
 def test_hold_is_the_newest_value() -> None:
@@ -103,8 +103,8 @@ def test_a_prediction_never_changes_or_aliases_the_values_it_is_made_of() -> Non
     history = past([1, 3, 6, 7], values(4))
     before = [p.value.clone() for p in history]
     for predictor in (Taylor(order=3), Hermite(order=2), FoCaForecast(), Difference(order=2, weight=1.0), Linear()):
-        first = predictor.predict(history, STEPS[8])
-        moved = predictor.predict(history, STEPS[9])
+        first = predictor.predict(history, Now(STEPS[8]))
+        moved = predictor.predict(history, Now(STEPS[9]))
         assert all(torch.equal(p.value, old) for p, old in zip(history, before, strict=True)), predictor.name
         assert not any(moved.data_ptr() == p.value.data_ptr() for p in history), predictor.name
         assert first.shape == moved.shape

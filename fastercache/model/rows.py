@@ -1,0 +1,106 @@
+"""Which rows of a denoiser call's arguments belong to which branch, for a call that is to compute some branches only.
+
+Every argument is told one way or the other: its leading axis counts the call's rows, or their frames, or it belongs to no
+row. What fits none of these is refused, because rows left whole beside rows that are cut give wrong values in silence.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastercache.model.layout import UNSLICED, leading_tensor, per_row, take_rows
+from fastercache.policies.errors import BranchUnknown
+
+SECOND_AXIS = frozenset({"encoder_hidden_states_llama3"})
+"""Arguments (layers, B, ...) whose rows lie on their second axis."""
+
+_PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Generator, torch.Size)
+
+
+def branch_rows(
+    forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Sequence[int], of: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call of `forward` with only some of `of` equal parts of its rows.
+
+    Raises:
+        BranchUnknown: for an argument whose rows cannot be told; the message names it.
+    """
+    cutter = _Cutter(leading_tensor(args, kwargs), parts, of)
+    names = _names(forward)
+    positional = tuple(
+        cutter.cut(value, names[i] if i < len(names) else f"argument {i}") for i, value in enumerate(args)
+    )
+    return positional, {name: cutter.cut(value, name) for name, value in kwargs.items()}
+
+
+def _names(forward: Any) -> list[str]:
+    try:
+        return list(inspect.signature(forward).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+class _Cutter:
+    def __init__(self, main: Tensor, parts: Sequence[int], of: int) -> None:
+        self.batch, self.parts, self.of = main.shape[0], parts, of
+        # AnimateDiff's texts and ControlNet residuals have a row for each frame of (B, C, F, H, W) or (B, F, C, H, W).
+        frames = main.shape[1:3] if main.ndim == 5 else ()
+        self.leads = (self.batch, *(self.batch * f for f in frames))
+        self.tokens = main.shape[1] if main.ndim == 3 else None
+
+    def cut(self, value: Any, name: str, path: str = "") -> Any:
+        path = path or name
+        if isinstance(value, Tensor):
+            return self._tensor(value, name, path)
+        if name in UNSLICED:
+            return (
+                take_rows(value, self.leads, self.parts, self.of) if per_row(value, self.leads, self.tokens) else value
+            )
+        if isinstance(value, dict):
+            return type(value)((k, self.cut(v, str(k), f"{path}[{k!r}]")) for k, v in value.items())
+        if isinstance(value, (tuple, list)):
+            if self._one_per_row(value):
+                size = self.batch // self.of
+                return [value[i] for p in self.parts for i in range(p * size, (p + 1) * size)]
+            items = [self.cut(v, name, f"{path}[{i}]") for i, v in enumerate(value)]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if isinstance(value, _PLAIN) or not _holds_tensors(value):
+            return value
+        raise BranchUnknown(
+            f"the denoiser's argument {path} is a {type(value).__name__} that holds tensors, so its rows cannot be told: "
+            + _REMEDY
+        )
+
+    def _one_per_row(self, value: Any) -> bool:
+        """Whether a list has one tensor without a batch axis for each row, as Z-Image's inputs are."""
+        if not isinstance(value, list) or len(value) != self.batch:
+            return False
+        return all(isinstance(v, Tensor) and v.ndim > 1 and v.shape[0] not in (1, *self.leads) for v in value)
+
+    def _tensor(self, value: Tensor, name: str, path: str) -> Tensor:
+        if name in SECOND_AXIS and value.ndim > 1:
+            rows: Tensor = take_rows(value.transpose(0, 1), self.leads, self.parts, self.of)
+            return rows.transpose(0, 1)
+        if value.ndim == 0 or (name in UNSLICED and not per_row(value, self.leads, self.tokens)):
+            return value
+        if value.shape[0] in self.leads:
+            cut: Tensor = take_rows(value, self.leads, self.parts, self.of)
+            return cut
+        if value.shape[0] == 1:  # the same for every row
+            return value
+        raise BranchUnknown(
+            f"the denoiser's argument {path} has shape {tuple(value.shape)} in a call of {self.batch} rows, so its rows "
+            "cannot be told: " + _REMEDY
+        )
+
+
+_REMEDY = "use a policy that computes all branches of a call together (no CFG-Cache, no per-branch schedule)"
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(v, Tensor) for v in getattr(value, "__dict__", {}).values())

@@ -1,0 +1,156 @@
+"""A metric is one entry of one registry, ours and a third party's alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastercache.analysis import metrics
+from fastercache.analysis.metrics import (
+    Metric,
+    known_metrics,
+    measure,
+    metric_called,
+    metric_from_file,
+    register_metric,
+)
+from fastercache.analysis.plots.pareto import ParetoPoint, axis_label, pareto_info
+from fastercache.policies.errors import InvalidMetric, InvalidPolicy, MeasurementError
+from fastercache.tuner.budget import Budget, InvalidBudget
+from fastercache.tuner.early import Projection
+
+CODE = """
+from fastercache.analysis import Metric
+
+def brightness(videos, references, prompts):
+    assert len(prompts) == len(videos)
+    return videos.mean(dim=(1, 2, 3, 4))
+
+bright = Metric("bright", brightness, low=0.0, high=1.0, better="higher", unit=0.01, label="brightness",
+                reference_free=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_metrics(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    metrics._load_plugins.cache_clear()
+    yield
+    metrics._load_plugins.cache_clear()
+
+
+def made(name: str = "mine", fn: Any = None, **changes: Any) -> Metric:
+    fields: dict[str, Any] = {"low": 0.0, "high": 1.0, "better": "lower", "unit": 0.1, "label": "mine"}
+    return Metric(name, fn or (lambda videos, references, prompts: videos.mean(dim=(1, 2, 3, 4))), **fields | changes)
+
+
+def videos(n: int = 2, frames: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.rand(n, frames, 3, 16, 16, generator=generator)
+    return a, (a + 0.1 * torch.rand(a.shape, generator=generator)).clamp(0, 1)
+
+
+def test_temporal_psnr_is_the_psnr_of_frame_differences() -> None:
+    a, b = videos()
+    x, y = a.double().numpy(), b.double().numpy()
+    expected = []
+    for v in range(2):
+        values = []
+        for f in range(2):
+            error = np.mean(((x[v, f + 1] - x[v, f]) - (y[v, f + 1] - y[v, f])) ** 2)
+            values.append(10 * math.log10(1 / error))
+        expected.append(sum(values) / 2)
+    assert measure(a, b, ["tpsnr"])["tpsnr"].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_temporal_psnr_sees_flicker_and_no_constant_error() -> None:
+    a = torch.full((1, 4, 3, 16, 16), 0.5)
+    flicker = a.clone()
+    flicker[:, ::2] += 0.1
+    found = [measure(b, a, ["psnr", "tpsnr"]) for b in (a + 0.1, flicker)]
+    assert found[0]["tpsnr"].item() == 100.0 and found[0]["psnr"].item() == pytest.approx(20.0, abs=1e-3)
+    assert found[1]["tpsnr"].item() == pytest.approx(20.0, abs=1e-3)  # every difference is off by 0.1
+    with pytest.raises(MeasurementError, match="two frames"):
+        measure(a[:, :1], a[:, :1], ["tpsnr"])
+
+
+def test_a_users_file_brings_a_metric_to_budgets_and_figures(tmp_path: Path) -> None:
+    path = tmp_path / "my_metrics.py"
+    path.write_text(CODE)
+    with pytest.raises(InvalidBudget, match="no quality metric is called 'bright'"):
+        Budget.parse("bright>=0.5")
+    metric = metric_from_file(f"{path}:bright")
+    assert metric_called("bright") is metric and metric_from_file(str(path)) is metric
+    a, b = videos()
+    assert measure(a, b, ["bright"], ["x", "y"])["bright"].tolist() == pytest.approx(a.mean(dim=(1, 2, 3, 4)).tolist())
+    budget = Budget.parse("bright>=0.5, psnr>=30")
+    assert budget.violation({"bright": [0.4, 0.4], "psnr": [50.0, 50.0]}) == pytest.approx(10.0)  # units of 0.01
+    assert Projection(budget, 2, []).verdict({"bright": [0.9], "psnr": [20.0]}) is not None
+    assert axis_label("bright") == "brightness" and axis_label("psnr") == "PSNR to the uncached video (dB)"
+    info = pareto_info([ParetoPoint("a", 1.0, 0.5), ParetoPoint("b", 2.0, 1.0)], "bright")
+    assert info.front == (1,) and info.exact == ()
+
+
+@pytest.mark.parametrize(
+    ("code", "spec", "error", "says"),
+    [
+        ("x = 1", "", InvalidMetric, "holds no metric"),
+        (CODE, ":brigt", InvalidMetric, "did you mean 'bright'"),
+        (CODE + "other = bright.__class__('other', brightness, 0, 1, 'lower', 1, 'o')", "", InvalidMetric, "say which"),
+        (CODE.replace('"higher"', '"up"'), "", InvalidPolicy, "is better 'higher' or 'lower'"),
+        (CODE.replace('"bright"', '"../x"'), "", InvalidPolicy, "cannot be a registered name"),
+        (CODE.replace('"bright"', '"psnr"'), "", InvalidMetric, "the name 'psnr' is taken"),
+        ("import sys; sys.exit(0)", "", InvalidPolicy, "SystemExit"),
+    ],
+)
+def test_what_is_wrong_with_a_metric_is_one_line(
+    tmp_path: Path, code: str, spec: str, error: type[Exception], says: str
+) -> None:
+    path = tmp_path / "my_metrics.py"
+    path.write_text(code)
+    with pytest.raises((error, MeasurementError), match=says) as caught:
+        metric_from_file(f"{path}{spec}")
+    assert str(caught.value).isprintable()
+
+
+def test_a_function_that_gives_something_else_is_named() -> None:
+    register_metric(made("odd", lambda videos, references, prompts: videos))
+    register_metric(made("raises", lambda videos, references, prompts: 1 / 0))
+    a, b = videos()
+    with pytest.raises(MeasurementError, match=r"'odd' must give one value for each of 2 videos, found shape"):
+        measure(a, b, ["odd"])
+    with pytest.raises(MeasurementError, match=r"'raises' failed: ZeroDivisionError"):
+        measure(a, b, ["raises"])
+    with pytest.raises(MeasurementError, match="did you mean 'psnr'"):
+        measure(a, b, ["pnsr"])
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [made(), made(better="higher"), made(high=math.inf), made(low=-math.inf, better="higher", high=math.inf)],
+)
+def test_the_decibel_scale_is_undone_and_rises_with_quality(metric: Metric) -> None:
+    places = [metric.to_decibel(v) for v in (0.2, 0.5, 0.7)]
+    assert [metric.from_decibel(p) for p in places] == pytest.approx([0.2, 0.5, 0.7])
+    assert places == sorted(places, reverse=not metric.higher_is_better)
+
+
+def test_an_installed_package_offers_metrics_and_a_broken_one_blocks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "plug-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{metrics.GROUP}]\nbright = plug_metrics:bright\ngone = plug_gone:m\n")
+    (tmp_path / "plug_metrics.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert known_metrics()["bright"].reference_free
+    with pytest.raises(MeasurementError, match=r"plug-in 'gone' .* ModuleNotFoundError"):
+        metric_called("gone")

@@ -1,0 +1,199 @@
+"""Files are written whole or not at all, and what cannot be read is refused in one short printable line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from fastercache.policies.documents import (
+    MAX_BYTES,
+    Missing,
+    put_aside,
+    read_json,
+    read_model,
+    read_text,
+    replacing,
+    write_atomic,
+    write_json,
+)
+from fastercache.policies.errors import ConfigUnreadable, FasterCacheError, InvalidPolicy, NotFinite, shown, suggest
+from fastercache.policies.methods.fora import FORA
+from fastercache.policies.registry import load_policy
+
+HOSTILE = {
+    "whole number of 5,000 digits": '{"a": ' + "1" * 5000 + "}",
+    "nested lists": "[" * 100_000 + "]" * 100_000,
+    "nested objects": '{"a":' * 100_000 + "1" + "}" * 100_000,
+    "a hundred levels": "[" * 100 + "]" * 100,
+    "NaN": '{"a": NaN}',
+    "infinity by overflow": '{"a": 1e999}',
+    "half a surrogate": '{"a": "\\ud800"}',
+    "no UTF-8": '{"a": "\udcff"}',
+    "control character": '{"a": "\x1b[31m"}',
+    "cut off": '{"a": [1, 2',
+    "empty": "",
+}
+
+
+class Thing(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    format: str = "thing"
+    version: int = 1
+    names: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
+def test_hostile_json_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigUnreadable) as caught:
+        read_json(path, "thing")
+    assert len(str(caught.value)) < 400 + len(str(path)) and str(caught.value).isprintable()
+
+
+def test_a_file_that_is_too_large_or_no_file_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "large.json"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(ConfigUnreadable, match="at most"):
+        read_json(path, "thing")
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    with pytest.raises(ConfigUnreadable, match="no regular file"):
+        read_json(tmp_path / "pipe", "thing")
+    with pytest.raises(ConfigUnreadable, match="no regular file"):
+        read_json(tmp_path, "thing")
+    with pytest.raises(Missing):
+        read_json(tmp_path / "none.json", "thing")
+    with pytest.raises(ConfigUnreadable):
+        read_json("a\0b", "thing")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "expected a JSON object"),
+        ({"format": "other"}, "its format is 'other'"),
+        ({"format": "x" * 10**6}, "its format is 'x"),
+        ({"names": []}, "no key 'format'"),
+        ({"format": "thing", "version": 2}, "has version 2"),
+        ({"format": "thing", "version": True}, "has version True"),
+        ({"format": "thing", "version": 1, "names": [1]}, "names.0: input should be a valid string"),
+        ({"format": "thing", "version": 1, "\x07" * 10**6: 1}, "has no field"),
+    ],
+)
+def test_a_foreign_document_is_refused(tmp_path: Path, data: object, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigUnreadable, match=message) as caught:
+        read_model(path, Thing, "thing")
+    assert len(str(caught.value)) < 2100 and str(caught.value).isprintable()
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    thing = Thing(names=("a", "ä"))
+    path = write_json(tmp_path / "new" / "a.json", thing.model_dump(mode="json"), "thing")
+    assert read_model(path, Thing, "thing") == thing
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfone")
+    assert read_text(tmp_path / "bom.txt", "page") == "one"
+    with pytest.raises(NotFinite):
+        write_json(path, {"a": float("nan")}, "thing")
+    assert read_model(path, Thing, "thing") == thing
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "a", "old", "thing")
+    with (
+        pytest.raises(ConfigUnreadable, match=f"{os.strerror(errno.ENOSPC)}; make room"),
+        replacing(path, "thing") as new,
+    ):
+        new.write_text("ne")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(KeyboardInterrupt), replacing(path, "thing") as new:
+        new.write_text("ne")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a"]
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigUnreadable):
+        write_atomic(tmp_path / "file" / "b", "text", "thing")
+
+
+def test_a_process_that_dies_in_mid_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "a.json", "old", "thing")
+
+    def die() -> None:
+        with replacing(path, "thing") as new:
+            new.write_text("ne")
+            os._exit(9)
+
+    child = multiprocessing.get_context("fork").Process(target=die)
+    child.start()
+    child.join()
+    assert child.exitcode == 9 and path.read_text() == "old"
+
+
+def test_many_writers_of_one_file(tmp_path: Path) -> None:
+    failed: list[BaseException] = []
+
+    def write(text: str) -> None:
+        try:
+            for _ in range(50):
+                write_atomic(tmp_path / "a", text * 1000, "thing")
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(c,)) for c in "abcdefgh"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    text = (tmp_path / "a").read_text()
+    assert not failed and text == text[0] * 1000 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_cannot_be_read_is_put_aside_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for n in (1, 2):
+        path.write_text(f"half {n}")
+        assert put_aside(path).read_text() == f"half {n}" and not path.exists()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_messages_are_short_and_printable() -> None:
+    error = FasterCacheError("a\x1b[31m\nb" + "x" * 10**7)
+    assert str(error).startswith("a\\x1b[31m b") and str(error).isprintable() and len(str(error)) < 2100
+    assert len(shown("x" * 10**7)) < 100 and shown(10**6000) == "a value of type int"
+    assert suggest("x" * 10**7, ["a", "b"]) == ""
+
+
+@pytest.mark.parametrize(
+    "value", [True, "3", pytest.param(10**6000, id="huge"), "x" * 10**6, None, [3], 2.5, float("nan")]
+)
+def test_a_number_of_the_wrong_type_is_refused(value: object) -> None:
+    with pytest.raises(InvalidPolicy) as caught:
+        FORA(interval=value)
+    assert len(str(caught.value)) < 400 and "interval" in str(caught.value)
+    assert FORA(interval=3).interval == 3
+
+
+def test_numbers_inside_a_field_are_checked_too() -> None:
+    with pytest.raises(InvalidPolicy, match=r"teacache.coefficients.1: input should be a number, found True"):
+        load_policy({"policy": "teacache", "coefficients": [1.0, True]})
+    with pytest.raises(InvalidPolicy, match=r"magcache.ratios.cond.0: input should be a number, found '1'"):
+        load_policy({"policy": "magcache", "ratios": {"cond": ["1"]}})
+
+
+@pytest.mark.parametrize("count", [70, 200, 900])
+def test_policies_nested_too_deep_are_refused(count: int) -> None:
+    data: dict[str, object] = {"policy": "fora"}
+    for _ in range(count):
+        data = {"policy": "warm_up", "steps": 1, "inner": data}
+    with pytest.raises(InvalidPolicy, match="nested more than"):
+        load_policy(data)

@@ -1,0 +1,60 @@
+"""What is written beside an Optuna trial, and read back: the one place that knows the names of its attributes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial
+from pydantic import BaseModel, ConfigDict
+
+
+class Notes(BaseModel):
+    """A trial's attributes; None where they were not written (yet).
+
+    Attributes:
+        policy: what is tried, serialised. source: `no_cache`, `default`, `preset:...`, a given name, or `search`.
+        worker: who runs it: host, process id and start time.
+        forecast: computed over uncached FLOPs as known before the run; ratio: as counted.
+        values: per metric one value per prompt that was run.
+        violation, margin: how the budget is met; see `tuner.budget`.
+        seconds, cached_bytes: of a run.
+        outcome: an `Outcome`. reason: why it was stopped, skipped or failed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # Optuna and its dashboard keep attributes of their own
+    policy: dict[str, Any] | None = None
+    source: str = "search"
+    worker: str | None = None
+    forecast: float | None = None
+    ratio: float | None = None
+    values: dict[str, list[float]] = {}
+    violation: float | None = None
+    margin: float | None = None
+    seconds: float | None = None
+    cached_bytes: int | None = None
+    outcome: str | None = None
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, trial: FrozenTrial | Trial) -> Notes:
+        """Those of a trial."""
+        return cls.model_validate(trial.user_attrs)
+
+
+def note(trial: Trial, **fields: Any) -> None:
+    """Write some of a trial's notes."""
+    for name, value in checked(fields).items():
+        trial.set_user_attr(name, value)
+
+
+def enqueue(study: optuna.Study, params: dict[str, Any], **fields: Any) -> None:
+    """Queue parameters with notes."""
+    study.enqueue_trial(params, user_attrs=checked(fields))
+
+
+def checked(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same fields, which all must be notes."""
+    unknown = fields.keys() - Notes.model_fields.keys()
+    assert not unknown, f"a trial has no note {', '.join(unknown)}"
+    return fields
