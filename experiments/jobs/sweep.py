@@ -1,9 +1,9 @@
 """Every pipeline of diffusers that the zoo builds small, under five policies: what is equal, agrees, or is refused.
 
-`python -m fastercache.experiments.jobs.sweep --out docs/sweep.md` takes some seconds a pipeline. NoCache must be bit-equal to
-the bare pipeline; TaylorSeer, FirstBlockCache and CFG-Cache must agree with `by_hand`, where a few lines can say what they
-do; FasterCache, which mixes two of them, must reuse. A refusal is one line. Exits with 1 at a fault, and where a policy
-did nothing without a word.
+`python -m fastercache.experiments.jobs.sweep --out docs/sweep.md` takes some seconds a pipeline. NoCache must be
+bit-equal to the bare pipeline; TaylorSeer, FirstBlockCache and CFG-Cache must agree with `by_hand`, where a few lines
+can say what they do; FasterCache, which mixes two of them, must reuse. A refusal is one line. Exits with 1 at a fault,
+and where a policy did nothing without a word.
 """
 
 from __future__ import annotations
@@ -168,10 +168,10 @@ def table(rows: Iterable[Row]) -> str:
     lines = [
         "# The sweep over diffusers",
         "",
-        f"{len(rows)} pipelines of diffusers {diffusers.__version__}, built small with random weights and run for {STEPS} steps;",
-        "written by `python -m fastercache.experiments.jobs.sweep --out docs/sweep.md`. *bit-equal*: to the bare pipeline.",
-        "*by hand*: as a few lines around `forward` give, with the share of decisions reused. *reuses*: that share, where no",
-        "few lines say the same. *refused*: raised with the line in the notes.",
+        f"{len(rows)} pipelines of diffusers {diffusers.__version__}, built small with random weights, {STEPS} steps;",
+        "written by `python -m fastercache.experiments.jobs.sweep --out docs/sweep.md`. *bit-equal*: to the bare",
+        "pipeline. *by hand*: as a few lines around `forward` give, with the share of decisions reused. *reuses*: that",
+        "share, where no few lines say the same. *refused*: raised with the line in the notes.",
         "",
         "| family | pipeline | denoiser | " + " | ".join(POLICIES) + " |",
         "|" + "---|" * (3 + len(POLICIES)),

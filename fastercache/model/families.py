@@ -188,8 +188,8 @@ COMPONENTS = ("transformer", "transformer_2", "unet")
 def family_of(denoiser: nn.Module | str) -> Family | None:
     """The family of a denoiser, or of a class by its name; None where only detection by structure is left.
 
-    A module has the family of its class, or of the nearest listed class that this derives from, as quantised and extended
-    ones do. One that `torch.compile` wrapped has that of what is inside.
+    A module has the family of its class, or of the nearest listed class that this derives from, as quantised and
+    extended ones do. One that `torch.compile` wrapped has that of what is inside.
     """
     if isinstance(denoiser, str):
         return FAMILIES.get(denoiser)

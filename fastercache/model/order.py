@@ -1,8 +1,8 @@
 """In which order does a denoiser run its blocks, and which of them make one chain? Found by watching one call.
 
 Needed for classes that no family describes and that have several lists of blocks: the order in which the lists are
-defined says nothing. A block belongs to the chain where it goes on with what another one returned; blocks that only feed
-others (refiners of the text, control branches) do not.
+defined says nothing. A block belongs to the chain where it goes on with what another one returned; blocks that only
+feed others (refiners of the text, control branches) do not.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def watch_chain(
 ) -> list[Block]:
     """The longest chain of blocks in one call of the denoiser, in the order they run; the later of two equally long.
 
-    `inner(*args, **kwargs)` is called once, its output thrown away. A block goes on from another one if its hidden states
-    are what that one returned, as they are or with the text's tokens joined on; or if it follows at once in the same list
-    and their shapes agree, because a model may add something in between.
+    `inner(*args, **kwargs)` is called once, its output thrown away. A block goes on from another one if its hidden
+    states are what that one returned, as they are or with the text's tokens joined on; or if it follows at once in the
+    same list and their shapes agree, because a model may add something in between.
     """
     watch = _Watch()
     handles = []
@@ -93,7 +93,7 @@ class _Watch:
 
 
 def _candidates(tensors: list[Tensor]) -> list[Tensor]:
-    """What may go on from these outputs: each of them, or two streams (B, N, D), (B, T, D) joined along their tokens."""
+    """What may go on from these outputs: each of them, or two streams (B, N, D), (B, T, D) in one."""
     joined = []
     if len(tensors) == 2 and all(t.ndim == 3 for t in tensors) and tensors[0].shape[::2] == tensors[1].shape[::2]:
         joined = [torch.cat(tensors, dim=1), torch.cat(tensors[::-1], dim=1)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastercache.model.families import Family
 from fastercache.model.grids import grid_of
 from fastercache.model.layout import flatten_output, rebuild_output, strip
+from fastercache.policies.errors import AttachError
 from fastercache.policies.schedule import applies
 from fastercache.policies.vocabulary import COND, Branch, Kind
 from fastercache.run.calls import Call, Streams

@@ -32,6 +32,17 @@ def _rows() -> dict[str, Row]:
 FAMILIES: dict[str, Row] = _rows()
 """Family -> its row; each builds and runs in well under a second."""
 
+SWEPT = frozenset(
+    {
+        *("auraflow", "lumina2", "z-image", "hidream", "prx", "bria", "flux.2", "flux.2-klein"),
+        *("flux-kontext", "flux-kontext-true-cfg", "qwen-image-edit", "qwen-image-controlnet"),
+        *("sd3-controlnet", "sd3-ip-adapter", "sdxl-controlnet", "sdxl-ip-adapter", "instruct-pix2pix"),
+        *("svd", "animatediff", "wan-2.2-5b", "wan-i2v", "wan-vace", "hunyuan-image", "ltx-condition"),
+        *("sana-video", "kandinsky5", "easyanimate", "stable-audio"),
+    }
+)
+"""Families that `experiments.jobs.sweep` tries under five policies; the table of the laws has the others."""
+
 
 def build(name: str) -> Specimen:
     """A fresh random pipeline of a family. Raises PipelineUnreadable, naming the families there are."""
@@ -40,4 +51,4 @@ def build(name: str) -> Specimen:
     return FAMILIES[name].build(name)
 
 
-__all__ = ["FAMILIES", "Row", "Specimen", "build"]
+__all__ = ["FAMILIES", "SWEPT", "Row", "Specimen", "build"]

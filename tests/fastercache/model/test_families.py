@@ -16,18 +16,14 @@ from fastercache.policies.vocabulary import COND, UNCOND, Kind, Role
 from fastercache.testing import LAWS, check_policy
 from fastercache.testing.laws import Checker
 from fastercache.testing.probes import coarse, fine
-from fastercache.zoo import conditioned, further_images
 from fastercache.zoo.specimen import Specimen
 
 HEAVY = {"hunyuan-video-1.5", "cogvideox-v2v", "hunyuan-video-true-cfg"}  # slow, or the same code as a lighter one
 PERTURBED = {"pixart-pag", "sdxl-pag"}  # branches told by their place in one call
 DISTILLED = {"flux", "hunyuan-video"}
 TEXT_LENGTHS = {"cogview4", "qwen-image", "hunyuan-video-1.5"}  # the branches' texts differ in length
-FURTHER = {*further_images.ROWS, *conditioned.ROWS, "svd", "animatediff", "wan-2.2-5b", "wan-i2v", "wan-vace",
-           "hunyuan-image", "ltx-condition", "sana-video", "kandinsky5", "easyanimate", "stable-audio"}  # fmt: skip
-"""Families whose ways of calling a lighter one has too: their laws are a slow test, what is their own a quick one."""
-FAMILIES = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY | FURTHER else []) for name in zoo.FAMILIES]
-LIGHT = [name for name in zoo.FAMILIES if name not in HEAVY | FURTHER]
+FAMILIES = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY | zoo.SWEPT else []) for name in zoo.FAMILIES]
+LIGHT = [name for name in zoo.FAMILIES if name not in HEAVY | zoo.SWEPT]
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fastercache as fc
 from fastercache import zoo
-from fastercache.model.finder import find_blocks, is_unet
+from fastercache.model.finder import find_blocks, is_attention, is_unet
 from fastercache.model.order import watch_chain
 from fastercache.policies.vocabulary import Kind
 
@@ -171,7 +171,7 @@ def test_a_familys_chain_is_the_one_a_call_shows(name: str) -> None:
     every = [
         type(listed[0])(f"{group}.{i}", block, group)
         for group, child in denoiser.named_children()
-        if isinstance(child, nn.ModuleList) and any(hasattr(m, "to_q") for m in child.modules())
+        if isinstance(child, nn.ModuleList) and any(is_attention(m) for m in child.modules())
         for i, block in enumerate(child)
     ]
     forward = denoiser.forward
