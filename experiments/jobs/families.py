@@ -216,7 +216,8 @@ def main(
 
     try:
         rows = read(out) if out.exists() and (resume or family) else {}
-        wanted = family or [n for n in zoo.FAMILIES if not (resume and n in rows and not rows[n].broken)]
+        listed = [n for n in zoo.FAMILIES if n not in zoo.SWEPT]
+        wanted = family or [n for n in listed if not (resume and n in rows and not rows[n].broken)]
         with console.progress() as bar:
             task = bar.add_task("families", total=len(wanted))
             for name in wanted:
