@@ -147,7 +147,7 @@ class Study:
         self._enqueue_seeds()
         recovered = -HEARTBEAT
         fruitless = 0
-        self.ended = f"{trials} trials done"
+        self.ended = "1 trial done" if trials == 1 else f"{trials} trials done"
         try:
             while sum(r.outcome in SPENT for r in self.records) < trials:
                 if timeout is not None and time.monotonic() - started > timeout:

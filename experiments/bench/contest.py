@@ -25,7 +25,7 @@ import fastercache as fc
 from fastercache.analysis.metrics import measure
 from fastercache.experiments.bench.entries import Entry, Outcome, described, once
 from fastercache.experiments.bench.rows import Row
-from fastercache.experiments.console import words
+from fastercache.experiments.console import say
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.documents import Missing, put_aside, read_model, write_atomic, write_json
 from fastercache.tuned import Measured, quality_gathered
@@ -97,7 +97,7 @@ def stored(folder: Path) -> dict[str, dict[str, Any]]:
     except Missing:
         return {}
     except fc.ConfigUnreadable as error:
-        words.print(f"{error}; kept as {put_aside(path).name}, all is run again", soft_wrap=True, markup=False)
+        say(f"{error}; kept as {put_aside(path).name}, all is run again")
         return {}
 
 

@@ -19,7 +19,7 @@ from fastercache.analysis.trajectory import Floats
 from fastercache.experiments.bench.contest import UNCACHED, Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
-from fastercache.experiments.console import progress, results, words
+from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.tuned import Results, TunedConfig
@@ -262,15 +262,15 @@ def _say(
     results.print(table(list(rows), f"{subject.name}, planned{goal}: {counted} prompts"))
     results.print(_front_table(front))
     every = ", ".join(map(str, point.computed))
-    results.print(f"computed steps: {every}", soft_wrap=False)
+    say(f"computed steps: {every}", results)
     error = (
         ""
         if front.prediction_error is None
         else f", predictions miss measured plans by {front.prediction_error:.1f} dB"
     )
-    words.print(f"{front.generations:.1f} generations' worth of denoiser calls in all{error}")
-    results.print(f"{out}: apply it with fastercache generate {subject.name} --config {out}", soft_wrap=True)
-    results.print(f"pictures: {files['front_picture']}, {files['steps_picture']}", soft_wrap=True)
+    say(f"{front.generations:.1f} generations' worth of denoiser calls in all{error}")
+    say(f"{out}: apply it with fastercache generate {subject.name} --config {out}", results)
+    say(f"pictures: {files['front_picture']}, {files['steps_picture']}", results)
 
 
 def _front_table(front: Front) -> Table:
