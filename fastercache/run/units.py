@@ -38,7 +38,6 @@ class Unit:
         self.state: RunState | None = None
         self._index: dict[Branch, int] = {}
         self.template: Any = None
-        self.sums: list[Tensor] = []  # of this step's predictions: not finite if one of its numbers is not
         self.clones = False  # a block changed the returned tensor in place: keep copies
 
     # -- a run -------------------------------------------------------------------------------------------------------
@@ -53,7 +52,7 @@ class Unit:
 
     def forget(self) -> None:
         """Drop every value and the policy's state."""
-        self.jury, self.sums = None, []
+        self.jury = None
         if self.history is not None:
             self.history.clear()
 
@@ -135,7 +134,6 @@ class Unit:
         for branch in branches:
             self.rows[self._index[branch]][call.step.index] = Code.REUSED
         streams = self.history.predict(call.step, branches, _rows(call, seen, branches))
-        self.sums += [s.sum(dtype=torch.float32) for s in streams if s is not None]
         return [s.clone() if s is not None and self.clones else s for s in streams]
 
     def source(self, call: Call, entry: Tensor | None = None) -> Source:

@@ -170,7 +170,7 @@ def fit(
                 work.used(steps)
             if k + 1 == sampler.steps or k + 1 in chosen:
                 found.ends.append(k + 1)
-                found.errors.append(work.errors(k + 1))
+                found.errors.append(work.errors())
                 found.calls = lock.computed
                 if k + 1 < sampler.steps and not go_on(found):
                     return found
@@ -179,6 +179,23 @@ def fit(
             found.results = lock.results()
         found.calls = lock.computed
     return found
+
+
+def replay(
+    pipe: Any, runs: Sequence[SearchRun], sampler: Sampler, computed: Steps, stretches: Sequence[Stretch]
+) -> Floats:
+    """Run prompts under a plan with given weights: (P,) mean squared error of each one's last latent."""
+    work = _Work(sampler, [run.reference for run in runs], max(len(s.outputs) for s in stretches), RIDGE)
+    chosen = set(computed)
+    with Lockstep(pipe, [run.generate for run in runs]) as lock:
+        lock.start()
+        for k in range(sampler.steps):
+            if k in chosen:
+                work.computed(lock.advance())
+            else:
+                serving = [stretch for stretch in stretches if stretch.start <= k][-1]
+                work.used(lock.advance(work.answer(serving)))
+    return work.errors()
 
 
 def _recalled(known: Calls | None) -> Callable[[int, int, int, Tensor], Any | None]:
@@ -210,7 +227,8 @@ class _Work:
             used = step.output.detach().to("cpu").double()
             self.behind[run] += float(self.sampler.impulse[step.index]) * (target - used)
 
-    def errors(self, end: int) -> Floats:
+    def errors(self) -> Floats:
+        """Mean squared error that the last latent has by now, (P,)."""
         return np.array([float(tensor.square().mean()) for tensor in self.behind])
 
     def stretch(self, step: int, computed: Steps) -> Stretch:

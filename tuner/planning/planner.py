@@ -126,7 +126,7 @@ class Planner:
         return len(self.material.cases)
 
     # -- the two questions -------------------------------------------------------------------------------------------
-    def for_speedup(self, speedup: float) -> Front:
+    def for_speedup(self, speedup: float) -> Point:
         """The best plan that is at least so many times as fast, in denoiser calls. Raises BudgetNotMet."""
         count = math.floor(self.steps / speedup + 1e-9)
         if count not in self.predicted:
@@ -137,9 +137,9 @@ class Planner:
         if count < self.steps:
             self._search(count, self._left() - self._cost(count))
             self._verify(count)
-        return self.front()
+        return self.point(count)
 
-    def for_budget(self, budget: Budget, margin: float | None = None) -> Front:
+    def for_budget(self, budget: Budget, margin: float | None = None) -> Point:
         """The cheapest plan that keeps a budget.
 
         Args:
@@ -167,7 +167,7 @@ class Planner:
             found = self.known[count]
             slack = budget.margin(found.quality) - self._margin(count, budget, margin)
             if slack >= 0.0:
-                return self.front()
+                return self.point(count)
             count = max(count + 1, self._reached(count, -slack))
         raise BudgetNotMet(
             f"no plan with fewer than {self.steps} computed steps keeps {budget} on {self.prompts} search prompts with "
@@ -186,20 +186,23 @@ class Planner:
         return float(stats.t.ppf(CONFIDENCE, freedom)) * spread / math.sqrt(count)
 
     # -- what is known -----------------------------------------------------------------------------------------------
+    @property
+    def verified(self) -> dict[int, Known]:
+        """Plans that were fitted on all search prompts, by their number of computed steps."""
+        return {count: known for count, known in sorted(self.known.items()) if known.quality}
+
+    def point(self, count: int) -> Point:
+        """What is known of `count` computed steps."""
+        known = self.verified.get(count)
+        return Point(
+            computed=known.plan if known else self.predicted[count].computed,
+            predicted_psnr=self._psnr(count, self.verified),
+            quality={name: tuple(values) for name, values in known.quality.items()} if known else {},
+            predictor=known.fitted.predictor if known and known.fitted else None,
+        )
+
     def front(self) -> Front:
         """Everything known so far."""
-        verified = {count: known for count, known in self.known.items() if known.quality}
-        points = []
-        for count, path in self.predicted.items():
-            known = verified.get(count)
-            points.append(
-                Point(
-                    computed=known.plan if known else path.computed,
-                    predicted_psnr=self._psnr(count, verified),
-                    quality={name: tuple(values) for name, values in known.quality.items()} if known else {},
-                    predictor=known.fitted.predictor if known and known.fitted else None,
-                )
-            )
         info = self.material.profile.info
         return Front(
             model=info.model,
@@ -207,8 +210,8 @@ class Planner:
             guidance_scale=info.guidance_scale,
             steps=self.steps,
             prompts=self.prompts,
-            points=tuple(points),
-            prediction_error=self._prediction_error(verified),
+            points=tuple(self.point(count) for count in sorted(self.predicted)),
+            prediction_error=self._prediction_error(self.verified),
             generations=self.spent,
         )
 
@@ -273,11 +276,15 @@ class Planner:
             self.damage.of,
             self.steps,
             generations,
+            prompts=sum(map(len, groups)),
             tick=tick,
             known=self._stored,
             fixed=self.sampler.relations.starts,
         )
         self.spent = before + state.spent
+        if not state.ranked():  # not one plan fitted into what is left
+            self.known.setdefault(count, Known(self.predicted[count].computed, self._level(count)))
+            return
         best = state.best
         self.known[count] = Known(best.computed, best.decibels)
 
