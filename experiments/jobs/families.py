@@ -224,7 +224,7 @@ def main(
                 bar.update(task, description=name)
                 rows[name] = row = check_family(name)
                 found = "; ".join(row.broken) or "every check that applies holds"
-                console.words.print(f"{name}: {found}", markup=False)
+                console.say(f"{name}: {found}")
                 rows = {n: rows[n] for n in zoo.FAMILIES if n in rows}
                 write_atomic(out, ROWS.dump_json(rows, indent=1).decode() + "\n", "families")
                 bar.advance(task)

@@ -18,6 +18,7 @@ from fastercache.model.grids import grid_of
 from fastercache.model.hooks import Handler, Inner, SiteForward, chain
 from fastercache.model.layout import (
     BlockIO,
+    flatten_output,
     leading_tensor,
     timestep_of,
 )
@@ -30,6 +31,7 @@ from fastercache.run.caller import Caller
 from fastercache.run.calls import Call, RunState
 from fastercache.run.clock import Clock
 from fastercache.run.compiled import collect, enough_graphs, place_hooks, prepare
+from fastercache.run.finite import FiniteWatch
 from fastercache.run.memory import Shape, ValueShapes
 from fastercache.run.module_unit import ModuleUnit
 from fastercache.run.signals import Watchtower
@@ -70,6 +72,7 @@ class Denoiser:
         self.root = SiteForward(module, outermost=True)
         self.units: dict[str, Unit] = {}
         self.assembly = Assembly(self.family)
+        self.finite = FiniteWatch()
         self.state: RunState | None = None
         self.trace: Trace | None = None
         self._tower: Watchtower | None = None  # while something watches the first block
@@ -241,6 +244,7 @@ class Denoiser:
     def clear(self) -> None:
         """Drop every cached value."""
         self.assembly.clear()
+        self.finite.clear()
         for unit in self.units.values():
             unit.forget()
 
@@ -264,6 +268,7 @@ class Denoiser:
         if state.unsure and self.assembly.guidance in predicted.values():
             raise BranchUnknown(state.unsure)
         part_args, part_kwargs, output = args, kwargs, None
+        reused = list(dict.fromkeys(unit.site.name for unit in predicted.values()))
         if computed and computed != branches:
             state.cut()
             parts = [branches.index(b) for b in computed]
@@ -273,9 +278,11 @@ class Denoiser:
             inside = Call(step, computed, rows.shape[0], rows)
             output = self._run(inside, inner, part_args, part_kwargs)
             self._account(inner, args, kwargs, part_args, part_kwargs, inside)
+            reused += [path for path, _ in inside.skipped]
         else:
             self._account(inner, args, kwargs, args, kwargs, None)
         output = self.assembly.finish(call, state.run.branches, predicted, computed, output, kwargs)
+        self.finite.see(step, branches, reused, flatten_output(output))
         self.clock.called(state.run.branches)
         return output
 
@@ -338,6 +345,7 @@ class Denoiser:
         assert self.trace is not None
         full = self.book.cost(self.prefix, self.hooks, inner, args, kwargs)
         index = self.clock.index
+        self.trace.calls += 1
         self.trace.flops_full[index] += full.total
         if inside is not None:
             sliced = part_kwargs is not kwargs
