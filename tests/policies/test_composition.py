@@ -189,7 +189,8 @@ def test_a_policy_round_trips_through_json(policy: Policy) -> None:
 
 def test_every_registered_default_round_trips() -> None:
     for name, cls in predictors().items():
-        assert load_predictor(dump(cls())) == cls(), name
+        if not any(field.is_required() for field in cls.model_fields.values()):
+            assert load_predictor(dump(cls())) == cls(), name
     for name, policy in known_policies().items():
         if not any(field.is_required() for field in policy.model_fields.values()) and name != "compose":
             assert load_policy(dump(policy())) == policy(), name
