@@ -264,7 +264,7 @@ class Calibrator:
         for name, values in {**measured, **{f"{role} sites": curve for role, curve in curves.items()}}.items():
             if not np.isfinite(np.asarray(values)).all():
                 raise RecordingError(
-                    f"no relative change of {name} exists: the value is zero at some step, or not finite, so this model "
+                    f"no relative change of {name} exists: it is zero at some step, or not finite, so this model "
                     "cannot be calibrated"
                 )
         return Calibration(

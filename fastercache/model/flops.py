@@ -1,9 +1,10 @@
 """What a full denoiser call costs and leaves behind, counted by torch's own flop counter, never estimated.
 
 Each input signature of the denoiser is counted once: one extra call with everything computed, on a copy that shares the
-weights only and whose output is thrown away, gives the total and the inclusive share of every hooked module. A later call's FLOPs are that total less what it
-skipped, which is exact because skipped modules are simply not called. The same pass notes the shapes of every site's
-value, so that memory is known before the run, and whether the model changes a value in place after returning it.
+weights only and whose output is thrown away, gives the total and the inclusive share of every hooked module. A later
+call's FLOPs are that total less what it skipped, which is exact because skipped modules are simply not called. The same
+pass notes the shapes of every site's value, so that memory is known before the run, and whether the model changes a
+value in place after returning it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fastercache.model.hooks import Handler, Inner, SiteForward
 from fastercache.model.layout import flatten_output
-from fastercache.model.skeleton import skeleton
+from fastercache.model.skeleton import has_hooks, skeleton
 
 Signature = tuple[Any, ...]
 Dimensions = tuple[int, ...]
@@ -177,7 +178,9 @@ def _count(
     notes.note("", output)
     notes.settle()
     inclusive = {path: notes.inclusive.get(path, 0) for path in hooks}
-    return Cost(counter.get_total_flops(), inclusive, notes.outputs, frozenset(notes.changed), notes.turns)
+    # Users' hooks, which the copy has not, may change any value in place.
+    changed = frozenset(hooks) if bare is not None and has_hooks(module) else frozenset(notes.changed)
+    return Cost(counter.get_total_flops(), inclusive, notes.outputs, changed, notes.turns)
 
 
 def _noted(handler: Handler, forward: Inner, *args: Any, **kwargs: Any) -> Any:

@@ -42,6 +42,11 @@ def skeleton(module: nn.Module) -> nn.Module | None:
     return made[id(module)]
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether torch's forward hooks are on any module of the tree."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
 def _bare(module: nn.Module) -> nn.Module | None:
     own = dict(module.__dict__)
     registry = own.get("_diffusers_hook")
