@@ -101,6 +101,10 @@ def attach(
         ConfigMismatch: the tuned config was made for something else.
         CacheTooLarge: when a run starts, if it would cache more than `max_cache_bytes`.
     """
+    if isinstance(policy, type):
+        raise AttachError(f"attach needs a policy, found the class {policy.__name__}: write {policy.__name__}()")
+    if not isinstance(policy, (Policy, TunedConfig, str, Path)):
+        raise AttachError(f"attach needs a policy, a tuned config or the path of one, found {type(policy).__name__}")
     config: TunedConfig | None = None
     if isinstance(policy, (str, Path)):
         policy = TunedConfig.load(policy)

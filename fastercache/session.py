@@ -107,6 +107,7 @@ class Session:
                         self._book,
                         self._begin_run,
                         self._forget_run,
+                        self._sites_shown,
                     )
                 )
             self.sites = tuple(site for d in self._denoisers for site in d.sites)
@@ -159,6 +160,12 @@ class Session:
     def _claim(self, policy: Policy) -> None:
         if not policy.claims(self.sites):
             raise AttachError(f"{policy.name} claims no site of this model, so it would do nothing")
+
+    def _sites_shown(self) -> None:
+        """A first call has shown other sites than the structure had suggested."""
+        self.sites = tuple(site for d in self._denoisers for site in d.sites)
+        self._claim(self.policy)
+        self._compiled = None
 
     def start(self, timesteps: Sequence[float] | Tensor) -> None:
         """Announce a run of a sampling loop of your own: its timesteps, in order."""

@@ -202,10 +202,11 @@ def from_canonical(x: Tensor, layout: Layout, batch: int) -> Tensor:
     return x.reshape(batch, -1, tokens, dim).permute(0, 2, 1, 3).reshape(batch * tokens, -1, dim)
 
 
-def joined(streams: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The image and text streams (B, N, D) and (B, T, D) as one `joined` stream (B, T + N, D), the text first."""
+def joined(streams: Sequence[Tensor | None], layout: Layout = "joined") -> list[Tensor | None]:
+    """The image and text streams (B, N, D) and (B, T, D) as one stream (B, T + N, D), the text first or last."""
     tensors = [s for s in streams if s is not None]
     if len(tensors) < 2:
         return list(streams)
     image, text = tensors
-    return [torch.cat([text.expand(image.shape[0], -1, -1), image], dim=1)]
+    both = [text.expand(image.shape[0], -1, -1), image]
+    return [torch.cat(both if layout == "joined" else both[::-1], dim=1)]

@@ -131,7 +131,9 @@ class Clock:
             return int(begin)
         if timestep is None:
             return 0
-        for scaled in (timestep, timestep * 1000.0, 1000.0 - timestep):
+        as_given = (timestep, timestep * 1000.0, 1000.0 - timestep)
+        # A first timestep of at most 1 is t / 1000: read as t it would be the end of the list, where no run begins.
+        for scaled in as_given if timestep > 1.0 or max(values) <= 1.0 else (timestep * 1000.0, *as_given):
             for i, value in enumerate(values):
                 if abs(value - scaled) < 1e-3:
                     return i

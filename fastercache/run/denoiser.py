@@ -12,7 +12,7 @@ from torch import nn
 
 from fastercache.model.branches import BranchFinder
 from fastercache.model.families import Guidance, family_of
-from fastercache.model.finder import find_blocks, find_denoiser_sites, is_unet, module_at
+from fastercache.model.finder import Block, find_blocks, find_denoiser_sites, is_unet, module_at, order_is_assumed
 from fastercache.model.flops import FlopBook
 from fastercache.model.grids import grid_of
 from fastercache.model.hooks import Handler, Inner, SiteForward, chain
@@ -22,6 +22,7 @@ from fastercache.model.layout import (
     leading_tensor,
     timestep_of,
 )
+from fastercache.model.order import watch_chain
 from fastercache.model.rows import branch_rows
 from fastercache.policies.errors import BranchUnknown
 from fastercache.policies.vocabulary import Branch, Kind, Signal, Site
@@ -57,14 +58,16 @@ class Denoiser:
         book: FlopBook,
         on_run: OnRun,
         on_error: Callable[[], None],
+        on_sites: Callable[[], None],
     ) -> None:
         self.module, self.prefix = module, prefix
         self.clock, self.caller, self.book = clock, caller, book
-        self.on_run, self.on_error = on_run, on_error
+        self.on_run, self.on_error, self.on_sites = on_run, on_error, on_sites
         self.family = family_of(module)
         self.branches = BranchFinder(module, pipe, self.family, guidance, branches)
         self.sites = find_denoiser_sites(module, prefix, branches=len(self.branches.order) > 1)
         self.blocks = find_blocks(module)
+        self._order_assumed = order_is_assumed(module, self.blocks)
         self.hooks: dict[str, SiteForward] = {}
         self.root = SiteForward(module, outermost=True)
         self.units: dict[str, Unit] = {}
@@ -80,14 +83,17 @@ class Denoiser:
     def install(self, session: Any) -> None:
         """Hook every block and module site, and the denoiser itself, whose hook knows the session."""
         self.root.owner = session
+        self._hook_sites()
+        self.root.handler = self._call
+        self.root.install()
+
+    def _hook_sites(self) -> None:
         for site in self.sites:
             if site.kind in (Kind.MODULE, Kind.BLOCK):
                 path = site.name.removeprefix(self.prefix)
                 hook = SiteForward(module_at(self.module, path))
                 self.hooks[path] = hook
                 hook.install()
-        self.root.handler = self._call
-        self.root.install()
 
     def verify(self) -> None:
         """Put back hooks that others' re-hooking dropped (accelerate re-hooks after each call under model offload), and
@@ -101,6 +107,21 @@ class Denoiser:
         for hook in (*self.hooks.values(), self.root):
             hook.remove()
         self.branches.remove()
+
+    def _arrange(self, chain: list[Block]) -> None:
+        """Take the sites that a call has shown instead of those that structure alone suggested."""
+        chained = len(chain) > 1
+        blocks = chain if chained else self.blocks
+        if blocks == self.blocks and chained:
+            return
+        self.blocks = blocks
+        for hook in self.hooks.values():
+            hook.remove()
+        self.hooks, self.units = {}, {}
+        branches = len(self.branches.order) > 1
+        self.sites = find_denoiser_sites(self.module, self.prefix, branches=branches, blocks=blocks, chained=chained)
+        self._hook_sites()
+        self.on_sites()
 
     # -- units -------------------------------------------------------------------------------------------------------
     def unit(self, site: Site) -> Unit:
@@ -173,6 +194,7 @@ class Denoiser:
     def begin(self, state: RunState, trace: Trace) -> None:
         """Forget the last run."""
         self.state, self.trace = state, trace
+        state.coupled |= self.family is not None and self.family.inseparable
         self.assembly.clear()
         for unit in self.units.values():
             unit.begin(state)
@@ -230,6 +252,9 @@ class Denoiser:
     def _call(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.caller.check_thread()
         x = leading_tensor(args, kwargs)
+        if self._order_assumed:
+            self._order_assumed = False
+            self._arrange(watch_chain(self.blocks, inner, args, kwargs))
         if self.clock.pending or self.state is None or self.clock.replaced(self.branches.pipe):
             self.on_run(self, args, kwargs)
         state = self.state

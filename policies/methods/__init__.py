@@ -24,6 +24,7 @@ from fastercache.policies.methods.guidance import GuidanceReuse as GuidanceReuse
 from fastercache.policies.methods.magcache import MagCache as MagCache
 from fastercache.policies.methods.meancache import PLANS as PLANS
 from fastercache.policies.methods.meancache import MeanCache as MeanCache
+from fastercache.policies.methods.planned import Planned as Planned
 from fastercache.policies.methods.pyramid_attention_broadcast import (
     PyramidAttentionBroadcast as PyramidAttentionBroadcast,
 )

@@ -3,6 +3,8 @@
 Begin with `history`: a prediction that is linear in the past is a list of weights on the values kept.
 """
 
+from fastercache.policies.predictors.fitted import Fitted as Fitted
+from fastercache.policies.predictors.fitted import Stretch as Stretch
 from fastercache.policies.predictors.forecasts import Aligned as Aligned
 from fastercache.policies.predictors.forecasts import AverageVelocity as AverageVelocity
 from fastercache.policies.predictors.forecasts import FoCaForecast as FoCaForecast

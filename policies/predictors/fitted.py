@@ -1,0 +1,103 @@
+"""Weights fitted to a recording: the best linear stand-in for exactly the steps that a schedule computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fastercache.policies.base import Config, Now, Past, Predictor
+from fastercache.policies.errors import ScheduleMismatch
+from fastercache.policies.registry import register
+from fastercache.policies.vocabulary import Signal
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Stretch(Config):
+    """The weights that serve from one step on, until the next entry's step."""
+
+    name: ClassVar[str] = "stretch"
+    after: Annotated[int, Field(ge=0, description="the computed step that the weights build on, the newest one")]
+    start: Annotated[int, Field(ge=1, description="the first skipped step that they serve")]
+    outputs: Annotated[
+        tuple[Number, ...],
+        Field(min_length=1, max_length=16, description="weights of the computed outputs, the newest first"),
+    ]
+    input: Number = Field(0.0, description="weight of the denoiser's input at the newest computed step")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Stretch:
+        if self.start <= self.after:
+            raise ValueError(f"weights that build on step {self.after} serve later steps, not step {self.start}")
+        return self
+
+
+@register
+class Fitted(Predictor):
+    """A combination of the last K computed outputs and the denoiser's input, with weights for each stretch:
+
+        F(t) = sum_p w_p F_{s_p} + w_x x_s,    s = s_0 the newest computed step, s_p the p-th before it
+
+    The weights solve a least-squares problem over recorded runs, for one set of computed steps: docs/planning.md has
+    it. They are the same for every guidance branch, because guidance is linear. Steps without weights of their own, and
+    runs that compute other steps than the weights were fitted for, are refused.
+    """
+
+    name: ClassVar[str] = "fitted"
+    stretches: tuple[Stretch, ...] = Field(min_length=1, description="weights by stretch of skipped steps, in order")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Fitted:
+        starts = [stretch.start for stretch in self.stretches]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"stretches must come in the order of their steps, each once, found {starts}")
+        return self
+
+    @property
+    def depth(self) -> int:
+        return max(len(stretch.outputs) for stretch in self.stretches)
+
+    @property
+    def needs(self) -> Signal | None:
+        return Signal.INPUT if any(stretch.input for stretch in self.stretches) else None
+
+    def keep(self, value: Tensor, seen: Tensor | None) -> Any:
+        return value if self.needs is None or seen is None or seen.shape != value.shape else (value, seen)
+
+    def predict(self, past: Sequence[Past], now: Now) -> Tensor:
+        stretch = self._at(now.step.index)
+        newest = past[-1].step.index
+        if stretch is None or newest != stretch.after or len(past) < len(stretch.outputs):
+            raise ScheduleMismatch(
+                f"no weights were fitted for step {now.step.index} after computing step {newest}: the schedule "
+                "computes other steps than the one that the weights are for; plan it again"
+            )
+        kept = [entry.value for entry in past[: -len(stretch.outputs) - 1 : -1]]
+        return mixed(stretch, [k[0] if isinstance(k, tuple) else k for k in kept], _input(kept[0]))
+
+    def _at(self, step: int) -> Stretch | None:
+        serving = [stretch for stretch in self.stretches if stretch.start <= step]
+        return serving[-1] if serving else None
+
+
+def _input(kept: Any) -> Tensor | None:
+    return kept[1] if isinstance(kept, tuple) else None
+
+
+def mixed(stretch: Stretch, outputs: Sequence[Tensor], source: Tensor | None) -> Tensor:
+    """sum_p w_p F_p + w_x x in one pass over memory for each, accumulated in float32 at least.
+
+    Args:
+        stretch: the weights. outputs: computed values, the newest first. source: x, or None to leave its term out.
+    """
+    first = outputs[0]
+    total = first.to(torch.promote_types(first.dtype, torch.float32)) * stretch.outputs[0]
+    for weight, value in zip(stretch.outputs[1:], outputs[1:], strict=False):
+        total.add_(value, alpha=weight)
+    if stretch.input and source is not None:
+        total.add_(source, alpha=stretch.input)
+    return total.to(first.dtype)

@@ -1,0 +1,363 @@
+"""The planner: from recorded search prompts to verified plans, within a number of generations.
+
+`Planner` holds what is known: the recording, what was predicted from it, and the plans that were run. `for_speedup` and
+`for_budget` add what they need to it. Nothing depends on the machine's speed: searches are bounded by denoiser calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+from fastercache.analysis.metrics import metric_called
+from fastercache.policies.errors import BudgetNotMet
+from fastercache.tuner.budget import Budget
+from fastercache.tuner.planning.damage import Damage
+from fastercache.tuner.planning.fitting import FittedRuns, Sampler, Steps, fit
+from fastercache.tuner.planning.front import Front, Point
+from fastercache.tuner.planning.material import Material
+from fastercache.tuner.planning.paths import Path, plans
+from fastercache.tuner.planning.portfolio import portfolio
+from fastercache.tuner.planning.referee import Referee
+from fastercache.tuner.planning.search import Judged, search
+from fastercache.tuner.setting import Setting
+
+Told = Callable[[str, float], None]
+"""Progress: what is being done, and generations spent so far."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a plan may cost.
+
+    Attributes:
+        recorded: search prompts. generations: denoiser calls in all, in units of an uncached generation.
+        groups: prompts that judge plans, group by group; none to take the first plan as it is.
+    """
+
+    recorded: int
+    generations: float
+    groups: tuple[tuple[int, ...], ...] = ()
+
+
+EFFORTS = (
+    Effort(2, 10.0),
+    Effort(8, 24.0, ((0, 1), (2, 3, 4))),
+    Effort(8, 96.0, ((0, 1), (2, 3, 4), (5, 6, 7))),
+)
+"""Effort 0: plan, one fit, one check. 1: the best of a portfolio and of moves from it. 2: many more moves."""
+
+SPREAD, WEIGHT = 3.0, 4.0
+"""Spread over prompts that is assumed before any was measured, dB, and how many prompts' worth that counts."""
+CONFIDENCE = 0.9
+"""Share of times that the mean over unseen prompts keeps a budget for which the margin was left."""
+
+
+@dataclass
+class Known:
+    """What is known of plans with one number of computed steps.
+
+    Attributes:
+        plan: the best one so far. level: -10 log10 of its mean squared error on the latest prompts that judged it, dB.
+        fitted: its fit on all search prompts; quality: measured then, per metric and prompt.
+    """
+
+    plan: Steps
+    level: float
+    fitted: FittedRuns | None = None
+    quality: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Planner:
+    """Plans for one pipeline.
+
+    Args:
+        setting: the pipeline and its call. material: the recorded search prompts.
+        effort: 0, 1 or 2. metrics: what is measured on verified plans, `psnr` among them.
+        history: K, how many computed outputs a stand-in combines.
+        judged: told every plan that was run, with the number of the groups' prompts. known: plans run before, by an
+            interrupted call with the same material and effort: they are not run again.
+        told: progress.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        material: Material,
+        *,
+        effort: int = 1,
+        metrics: Sequence[str] = ("psnr", "ssim"),
+        history: int = 5,
+        judged: Callable[[Judged], None] = lambda one: None,
+        known: Mapping[Steps, Judged] | None = None,
+        told: Told = lambda doing, spent: None,
+    ) -> None:
+        self.setting, self.material, self.effort = setting, material, EFFORTS[effort]
+        self.metrics = tuple(dict.fromkeys(("psnr", *metrics)))
+        self.history = history
+        self.spent = material.spent
+        self.known: dict[int, Known] = {}
+        self._told, self._judged, self._stored = told, judged, dict(known or {})
+        self.sampler: Sampler = material.sampler
+        self.damage = self._damage()
+        self.predicted: dict[int, Path] = {
+            count: paths[0] for count, paths in plans(self.damage, best=1).items() if paths
+        }
+
+    def _damage(self) -> Damage:
+        return Damage(
+            self.material.profile.trajectory,
+            self.sampler.impulse,
+            history=self.history,
+            latent=self.sampler.input is not None,
+            starts=self.sampler.relations.starts,
+        )
+
+    @property
+    def steps(self) -> int:
+        return self.sampler.steps
+
+    @property
+    def prompts(self) -> int:
+        return len(self.material.cases)
+
+    # -- the two questions -------------------------------------------------------------------------------------------
+    def for_speedup(self, speedup: float) -> Point:
+        """The best plan that is at least so many times as fast, in denoiser calls. Raises BudgetNotMet."""
+        count = math.floor(self.steps / speedup + 1e-9)
+        if count not in self.predicted:
+            fewest = min(self.predicted)
+            raise BudgetNotMet(
+                f"no plan of {self.steps} steps is {speedup:g}x as fast: at most {self.steps / fewest:.3g}x"
+            )
+        if count < self.steps:
+            self._search(count, self._left() - self._cost(count))
+            self._verify(count)
+        return self.point(count)
+
+    def for_budget(self, budget: Budget, margin: float | None = None) -> Point:
+        """The cheapest plan that keeps a budget.
+
+        Args:
+            margin: dB that the search prompts must exceed the budget by; by default what the spread over them makes
+                necessary for the mean of unseen prompts, see `margin_of`.
+
+        Raises:
+            BudgetNotMet: if only computing every step keeps it.
+        """
+        count = self._first_guess(budget, margin)
+        tried: dict[int, float] = {}
+        while count not in tried and count < self.steps:
+            share = (self._left() - 2.5 * self._cost(count)) / 2.0
+            self._search(count, share)
+            tried[count] = self._slack(count, budget) - self._margin(count, budget, margin)
+            self._told(f"{count} computed steps: {tried[count]:+.1f} dB over the budget and its margin", self.spent)
+            nearest = self._next(count, tried)
+            if nearest is None or self._left() < 3.0 * self._cost(max(count, nearest)):
+                break
+            count = nearest
+        kept = sorted(c for c, slack in tried.items() if slack >= 0.0)
+        count = kept[0] if kept else min(max(tried, default=count) + 1, self.steps)
+        while count < self.steps:
+            self._verify(count)
+            found = self.known[count]
+            slack = budget.margin(found.quality) - self._margin(count, budget, margin)
+            if slack >= 0.0:
+                return self.point(count)
+            count = max(count + 1, self._reached(count, -slack))
+        raise BudgetNotMet(
+            f"no plan with fewer than {self.steps} computed steps keeps {budget} on {self.prompts} search prompts with "
+            "the margin for unseen ones: lower the budget or the margin"
+        )
+
+    def margin_of(self, values: Sequence[float]) -> float:
+        """dB that a mean over some search prompts must exceed a level by, so that unseen prompts keep it.
+
+        One-sided `CONFIDENCE` bound of the mean: t s / sqrt(P), the spread s shrunk towards `SPREAD`.
+        """
+        count = len(values)
+        own = float(np.var(values)) * count if count > 1 else 0.0
+        spread = math.sqrt((own + WEIGHT * SPREAD**2) / (max(count - 1, 0) + WEIGHT))
+        freedom = max(count - 1, 0) + WEIGHT
+        return float(stats.t.ppf(CONFIDENCE, freedom)) * spread / math.sqrt(count)
+
+    # -- what is known -----------------------------------------------------------------------------------------------
+    @property
+    def verified(self) -> dict[int, Known]:
+        """Plans that were fitted on all search prompts, by their number of computed steps."""
+        return {count: known for count, known in sorted(self.known.items()) if known.quality}
+
+    def point(self, count: int) -> Point:
+        """What is known of `count` computed steps."""
+        known = self.verified.get(count)
+        return Point(
+            computed=known.plan if known else self.predicted[count].computed,
+            predicted_psnr=self._psnr(count, self.verified),
+            quality={name: tuple(values) for name, values in known.quality.items()} if known else {},
+            predictor=known.fitted.predictor if known and known.fitted else None,
+        )
+
+    def front(self) -> Front:
+        """Everything known so far."""
+        info = self.material.profile.info
+        return Front(
+            model=info.model,
+            scheduler=info.scheduler,
+            guidance_scale=info.guidance_scale,
+            steps=self.steps,
+            prompts=self.prompts,
+            points=tuple(self.point(count) for count in sorted(self.predicted)),
+            prediction_error=self._prediction_error(self.verified),
+            generations=self.spent,
+        )
+
+    def _psnr(self, count: int, verified: Mapping[int, Known]) -> float | None:
+        """Predicted PSNR, dB: the recording's level, moved by what the verified plans were off."""
+        if not verified or count == self.steps:
+            return None
+        counts = sorted(verified)
+        off = [float(np.mean(verified[c].quality["psnr"])) - self._level(c) for c in counts]
+        return min(self._level(count) + float(np.interp(count, counts, off)), 100.0)
+
+    def _prediction_error(self, verified: Mapping[int, Known]) -> float | None:
+        if len(verified) < 2:
+            return None
+        misses = []
+        for count, known in verified.items():
+            others = {c: k for c, k in verified.items() if c != count}
+            predicted = self._psnr(count, others)
+            assert predicted is not None
+            misses.append(predicted - float(np.mean(known.quality["psnr"])))
+        return float(np.sqrt(np.mean(np.square(misses))))
+
+    def _level(self, count: int) -> float:
+        """-10 log10 of the least predicted damage, dB."""
+        return -10.0 * math.log10(max(self.predicted[count].damage, 1e-14))
+
+    def _left(self) -> float:
+        return self.effort.generations - self.spent
+
+    def _cost(self, count: int) -> float:
+        """Generations that a fit on all search prompts takes."""
+        return self.prompts * count / self.steps
+
+    # -- running plans -----------------------------------------------------------------------------------------------
+    def _search(self, count: int, generations: float) -> None:
+        """The best plan with `count` computed steps that `generations` allow."""
+        if not self.effort.groups or generations <= 0.0:
+            self.known.setdefault(count, Known(self.predicted[count].computed, self._level(count)))
+            return
+        groups = [[i for i in group if i < self.prompts] for group in self.effort.groups]
+        referee = Referee(self.setting.pipe, self.material.runs, self.sampler, [g for g in groups if g], self.history)
+        options = portfolio(
+            self.material.profile.trajectory,
+            self.sampler.impulse,
+            count,
+            history=self.history,
+            latent=self.sampler.input is not None,
+            starts=self.sampler.relations.starts,
+        )
+        before = self.spent
+
+        def tick(one: Judged) -> None:
+            self.spent += one.spent
+            self._judged(one)
+            self._told(f"{count} computed steps, plan {len(found) + 1}", self.spent)
+            found.append(one)
+
+        found: list[Judged] = []
+        state = search(
+            options,
+            referee,
+            self.damage.of,
+            self.steps,
+            generations,
+            prompts=sum(map(len, groups)),
+            tick=tick,
+            known=self._stored,
+            fixed=self.sampler.relations.starts,
+        )
+        self.spent = before + state.spent
+        if not state.ranked():  # not one plan fitted into what is left
+            self.known.setdefault(count, Known(self.predicted[count].computed, self._level(count)))
+            return
+        best = state.best
+        self.known[count] = Known(best.computed, best.decibels)
+
+    def _verify(self, count: int) -> None:
+        """Fit the plan on all search prompts and measure what comes out."""
+        known = self.known.setdefault(count, Known(self.predicted[count].computed, self._level(count)))
+        if known.quality:
+            return
+        self._told(f"{count} computed steps: fitting on {self.prompts} prompts", self.spent)
+        self._fit(known, range(self.prompts))
+
+    def _fit(self, known: Known, prompts: Sequence[int]) -> None:
+        found = fit(
+            self.setting.pipe, [self.material.runs[i] for i in prompts], self.sampler, known.plan, history=self.history
+        )
+        self.spent += found.calls / (self.steps * self.sampler.relations.calls)
+        known.fitted = found
+        known.level = float(np.mean(-10.0 * np.log10(found.errors[-1] + 1e-14)))
+        known.quality = {name: [] for name in self.metrics}
+        for video, i in zip(found.results, prompts, strict=True):
+            for name in self.metrics:
+                value = metric_called(name).measured(
+                    video[None], self.material.videos[i][None], [self.material.cases[i].prompt]
+                )
+                known.quality[name].append(float(value[0]))
+
+    # -- towards a budget --------------------------------------------------------------------------------------------
+    def _first_guess(self, budget: Budget, margin: float | None) -> int:
+        """A first plan is run on two prompts: how the recording's level translates into the budget's metric."""
+        count = min(max(len(self.sampler.relations.starts), self.steps // 4), max(self.predicted))
+        look = Known(self.predicted[count].computed, 0.0)
+        self._fit(look, range(min(2, self.prompts)))
+        self._offset = budget.margin(look.quality) - look.level
+        self._bias = {count: look.level - self._level(count)}
+        for candidate in sorted(self.predicted):
+            if self._expected(candidate) >= self._margin(candidate, budget, margin):
+                return candidate
+        return self.steps
+
+    def _expected(self, count: int) -> float:
+        """Predicted dB over the budget."""
+        counts = sorted(self._bias)
+        return self._level(count) + float(np.interp(count, counts, [self._bias[c] for c in counts])) + self._offset
+
+    def _slack(self, count: int, budget: Budget) -> float:
+        """dB over the budget of the best plan so far, by its error on the prompts that judged it."""
+        known = self.known[count]
+        if self.effort.groups:
+            self._bias[count] = known.level - self._level(count)
+            return known.level + self._offset
+        return self._expected(count)
+
+    def _margin(self, count: int, budget: Budget, margin: float | None) -> float:
+        if margin is not None:
+            return margin
+        known = self.known.get(count)
+        values = known.quality if known else {}
+        if not values:
+            return self.margin_of([SPREAD * x for x in stats.norm.ppf((np.arange(self.prompts) + 0.5) / self.prompts)])
+        single = [budget.margin({name: [v[i]] for name, v in values.items()}) for i in range(len(values["psnr"]))]
+        return self.margin_of(single)
+
+    def _next(self, count: int, tried: Mapping[int, float]) -> int | None:
+        """The number of computed steps to try next: where the prediction, moved by what was found, crosses."""
+        slack = tried[count]
+        if slack >= 0.0:
+            fewer = [c for c in self.predicted if c < count and slack + self._level(c) - self._level(count) >= -0.5]
+            chosen = min(fewer, default=count - 1)
+        else:
+            chosen = self._reached(count, -slack)
+        return None if chosen in tried or chosen not in self.predicted or chosen >= self.steps else chosen
+
+    def _reached(self, count: int, more: float) -> int:
+        """The fewest computed steps, more than `count`, whose predicted level is so many dB higher."""
+        better = [c for c in self.predicted if c > count and self._level(c) - self._level(count) >= more]
+        return min(better, default=self.steps)
