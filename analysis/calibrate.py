@@ -259,8 +259,7 @@ class Calibrator:
         if not self._done:
             raise RecordingError("no complete run was recorded: call the pipeline inside `with calibrate(pipe)`")
         inputs, outputs = (
-            tuple(_known((p[0].sum(0) / p[1].sum(0))[1:]) for p in (run[name] for run in self._done))
-            for name in ("input", "output")
+            tuple(_changes(*p.sum(1)) for p in (run[name] for run in self._done)) for name in ("input", "output")
         )
         ratios = np.mean([run["ratio"] for run in self._done], axis=0)
         gains, offsets = regressions(profile, "stack", np.mean([run["mean"] for run in self._done], axis=(0, 1)))
@@ -288,8 +287,10 @@ class Calibrator:
         )
 
 
-def _known(values: NDArray[np.float64]) -> tuple[float, ...]:
-    return tuple(values[~np.isnan(values)].tolist())
+def _changes(changed: NDArray[np.float64], older: NDArray[np.float64]) -> tuple[float, ...]:
+    """The relative changes of the steps that have one before them in the same denoiser."""
+    known = ~np.isnan(older)
+    return tuple((changed[known] / older[known]).tolist())
 
 
 def _mean(values: NDArray[Any], axes: tuple[int, ...], none: float) -> NDArray[Any]:
