@@ -158,7 +158,7 @@ def test_the_denoiser_s_input_scale_is_found() -> None:
 
 
 def test_refusals_say_why() -> None:
-    with pytest.raises(ValueError, match="FlowMatchEuler.*no timesteps: give the number of steps"):
+    with pytest.raises(ValueError, match=r"FlowMatchEuler.*no timesteps: give the number of steps"):
         probe(_without_timesteps())
     learned = ready(diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False))
     with pytest.raises(ValueError, match="does not take outputs of the latent's shape"):
