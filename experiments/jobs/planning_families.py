@@ -83,9 +83,7 @@ class Outcome:
         computed: the planned steps.
         fitted: mean squared error of the replayed fit, relative to the uncached result's mean square.
         fixed: the same of the fixed predictors at the same steps.
-        predicted: mean squared error of the last latent by the fit's own account, where it has one.
         replays: largest difference between the fit's own result and the replay through `attach`.
-        uniform: relative error of the fit at evenly spaced steps.
     """
 
     family: str
@@ -158,10 +156,10 @@ def checked(family: str, name: str, specimen: Specimen) -> Outcome:
     steps = planned(sampler, material.profile)
     found: FittedRuns = fit(specimen.pipe, material.runs, sampler, steps)
     assert found.predictor is not None
-    replayed = replays(specimen, steps, found.predictor)
+    replayed = replays(specimen, sampler.steps, steps, found.predictor)
     fixed = {}
     for label, predictor in FIXED.items():
-        fixed[label] = error(replays(specimen, steps, predictor), material.results)
+        fixed[label] = error(replays(specimen, sampler.steps, steps, predictor), material.results)
     return Outcome(
         family,
         name,
@@ -173,9 +171,9 @@ def checked(family: str, name: str, specimen: Specimen) -> Outcome:
     )
 
 
-def replays(specimen: Specimen, steps: Sequence[int], predictor: Predictor) -> list[Tensor]:
+def replays(specimen: Specimen, steps: int, computed: tuple[int, ...], predictor: Predictor) -> list[Tensor]:
     """The results of all seeds under a plan, through `attach`."""
-    policy = Planned(steps=STEPS, computed=tuple(steps), stand_in=predictor)
+    policy = Planned(steps=steps, computed=computed, stand_in=predictor)
     with fc.attach(specimen.pipe, policy), torch.no_grad():
         return [specimen.generate(steps=STEPS, seed=seed) for seed in SEEDS]
 
