@@ -8,14 +8,14 @@ MODEL ?= latte-digits
 PARALLEL ?= --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format train-reference clean
+.PHONY: help install demo test test-wheel test-all lint format train-reference clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lab,train,dev]'
 	@touch $@
 
 install: $(STAMP) ## the project and its tools into .venv, at the versions of constraints.txt
@@ -25,6 +25,9 @@ demo: $(STAMP) ## record, tune, export, apply and compare on latte-digits; at mo
 
 test: $(STAMP) ## the tests, without the slow ones, on all cores
 	$(BIN)/python -m pytest $(PARALLEL)
+
+test-wheel: $(STAMP) ## a wheel, built from the sdist and used in an environment of its own
+	$(BIN)/python -m pytest tests/test_wheel.py -m slow
 
 test-all: $(STAMP) ## every test
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"

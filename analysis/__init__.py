@@ -1,5 +1,9 @@
 """Seeing where a model repeats itself: recordings, profiles, quality metrics, figures and TensorBoard."""
 
+from fastercache.extras import need
+
+need("lab", "fastercache.analysis")
+
 from fastercache.analysis.board import Board
 from fastercache.analysis.calibrate import Calibration, Calibrator, calibrate
 from fastercache.analysis.measures import MEASURES, band_similarity, cosine, relative_l1, relative_l2, similarity

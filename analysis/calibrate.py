@@ -10,6 +10,7 @@ SmoothCache's curves, ERTACache's errors and correction.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal
@@ -234,8 +235,20 @@ class Calibrator:
         self._last[name, branch] = value
 
     def result(self) -> Calibration:
-        """The constants of all complete runs. Raises RecordingError if there is none."""
+        """The constants of all complete runs.
+
+        Raises:
+            RecordingError: without a complete run of two steps, or where a value is constantly zero, so that no
+                relative change of it exists.
+        """
         self._close_run()
+        if self._done and self._done[0]["output"].shape[-1] < 2:
+            raise RecordingError("calibration compares steps with one another: found 1 step, expected 2 or more")
+        with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of means over nothing: _finite tells instead
+            return self._measured()
+
+    def _measured(self) -> Calibration:
         profile = self.recorder.profile()
         if not self._done:
             raise RecordingError("no complete run was recorded: call the pipeline inside `with calibrate(pipe)`")
@@ -246,6 +259,14 @@ class Calibrator:
         ratios = np.mean([run["ratio"] for run in self._done], axis=0)
         gains, offsets = regressions(profile, "stack", np.mean([run["mean"] for run in self._done], axis=(0, 1)))
         roles = [str(role) for role in Role if matches(role, profile.sites)]
+        curves, errors = {role: distances(profile, role) for role in roles}, distances(profile, "stack")
+        measured = {"the first block's input": inputs, "the denoiser's output": outputs, "the stack's residual": errors}
+        for name, values in {**measured, **{f"{role} sites": curve for role, curve in curves.items()}}.items():
+            if not np.isfinite(np.asarray(values)).all():
+                raise RecordingError(
+                    f"no relative change of {name} exists: it is zero at some step, or not finite, so this model "
+                    "cannot be calibrated"
+                )
         return Calibration(
             model=identity_of(self._subject),
             scheduler=_scheduler(self._subject),
@@ -254,8 +275,8 @@ class Calibrator:
             inputs=inputs,
             outputs=outputs,
             ratios={branch: tuple(ratios[b].tolist()) for b, branch in enumerate(profile.branches)},
-            curves={role: distances(profile, role) for role in roles},
-            errors=distances(profile, "stack"),
+            curves=curves,
+            errors=errors,
             gains=gains,
             offsets=offsets,
         )

@@ -225,7 +225,7 @@ class Profile:
         """Read what `save` wrote. Raises ConfigUnreadable in one line if it is missing, damaged or foreign."""
         folder = Path(folder)
         info = read_model(folder / JSON_NAME, ProfileInfo, "profile")
-        data = read_bytes(folder / ARRAYS_NAME, "profile's arrays", limit=MAX_ARRAYS)
+        data = read_bytes(folder / ARRAYS_NAME, "file of a profile's arrays", limit=MAX_ARRAYS)
         try:
             arrays = {name: tensor.numpy() for name, tensor in from_bytes(data).items()}
         except (

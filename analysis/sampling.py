@@ -237,8 +237,8 @@ def _recording(steps: Sequence[SamplerStep], response: Response) -> Recording:
     counts = {len(step.calls) for step in steps}
     if len(counts) > 1:
         raise RecordingError(
-            f"the steps of a run make {' or '.join(map(str, sorted(counts)))} denoiser calls: guidance that is "
-            "switched on and off within a run cannot be planned over whole steps"
+            f"the steps of a run make {' or '.join(map(str, sorted(counts)))} denoiser calls: guidance switched "
+            "on and off within a run cannot be planned over whole steps"
         )
     relations = Relations(
         input=scales,

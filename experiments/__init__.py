@@ -3,3 +3,7 @@
 `cli` is the command line: `commands` parse, `jobs` do the work, `pictures` draw what came out. `bench` compares
 methods, `reference` holds the trained reference models.
 """
+
+from fastercache.extras import need
+
+need("lab", "fastercache.experiments")

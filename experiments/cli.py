@@ -1,18 +1,21 @@
 """The command line: what every command shares. The commands themselves are in `experiments/commands`.
 
 Nothing heavy is imported before a command runs. Errors that a user can cause
-are one line on standard error and exit code 2; an interruption says how to go on and exits with 130.
+are one line on standard error and exit code 2, faults of the toolkit one line, a log file and exit code 1
+(`failures`); an interruption says how to go on and exits with 130.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from importlib import metadata
+from typing import Annotated, Any, TypeVar
 
 import typer
+from click import ClickException
 
-from fastercache.experiments import console
+from fastercache.experiments import console, failures
 from fastercache.experiments.commands import against, check, cost, find, look, make, planning
 
 app = typer.Typer(
@@ -41,7 +44,7 @@ RESUME = "interrupted; what was finished is kept: run the same command again and
 
 
 def guarded(command: F) -> F:
-    """Wrap a command: user errors become one line and exit code 2, an interruption a hint and exit code 130."""
+    """Wrap a command: an error becomes one line and an exit code (`failures`), an interruption a hint and 130."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -49,17 +52,32 @@ def guarded(command: F) -> F:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            console.words.print(RESUME if command.__name__ in RESUMABLE else "interrupted", soft_wrap=True)
+            console.say(RESUME if command.__name__ in RESUMABLE else "interrupted")
             raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, ClickException, BrokenPipeError):
+            raise
         except Exception as error:
-            from fastercache.policies.errors import FasterCacheError
-
-            if not isinstance(error, FasterCacheError):
-                raise
-            console.fail(str(error))
-            raise typer.Exit(2) from None
+            line, code = failures.told(error)
+            console.fail(line)
+            raise typer.Exit(code) from None
 
     return wrapper  # type: ignore[return-value]
+
+
+def version(asked: bool) -> None:
+    """Print the installed version and end."""
+    if asked:
+        typer.echo(f"fastercache {metadata.version('fastercache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (

@@ -7,18 +7,32 @@ import logging
 import math
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-words = Console(stderr=True, highlight=False)
-"""Everything that is not the result: notes, progress, errors."""
+words = Console(stderr=True, highlight=False, markup=False, emoji=False)
+"""Everything that is not the result: notes, progress, errors. Nothing is read as markup: messages hold `[peers]`."""
 
-results = Console(highlight=False)
+results = Console(highlight=False, markup=False, emoji=False)
 """Tables for people. With `--json` nothing but one JSON object goes to standard output."""
+
+
+def say(text: str | Text, console: Console = words) -> None:
+    """A sentence. On a terminal it breaks between words, and a path longer than a line is left whole."""
+    if console.is_terminal and isinstance(text, str):
+        text = textwrap.fill(text, console.width, break_long_words=False, break_on_hyphens=False)
+    console.print(text, soft_wrap=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 prompt`, `2 prompts`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def quiet() -> None:
@@ -42,9 +56,7 @@ def quiet() -> None:
 
 def fail(message: str) -> None:
     """One line on standard error, whatever the message contains."""
-    line = " ".join(message.split())
-    sys.stderr.write(f"error: {line}\n")
-    sys.stderr.flush()
+    say(f"error: {' '.join(message.split())}")
 
 
 def emit(payload: Mapping[str, Any]) -> None:
@@ -72,7 +84,7 @@ def progress() -> Progress:
     Where standard error is no terminal nothing is drawn.
     """
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

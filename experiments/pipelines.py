@@ -66,9 +66,9 @@ def open_pipeline(
 
     Raises:
         PipelineUnreadable: if there is no such pipeline, or the folder is none.
-        InvalidPolicy: if the pipeline takes no argument of a given name.
+        InvalidPolicy: if the pipeline takes no argument of a given name, or the device is not there.
     """
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = _place(device)
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     shipped = name in reference.names()
     kinds["auto"] = torch.float32 if place.type == "cpu" or shipped else torch.bfloat16
@@ -98,6 +98,19 @@ def with_steps(subject: Subject) -> Subject:
     if parameter is None or not isinstance(parameter.default, int):
         raise InvalidPolicy(f"{cls.__name__} has no default number of steps: give --steps")
     return replace(subject, call={**subject.call, "num_inference_steps": parameter.default})
+
+
+def _place(device: str) -> torch.device:
+    """The device a name stands for. Raises InvalidPolicy if there is no such device on this machine."""
+    try:
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        torch.empty(1, device=place).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each backend has its own way to be absent
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InvalidPolicy(
+            f"no device '{device}' can be used here ({reason:.200}): give --device cpu or auto"
+        ) from None
+    return place
 
 
 def _load(name: str, dtype: torch.dtype) -> Any:

@@ -72,6 +72,7 @@ def attach(
     cache_dtype: torch.dtype | None = None,
     cache_device: str | torch.device | None = None,
     max_cache_bytes: int | None = None,
+    keep_traces: int = 8,
     allow: frozenset[str] | set[str] = frozenset(),
 ) -> Session:
     """Attach a policy to a diffusers pipeline or a bare denoiser.
@@ -90,15 +91,20 @@ def attach(
         cache_dtype: store cached values in this dtype instead of their own.
         cache_device: store cached values on this device instead of their own.
         max_cache_bytes: refuse a run that would cache more than this, before it starts.
+        keep_traces: how many of the newest runs' traces the session keeps, at least one.
         allow: for a tuned config, the differences to accept: `model`, `scheduler`, `steps`, `guidance`.
 
     Raises:
-        AttachError: the target has no denoiser, or has a session attached already.
+        AttachError: the target has no denoiser, or has a session attached already; or keep_traces is below 1.
         NoSiteMatched: the policy's site query matches nothing.
         BranchUnknown: the guidance style is not known and was not given.
         ConfigMismatch: the tuned config was made for something else.
         CacheTooLarge: when a run starts, if it would cache more than `max_cache_bytes`.
     """
+    if isinstance(policy, type):
+        raise AttachError(f"attach needs a policy, found the class {policy.__name__}: write {policy.__name__}()")
+    if not isinstance(policy, (Policy, TunedConfig, str, Path)):
+        raise AttachError(f"attach needs a policy, a tuned config or the path of one, found {type(policy).__name__}")
     config: TunedConfig | None = None
     if isinstance(policy, (str, Path)):
         policy = TunedConfig.load(policy)
@@ -106,6 +112,8 @@ def attach(
         config = policy
         config.check(target, allow=frozenset(allow))
         policy = config.policy
+    if keep_traces < 1:
+        raise AttachError(f"keep_traces must be at least 1, found {keep_traces}")
     denoisers = denoisers_of(target)
     for _, module in denoisers:
         if any(is_hooked(m) for m in module.modules()):
@@ -132,6 +140,7 @@ def attach(
         cache_dtype=cache_dtype,
         cache_device=cache_device,
         max_cache_bytes=max_cache_bytes,
+        keep_traces=keep_traces,
         check_run=check,
     )
     return session

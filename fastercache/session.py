@@ -16,7 +16,7 @@ from fastercache.model.families import Guidance
 from fastercache.model.flops import FlopBook
 from fastercache.model.layout import leading_tensor, timestep_of
 from fastercache.policies.base import Citation, Policy
-from fastercache.policies.errors import AttachError, FasterCacheError
+from fastercache.policies.errors import AttachError, FasterCacheError, NotFinite
 from fastercache.policies.registry import dump
 from fastercache.policies.schedule import Table, claimed, compile_policy
 from fastercache.policies.vocabulary import OUTER, Branch, Kind, Run, Site, select
@@ -25,6 +25,7 @@ from fastercache.run.caller import Caller
 from fastercache.run.calls import RunState, SitePlan, Watcher
 from fastercache.run.clock import Clock
 from fastercache.run.denoiser import Denoiser
+from fastercache.run.idle import warn_if_idle
 from fastercache.run.memory import MemoryPlan, ValueShapes, bound_dynamic, plan_static
 from fastercache.run.parallel import Ranks
 from fastercache.run.signals import Jury
@@ -53,7 +54,7 @@ class Session:
     Attributes:
         policy: the policy in force.
         sites: every site found, in execution order.
-        traces: one per run, the newest last.
+        traces: those of the last few runs, the newest last.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class Session:
         cache_dtype: torch.dtype | None = None,
         cache_device: str | torch.device | None = None,
         max_cache_bytes: int | None = None,
+        keep_traces: int = 8,
         check_run: Callable[[Run, Any], None] | None = None,
     ) -> None:
         self.pipe = pipe
         self.policy = policy
         self.traces: list[Trace] = []
+        self._keep_traces = keep_traces
         self._cache_dtype = cache_dtype
         self._cache_device = torch.device(cache_device) if cache_device is not None else None
         self._transfers = Transfers() if self._cache_device is not None else None
@@ -84,9 +87,11 @@ class Session:
         self._watches: list[Watch] = []
         self._compiled: tuple[Policy, Run, Table, list[SitePlan]] | None = None
         self._started = 0.0
+        self._running: Trace | None = None
+        self._unchecked: Trace | None = None  # the newest run, until it is known whether it reused anything
         self._attached = False
         self._denoisers: list[Denoiser] = []
-        self._clock = Clock(getattr(pipe, "scheduler", None), self._step_ended, self._run_announced)
+        self._clock = Clock(getattr(pipe, "scheduler", None), self._step_ended, self._run_announced, self._in_call)
         self._caller = Caller(pipe, self._call_ended)
         try:
             for prefix, module in denoisers:
@@ -102,6 +107,7 @@ class Session:
                         self._book,
                         self._begin_run,
                         self._forget_run,
+                        self._sites_shown,
                     )
                 )
             self.sites = tuple(site for d in self._denoisers for site in d.sites)
@@ -122,12 +128,14 @@ class Session:
     ) -> None:
         if kind is None:
             self.finish()
+            self._call_ended(None)
         self.detach()
 
     def detach(self) -> None:
         """Restore every forward and drop every cached value. Calling it again does nothing."""
         if self._attached:
             self._attached = False
+            self._close_trace()
             self._remove()
 
     def _remove(self) -> None:
@@ -152,6 +160,12 @@ class Session:
     def _claim(self, policy: Policy) -> None:
         if not policy.claims(self.sites):
             raise AttachError(f"{policy.name} claims no site of this model, so it would do nothing")
+
+    def _sites_shown(self) -> None:
+        """A first call has shown other sites than the structure had suggested."""
+        self.sites = tuple(site for d in self._denoisers for site in d.sites)
+        self._claim(self.policy)
+        self._compiled = None
 
     def start(self, timesteps: Sequence[float] | Tensor) -> None:
         """Announce a run of a sampling loop of your own: its timesteps, in order."""
@@ -202,7 +216,7 @@ class Session:
         """The last run in one line."""
         t = self.last
         return (
-            f"{self.policy.name}: {t.run.count} steps, {t.share():.0%} of {len(t.sites)} sites' decisions reused, "
+            f"{self.policy.name}: {t.steps_in_words}, {t.share():.0%} of {len(t.sites)} sites' decisions reused, "
             f"computed FLOPs {t.total_flops / 1e9:.2f} G of {sum(t.flops_full) / 1e9:.2f} G "
             f"({t.speedup_flops:.2f}x), {t.cached_bytes / 2**20:.2f} MiB cached at most, {t.seconds:.2f} s"
         )
@@ -221,6 +235,9 @@ class Session:
         return citations_of(self.policy)
 
     # -- a run -------------------------------------------------------------------------------------------------------
+    def _in_call(self) -> bool:
+        return self._caller.inside
+
     def _run_announced(self) -> None:
         self._caller.check_thread()
         for denoiser in self._denoisers:
@@ -229,6 +246,7 @@ class Session:
 
     def _forget_run(self) -> None:
         """Drop every cached value, and let the next denoiser call begin a run."""
+        self._close_trace()
         for denoiser in self._denoisers:
             denoiser.clear()
             denoiser.state = None
@@ -237,6 +255,9 @@ class Session:
     def _call_ended(self, error: BaseException | None) -> None:
         """The pipeline's call has ended, wherever its run stood."""
         self._forget_run()
+        if error is None and self._unchecked is not None:
+            warn_if_idle(self._unchecked, self._compiled[2] if self._compiled is not None else None)
+        self._unchecked = None
 
     def _begin_run(self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """At the first denoiser call of a run: read the clock and branches, claim sites, compile, reset."""
@@ -246,7 +267,7 @@ class Session:
             self._clock.pending = True
         batch = leading_tensor(args, kwargs).shape[0]
         self._caller.begin(self._clock.manual)
-        self._clock.begin(timestep_of(args, kwargs))
+        self._clock.begin(timestep_of(args, kwargs), self.pipe)
         if len(self._denoisers) > 1:
             self._clock.steps = with_denoisers(self.pipe, self._clock.steps)
         branches = denoiser.branches.begin(batch, kwargs)
@@ -271,7 +292,9 @@ class Session:
         except FasterCacheError:
             self._run_announced()
             raise
-        self.traces.append(trace)
+        self.traces = [*self.traces, trace][-self._keep_traces :]
+        self._caller.claim()
+        self._running = self._unchecked = trace
         _synchronise()
         self._started = time.perf_counter() - self._book.seconds  # all counting is taken off again when the run ends
 
@@ -361,21 +384,35 @@ class Session:
         return next(d for d in self._denoisers if d.prefix.removesuffix("/") == site.denoiser)
 
     def _step_ended(self, index: int) -> None:
-        if not self.traces or self.traces[-1].complete:
+        trace = self._running
+        if trace is None:
             return
-        trace = self.traces[-1]
+        trace.reached = index + 1
+        try:
+            for denoiser in self._denoisers:
+                denoiser.finite.check()
+        except NotFinite:
+            self._forget_run()
+            raise
         held: dict[int, int] = {}
         for denoiser in self._denoisers:
             denoiser.release(index)
             held |= denoiser.held()
         trace.bytes_per_step[index] = sum(held.values())
         if index == trace.run.count - 1:
+            trace.complete = True
+            self._close_trace()
+            self._caller.forget()
+            for denoiser in self._denoisers:
+                denoiser.clear()
+
+    def _close_trace(self) -> None:
+        """The present run is over, complete or not."""
+        trace, self._running = self._running, None
+        if trace is not None:
             _synchronise()
             trace.counting_seconds = self._book.seconds
             trace.seconds = time.perf_counter() - self._started - trace.counting_seconds
-            trace.complete = True
-            for denoiser in self._denoisers:
-                denoiser.clear()
 
 
 def _synchronise() -> None:

@@ -8,6 +8,7 @@ its own and renames, so neither a crash nor a second process leaves half a file 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -237,6 +238,20 @@ def replacing(path: str | Path, what: str) -> Iterator[Path]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+
+def refused_by_disk(error: BaseException) -> str | None:
+    """What to say of an error that a full or read-only disk caused somewhere in another package; None for others."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in REFUSALS:
+            where = f" {cause.filename}" if cause.filename else ""
+            return f"the file system refuses{where}: {cause.strerror}; make room or change the place, then run it again"
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def put_aside(path: str | Path) -> Path:

@@ -73,7 +73,7 @@ class Wrapper(Policy):
 
 @register
 class WarmUp(Wrapper):
-    """No reuse in the first `steps` steps."""
+    """Computes every step at the start of a run, as many as `steps` says; then the inner policy decides."""
 
     name: ClassVar[str] = "warm_up"
     steps: Annotated[int, Field(ge=0, le=1000)] = Field(

@@ -10,8 +10,7 @@ import torch
 
 from fastercache import zoo
 from fastercache.policies import files, registry
-from fastercache.zoo.latte import pipeline
-from fastercache.zoo.specimen import Specimen, seeded
+from fastercache.zoo.specimen import Specimen
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +25,7 @@ def tiny_latte() -> Any:
 
     Call it with `height=32, width=32, video_length=4, clean_caption=False`; its latent is 8x8 with 4 channels.
     """
-    with seeded():
-        return pipeline()
+    return zoo.build("latte").pipe
 
 
 @pytest.fixture

@@ -4,6 +4,10 @@
 >>> export(study, held_out=study.verify()).save("tuned.json")                              # doctest: +SKIP
 """
 
+from fastercache.extras import need
+
+need("lab", "fastercache.tuner")
+
 from fastercache.tuner.budget import Budget, InvalidBudget, Term
 from fastercache.tuner.certify import certificate, clopper_pearson, fixed_sequence, hoeffding_bentkus, prompts_needed
 from fastercache.tuner.entry import default_seeds, tune

@@ -74,11 +74,11 @@ class PatientStorage(RDBStorage):
 
 
 for _name in (
-    "_create_new_trial", "_get_stale_trial_ids", "_get_trials", "create_new_study", "create_new_trial",
-    "get_all_studies", "get_all_trials", "get_study_directions", "get_study_id_from_name", "get_study_name_from_id",
-    "get_study_system_attrs", "get_study_user_attrs", "get_trial", "get_trial_id_from_study_id_trial_number",
-    "record_heartbeat", "set_study_system_attr", "set_study_user_attr", "set_trial_param", "set_trial_state_values",
-    "set_trial_system_attr", "set_trial_user_attr",
+    "_create_new_trial", "_get_stale_trial_ids", "_get_trials", "_set_trial_param", "create_new_study",
+    "create_new_trial", "get_all_studies", "get_all_trials", "get_study_directions", "get_study_id_from_name",
+    "get_study_name_from_id", "get_study_system_attrs", "get_study_user_attrs", "get_trial",
+    "get_trial_id_from_study_id_trial_number", "record_heartbeat", "set_study_system_attr", "set_study_user_attr",
+    "set_trial_param", "set_trial_state_values", "set_trial_system_attr", "set_trial_user_attr",
 ):  # fmt: skip
     setattr(PatientStorage, _name, _patient(getattr(RDBStorage, _name)))
 

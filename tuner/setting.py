@@ -181,4 +181,5 @@ def hardware(device: str) -> str:
     """The machine in words: the GPU's name, or the processor and the number of threads."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' * (threads != 1)}"

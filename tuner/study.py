@@ -113,9 +113,10 @@ class Study:
 
     def _check_fingerprint(self) -> None:
         now = self.fingerprint()
+        begun = bool(self.optuna.get_trials(deepcopy=False))  # read first: who begins writes the fingerprint first
         then = self.optuna.user_attrs.get(FINGERPRINT)
         if then is None:
-            if self.optuna.get_trials(deepcopy=False):
+            if begun:
                 raise ConfigUnreadable(f"{self._place} holds a study that is not of this tuner: give another path")
             self.optuna.set_user_attr(FINGERPRINT, now)
             return
@@ -146,7 +147,7 @@ class Study:
         self._enqueue_seeds()
         recovered = -HEARTBEAT
         fruitless = 0
-        self.ended = f"{trials} trials done"
+        self.ended = "1 trial done" if trials == 1 else f"{trials} trials done"
         try:
             while sum(r.outcome in SPENT for r in self.records) < trials:
                 if timeout is not None and time.monotonic() - started > timeout:

@@ -25,7 +25,7 @@ import fastercache as fc
 from fastercache.analysis.metrics import measure
 from fastercache.experiments.bench.entries import Entry, Outcome, described, once
 from fastercache.experiments.bench.rows import Row
-from fastercache.experiments.console import words
+from fastercache.experiments.console import say
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.documents import Missing, put_aside, read_model, write_atomic, write_json
 from fastercache.tuned import Measured, quality_gathered
@@ -88,6 +88,19 @@ class Runs(BaseModel):
     cases: dict[str, CaseRuns]
 
 
+def stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `runs.json` of a folder holds, by case; a file that cannot be read is put aside, and all is run again."""
+    path = folder / "runs.json"
+    try:
+        cases: dict[str, dict[str, Any]] = read_model(path, Runs, "bench's runs").model_dump()["cases"]
+        return cases
+    except Missing:
+        return {}
+    except fc.ConfigUnreadable as error:
+        say(f"{error}; kept as {put_aside(path).name}, all is run again")
+        return {}
+
+
 def judged(subject: Subject, videos: Tensor, prompts: Sequence[str]) -> list[bool] | None:
     """For each of `(N, F, 3, H, W)`, whether it shows what its caption asks for; None where nothing can judge it."""
     if not subject.reference:
@@ -146,19 +159,9 @@ class Contest:
         setting = self.evaluator.setting
         where = {**setting.identity, "machine": setting.hardware}
         self._case_keys = [digest([where, case.prompt, case.seed]) for case in self.cases]
-        self._store: dict[str, dict[str, Any]] = self._stored()
+        self._store: dict[str, dict[str, Any]] = stored(folder)
 
     # -- what is there -----------------------------------------------------------------------------------------------
-    def _stored(self) -> dict[str, dict[str, Any]]:
-        path = self.folder / "runs.json"
-        try:
-            return read_model(path, Runs, "bench's runs").model_dump()["cases"]
-        except Missing:
-            return {}
-        except fc.ConfigUnreadable as error:
-            words.print(f"{error}; kept as {put_aside(path).name}, all is run again", soft_wrap=True, markup=False)
-            return {}
-
     def _known(self, i: int) -> dict[str, Figures]:
         """Case `i`'s figures by entry key."""
         runs: dict[str, Figures] = self._store.get(self._case_keys[i], {}).get("runs", {})

@@ -28,7 +28,7 @@ from fastercache.experiments.bench.verdict import (
     ratio_interval,
     verdict,
 )
-from fastercache.experiments.console import progress, words
+from fastercache.experiments.console import counted, progress, say
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.documents import put_aside
 from fastercache.tuned import package_versions
@@ -75,7 +75,7 @@ def plan_for(
     """
     prompts = list(given) if given is not None else subject.captions("held_out")
     if len(prompts) < count:
-        raise fc.ConfigUnreadable(f"--count asks for {count} prompts, found {len(prompts)}")
+        raise fc.ConfigUnreadable(f"--count asks for {counted(count, 'prompt')}, found {len(prompts)}")
     others = prompts[count:] if given is not None else subject.captions("train")
     known = set(prompts[:count])
     spare = [prompt for prompt in others if prompt not in known]
@@ -94,7 +94,7 @@ def calibrated(subject: Subject, plan: Plan, out: Path) -> tuple[Calibration | N
         try:
             return Calibration.load(path), ""
         except fc.ConfigUnreadable as error:
-            words.print(f"{error}; kept as {put_aside(path).name}", soft_wrap=True, markup=False)
+            say(f"{error}; kept as {put_aside(path).name}")
     try:
         with calibrate(subject.pipe) as calibrator, progress() as bar:
             for case in bar.track(cases, description="calibrating"):
@@ -136,7 +136,7 @@ def announce(contest: Contest) -> None:
     missing = [contest.missing(i) for i in range(len(contest.cases))]
     count = sum(len(names) for names in missing)
     if not count:
-        words.print("everything has been run already", soft_wrap=True)
+        say("everything has been run already")
         return
     contest.evaluator.run_bare(contest.cases[0])
     _, seconds = contest.evaluator.run_bare(contest.cases[0])
@@ -145,10 +145,9 @@ def announce(contest: Contest) -> None:
         again = sum(isinstance(contest.entries[name], Peer) for name in names) if i < COUNTED else 0
         cost += seconds * (0.65 * len(names) + len(names) / HEAT + again)
     kept = len(contest.cases) * len(contest.entries) - count
-    words.print(
-        f"{len(contest.entries)} entries x {len(contest.cases)} prompts, {kept} runs kept, {count} ahead: "
-        f"about {cost / 60:.0f} min at {seconds:.2f} s for an uncached run",
-        soft_wrap=True,
+    say(
+        f"{len(contest.entries)} entries x {counted(len(contest.cases), 'prompt')}, "
+        f"{counted(kept, 'run')} kept, {count} ahead: about {cost / 60:.0f} min at {seconds:.2f} s for an uncached run"
     )
 
 

@@ -239,14 +239,14 @@ def table(results: Results) -> Table:
 def show(results: Results, files: Mapping[str, str]) -> None:
     """Print the table, how to read it, what did not run, and where the files are."""
     console.results.print(table(results))
-    console.results.print(
+    console.say(
         f"F?, t?: at its FLOPs, at its time, does it beat fewer steps (? undecided, - outside). {legend(results)}",
-        soft_wrap=True,
+        console.results,
     )
     for who, why in refusals(results.refused):
-        console.results.print(f"did not run: {who}: {why}", soft_wrap=True, markup=False)
+        console.say(f"did not run: {who}: {why}", console.results)
     for name, path in files.items():
-        console.results.print(f"{name:>12}  {path}", soft_wrap=True, markup=False)
+        console.say(f"{name:>12}  {path}", console.results)
 
 
 def refusals(lines: Sequence[Line]) -> list[tuple[str, str]]:

@@ -61,7 +61,8 @@ def tune(
     budget: Annotated[
         str,
         typer.Option(
-            "--budget", help="Quality to keep: `psnr>=30`, `ssim>=0.95`, `q0.1(psnr)>=28`; several joined by commas."
+            "--budget",
+            help="Quality to keep: `psnr>=30`, `ssim>=0.95`, `p90:psnr>=28`; several joined by commas. In quotes.",
         ),
     ] = "psnr>=30",
     policies: Annotated[

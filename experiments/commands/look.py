@@ -13,7 +13,7 @@ def policies(
     name: Annotated[str | None, typer.Argument(help="Show this policy's fields.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """List the cache policies, or one policy's fields with their bounds.
+    """List the cache policies, or one policy's fields: what each means, its default and what it may hold.
 
     Example: `fastercache policies fastercache`
     """
@@ -25,7 +25,8 @@ def policies(
 def sites(
     pipe: Pipe,
     query: Annotated[
-        str | None, typer.Option("--sites", metavar="QUERY", help="Show what a query such as `spatial[2:6]` selects.")
+        str | None,
+        typer.Option("--query", "--sites", metavar="QUERY", help="Show what a query such as `spatial[2:6]` selects."),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -34,7 +35,7 @@ def sites(
 ) -> None:
     """Show what can be reused in a pipeline, what it costs in one denoiser call, and what was not recognised.
 
-    Example: `fastercache sites latte-digits --sites 'temporal|cross'`
+    `docs/sites.md` describes queries. Example: `fastercache sites latte-digits --query 'temporal|cross'`
     """
     from fastercache.experiments.jobs import catalog
 

@@ -82,6 +82,8 @@ def opened(
     """The pipeline that a command was given, as a `Subject`."""
     from fastercache.experiments.pipelines import open_pipeline
 
+    if steps == 1:
+        console.say("note: a run of 1 step has no step before it to reuse anything from: give --steps 2 or more")
     return open_pipeline(
         pipe, device=device, dtype=dtype, call=call or (), num_inference_steps=steps, guidance_scale=guidance
     )

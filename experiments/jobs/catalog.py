@@ -12,10 +12,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 import fastercache.policies as rules
 from fastercache.experiments.arguments import named
-from fastercache.experiments.console import results, words
+from fastercache.experiments.console import counted, results, say
 
 if TYPE_CHECKING:
     from fastercache.experiments.pipelines import Subject
@@ -38,10 +39,12 @@ def policies(name: str | None, *, show: bool) -> dict[str, Any]:
             {
                 "name": key,
                 "summary": _summary(cls),
+                "about": _about(cls),
                 "citation": None if cls.citation is None else asdict(cls.citation),
-                "fields": {field: _allowed(value) for field, value in schema["properties"].items()}
-                if schema.get("properties")
-                else {},
+                "fields": {
+                    field: {**_allowed(schema["properties"][field], schema), "meaning": info.description or ""}
+                    for field, info in cls.model_fields.items()
+                },
             }
         )
     if show and name is None:
@@ -53,38 +56,54 @@ def policies(name: str | None, *, show: bool) -> dict[str, Any]:
             source = f"{cited['title'].partition(':')[0]}, {cited['authors']} {cited['year']}" if cited else ""
             grid.add_row(entry["name"], entry["summary"], source)
         results.print(grid)
-        words.print("fastercache policies NAME shows a policy's fields; --set FIELD=VALUE sets one.")
+        say("fastercache policies NAME shows a policy's fields; --set FIELD=VALUE sets one.")
     elif show:
         entry = entries[0]
-        results.print(f"[bold]{entry['name']}[/bold]: {entry['summary']}")
+        say(Text.assemble((entry["name"], "bold"), f": {entry['about']}"), results)
         if entry["citation"]:
-            results.print("{title}, {authors} {year}, {url}".format(**entry["citation"]))
-        grid = Table("field", "default", "allowed", header_style="bold")
+            say("{title}, {authors} {year}, {url}".format(**entry["citation"]), results)
+        grid = Table("field", "default", "allowed", "meaning", header_style="bold")
         for field, allowed in entry["fields"].items():
-            grid.add_row(field, allowed["default"], allowed["allowed"])
+            grid.add_row(field, allowed["default"], allowed["allowed"], allowed["meaning"])
         results.print(grid)
     return {"policies": entries}
 
 
+def _about(cls: type[rules.Policy]) -> str:
+    """The first paragraph of the docstring, on one line; field names stay in backquotes."""
+    return " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
+
+
 def _summary(cls: type[rules.Policy]) -> str:
-    """The docstring's first line where that is a sentence, else what the cited work reuses."""
-    line = (cls.__doc__ or "").strip().splitlines()[0].replace("`", "")
-    return line if line.endswith(".") or cls.citation is None else f"Reuses {cls.citation.reuses}."
+    """The first sentence of the docstring, or what the cited work reuses where that sentence holds a formula."""
+    sentence = re.split(r"(?<=[.])\s|:(?=$)", _about(cls), maxsplit=1)[0].rstrip(":,")
+    plain = "=" not in sentence and len(sentence) <= 180
+    if cls.citation is None or plain:
+        return sentence if sentence.endswith(".") else f"{sentence}."
+    return f"Reuses {cls.citation.reuses}."
 
 
-def _allowed(schema: dict[str, Any]) -> dict[str, str]:
+def _allowed(schema: dict[str, Any], whole: dict[str, Any]) -> dict[str, str]:
     """A field's JSON schema as two short texts: its default and what may be set."""
     texts = []
     for option in schema.get("anyOf", [schema]):
+        if "$ref" in option:
+            option = whole["$defs"][option["$ref"].rpartition("/")[2]]
         if "const" in option:
             texts.append(json.dumps(option["const"]))
         elif "enum" in option:
             texts += [json.dumps(choice) for choice in option["enum"]]
         elif "minimum" in option or "maximum" in option:
             texts.append(f"{option.get('minimum', '')} to {option.get('maximum', '')} ({option['type']})")
+        elif option.get("type") == "array":
+            texts.append("a JSON list")
+        elif option.get("type") == "object":
+            texts.append("a JSON object")
         else:
             texts.append(str(option.get("type", "a policy or predictor as a JSON object")))
-    return {"default": json.dumps(schema["default"]) if "default" in schema else "", "allowed": " | ".join(texts)}
+    default = schema.get("default")
+    text = f"{default:.4g}" if isinstance(default, float) else json.dumps(default) if "default" in schema else ""
+    return {"default": text, "allowed": " | ".join(texts)}
 
 
 def sites(subject: Subject, query: str | None, *, show: bool) -> dict[str, Any]:
@@ -93,12 +112,17 @@ def sites(subject: Subject, query: str | None, *, show: bool) -> dict[str, Any]:
     found = tuple(site for inventory in inventories for site in inventory.sites)
     chosen = {site.name for site in (found if query is None else rules.select(query, found))}
     if show:
+        if query is not None:
+            say(f"'{query}' selects {counted(len(chosen), 'site')} of {len(found)}:", results)
         for inventory in inventories:
             results.print(_sites_table(subject, inventory, chosen))
+            for site in inventory.sites if query is not None else ():
+                if site.name in chosen:
+                    say(f"  {site.name}", results)
             if query is None and inventory.rest:
                 results.print(_rest_table(inventory))
         if uncounted:
-            words.print(f"FLOPs were not counted: {uncounted}", markup=False)
+            say(f"FLOPs were not counted: {uncounted}")
     return {
         "pipeline": subject.name,
         "class": type(subject.pipe).__name__,

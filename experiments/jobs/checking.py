@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 import fastercache as fc
 from fastercache import zoo
 from fastercache.analysis.calibrate import calibrate
 from fastercache.experiments import reference
 from fastercache.experiments.arguments import assignments, named
-from fastercache.experiments.console import progress, results
+from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pipelines import open_pipeline
 from fastercache.testing import LAWS, Verdict, check_policy
 from fastercache.testing.subject import specimen_of
@@ -22,7 +23,7 @@ from fastercache.tuner.library import CONSTANTS
 
 PIPES = ("latte-digits", "cogvideox", "wan")
 """The trained model, and random ones with guidance in one call and in two."""
-MARKS = {True: "yes", False: "[red]no[/red]", None: "n/a"}
+MARKS = {True: Text("yes"), False: Text("no", style="red"), None: Text("n/a")}
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,10 @@ def _show(name: str, found: Sequence[Checked]) -> None:
     results.print(grid)
     for one in found:
         if one.reused is None:
-            results.print(f"{one.pipe}: not applicable: {one.verdicts[0].detail}", soft_wrap=True, markup=False)
+            say(f"{one.pipe}: not applicable: {one.verdicts[0].detail}", results)
             continue
         if one.reused == 0.0:
-            results.print(f"{one.pipe}: nothing was reused, so this says little: loosen it with --set", soft_wrap=True)
+            say(f"{one.pipe}: nothing was reused, so this says little: loosen it with --set", results)
         for verdict in one.verdicts:
             if verdict.passed is False:
-                results.print(
-                    f"{one.pipe}, law {verdict.law} is broken: {verdict.detail}", soft_wrap=True, markup=False
-                )
+                say(f"{one.pipe}, law {verdict.law} is broken: {verdict.detail}", results)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.text import Text
 
 import fastercache as fc
 from fastercache.analysis import Board, Profile
@@ -34,7 +35,7 @@ from fastercache.analysis.plots import (
 from fastercache.experiments.bench.contest import UNCACHED, Contest
 from fastercache.experiments.bench.entries import Entry, FewerSteps, in_words
 from fastercache.experiments.bench.rows import Row, table
-from fastercache.experiments.console import progress, results, words
+from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs.recording import recorded, save_figures
 from fastercache.experiments.jobs.searching import Job, study_of, watched
 from fastercache.experiments.jobs.selecting import select
@@ -187,11 +188,9 @@ class Demo:
                 logdir=self.out / "tensorboard" / search.study,
             )
         ran = sum(r.outcome in (Outcome.MEASURED, Outcome.STOPPED) for r in study.records)
-        words.print(
-            f"    {ran} trials, {study.ended}; the best on the search prompts: {_gain(study.best())}", soft_wrap=True
-        )
+        say(f"    {ran} trials, {study.ended}; the best on the search prompts: {_gain(study.best())}")
         record = select(study, self.evaluator, self.evaluator.cases(self.selection_prompts))
-        words.print(f"    selected on {self.plan.selection} other prompts: {_gain(record)}", soft_wrap=True)
+        say(f"    selected on {self.plan.selection} other prompts: {_gain(record)}")
         with study.evaluator:
             return export(study, record).save(path)
 
@@ -286,7 +285,7 @@ def kept(path: Path, what: str) -> dict[str, Any]:
     try:
         found = read_json(path, what)
     except fc.ConfigUnreadable as error:
-        words.print(f"{error}; kept as {put_aside(path).name}", soft_wrap=True, markup=False)
+        say(f"{error}; kept as {put_aside(path).name}")
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -308,10 +307,10 @@ def _caption(row: Row) -> str:
 @contextmanager
 def stage(number: int, text: str) -> Iterator[None]:
     """Say what is going on, and how long it took."""
-    words.print(f"[bold]{number}/6[/bold] {text}", soft_wrap=True)
+    say(Text.assemble((f"{number}/6", "bold"), f" {text}"))
     began = time.perf_counter()
     yield
-    words.print(f"    {time.perf_counter() - began:.0f} s")
+    say(f"    {time.perf_counter() - began:.0f} s")
 
 
 def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, Any]:
@@ -321,7 +320,7 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
     with stage(1, f"recording {plan.recorded} prompts: where are the features redundant?"):
         figures = save_figures(job.profile, out)
     with stage(2, f"the budget: FasterCache as published on {plan.search} search prompts"):
-        words.print(f"    {job.budget}")
+        say(f"    {job.budget}")
     files = {}
     for number, (name, search) in enumerate(SEARCHES.items(), start=3):
         policies = ", ".join(search.policies)
@@ -343,17 +342,15 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
     if show:
         results.print(table(rows, f"{subject.name}, {len(contest.cases)} held-out prompts, budget {job.budget}"))
         by_name = {row.name: row.policy for row in rows}
-        results.print(
-            f"{GENTLE}: {_described(by_name[GENTLE])}; {STATIC}: {_described(by_name[STATIC])}", soft_wrap=True
-        )
+        say(f"{GENTLE}: {_described(by_name[GENTLE])}; {STATIC}: {_described(by_name[STATIC])}", results)
         steps = subject.call["num_inference_steps"]
         for few, name in ((FEWER, TUNED), (FEWEST, ANY)):
             count = by_name[few]["num_inference_steps"]
-            results.print(f"{few}: {count} of {steps} and no cache, at what '{name}' costs", soft_wrap=True)
+            say(f"{few}: {count} of {steps} and no cache, at what '{name}' costs", results)
         for name in SEARCHES:
-            results.print(f"{name}: {in_words(by_name[name])}", soft_wrap=True)
+            say(f"{name}: {in_words(by_name[name])}", results)
         for name, path in files.items():
-            results.print(f"{name:>12}  {path}", soft_wrap=True)
+            say(f"{name:>12}  {path}", results)
     return payload
 
 

@@ -15,7 +15,7 @@ from fastercache.experiments.arguments import choose, read_prompts
 from fastercache.experiments.bench.contest import UNCACHED, Contest, judged
 from fastercache.experiments.bench.entries import described, once
 from fastercache.experiments.bench.rows import Row, table
-from fastercache.experiments.console import progress, results
+from fastercache.experiments.console import counted, progress, results, say
 from fastercache.experiments.pictures import render
 from fastercache.experiments.pipelines import Subject
 from fastercache.tuner.evaluate import Evaluator
@@ -25,7 +25,10 @@ def prompts_for(subject: Subject, given: Sequence[str], path: Path | None, split
     """Prompts from the command line, else from a file, else the reference model's captions of a split."""
     prompts = list(given) or (read_prompts(path) if path else subject.captions(split)[: count or 1])
     if count is not None and len(prompts) < count:
-        raise fc.ConfigUnreadable(f"--count asks for {count} prompts, found {len(prompts)}")
+        raise fc.ConfigUnreadable(f"--count asks for {counted(count, 'prompt')}, found {len(prompts)}")
+    for number, prompt in enumerate(prompts[:count], start=1):
+        if not prompt.strip():
+            say(f"note: prompt {number} is empty: what comes out follows no text")
     return prompts[:count]
 
 
@@ -61,9 +64,9 @@ def generate(
     else:
         row = _plain(subject, prompts, policy, name, out=out, seed=seed, fps=fps, files=files, allow=allow)
     if show:
-        results.print(table([row], f"{subject.name}, {row.prompts} prompts, seeds from {seed}"))
+        results.print(table([row], f"{subject.name}, {counted(row.prompts, 'prompt')}, seeds from {seed}"))
         for path in files:
-            results.print(str(path), soft_wrap=True)
+            say(str(path), results)
     return {"pipeline": subject.name, **row.payload(), "seed": seed, "files": [str(path) for path in files]}
 
 

@@ -25,7 +25,7 @@ from torch import nn
 import fastercache as fc
 from fastercache.analysis.record import record
 from fastercache.experiments.bench.peers import Peer, Refused
-from fastercache.experiments.console import progress, results, words
+from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pipelines import Subject
 
 BARE = "bare pipeline"
@@ -143,7 +143,7 @@ def _possible(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> bo
         with enter():
             return True
     except Refused as refused:
-        words.print(f"left out: {name}: {refused}", soft_wrap=True)
+        say(f"left out: {name}: {refused}")
         return False
 
 

@@ -19,13 +19,13 @@ from fastercache.analysis.trajectory import Floats
 from fastercache.experiments.bench.contest import UNCACHED, Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
-from fastercache.experiments.console import progress, results, words
+from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.tuned import Results, TunedConfig
 from fastercache.tuner import Budget
 from fastercache.tuner.planning.front import Front, Point, means
-from fastercache.tuner.planning.material import Material, Told, material
+from fastercache.tuner.planning.material import Told, material
 from fastercache.tuner.planning.planner import EFFORTS, Planner
 from fastercache.tuner.planning.record import PlanRecord
 from fastercache.tuner.setting import Case, References, Setting, hardware, run
@@ -64,41 +64,54 @@ def plan(
         raise InvalidPolicy("say what the plan is for: --budget 'psnr>=45' or --speedup 5, one of the two")
     wanted = None if budget is None else Budget.parse(budget)
     subject = with_steps(subject)
-    setting = Setting(subject.pipe, subject.call, seed)
-    references = References(setting, folder / "references")
-    cases = setting.cases(prompts)
     asked = wanted.metrics if wanted is not None else ()
     with watched(EFFORTS[effort].generations) as told:
-        recorded = material(references, cases, told=told)
-        record = PlanRecord(
-            storage or folder / "plans.journal", _made_for(setting, cases, effort), name=_study(folder, storage)
-        )
-        planner = Planner(
-            setting,
-            recorded,
+        planner = open_planner(
+            subject,
+            prompts,
             effort=effort,
-            metrics=("psnr", "ssim", *asked, *metrics),
-            judged=record.add,
-            known=record.known,
+            metrics=(*asked, *metrics),
+            seed=seed,
+            folder=folder,
+            storage=storage,
             told=told,
         )
-        front = planner.for_speedup(speedup) if speedup is not None else planner.for_budget(_given(wanted), margin)
-    point = front.at(speedup) if speedup is not None else _cheapest(front, _given(wanted))
-    alone = planner.damage.alone()
-    return _shipped(
-        subject, references, recorded, front, point, alone, held_out, wanted, folder, out, seed, metrics, show
+        if wanted is not None:
+            point = planner.for_budget(wanted, margin)
+        else:
+            assert speedup is not None
+            point = planner.for_speedup(speedup)
+    front, alone = planner.front(), planner.damage.alone()
+    return _shipped(subject, planner, front, point, alone, held_out, wanted, folder, out, seed, metrics, show)
+
+
+def open_planner(
+    subject: Subject,
+    prompts: Sequence[str],
+    *,
+    effort: int = 1,
+    metrics: Sequence[str] = (),
+    seed: int = 0,
+    folder: Path,
+    storage: str | None = None,
+    told: Told = lambda doing, spent: None,
+) -> Planner:
+    """Record the search prompts, or read what was recorded, and open the study that keeps the plans; see `plan`."""
+    setting = Setting(subject.pipe, subject.call, seed)
+    cases = setting.cases(prompts)
+    recorded = material(References(setting, folder / "references"), cases, told=told)
+    record = PlanRecord(
+        storage or folder / "plans.journal", _made_for(setting, cases, effort), name=_study(folder, storage)
     )
-
-
-def _given(budget: Budget | None) -> Budget:
-    assert budget is not None
-    return budget
-
-
-def _cheapest(front: Front, budget: Budget) -> Point:
-    """The verified plan that `for_budget` chose: the cheapest that keeps the budget on the search prompts."""
-    kept = [point for point in front.verified if budget.margin(point.quality) >= 0.0]
-    return min(kept, key=lambda point: len(point.computed))
+    return Planner(
+        setting,
+        recorded,
+        effort=effort,
+        metrics=("psnr", "ssim", *metrics),
+        judged=record.add,
+        known=record.known,
+        told=told,
+    )
 
 
 def _made_for(setting: Setting, cases: Sequence[Case], effort: int) -> str:
@@ -124,8 +137,7 @@ def watched(generations: float) -> Iterator[Told]:
 
 def _shipped(
     subject: Subject,
-    references: References,
-    recorded: Material,
+    planner: Planner,
     front: Front,
     point: Point,
     alone: Floats,
@@ -139,7 +151,7 @@ def _shipped(
 ) -> dict[str, Any]:
     """Measure the plan on the held-out prompts, write all files, and say what was found."""
     policy = point.policy(front.steps)
-    _, trace, seconds = run(references.setting, policy, recorded.cases[0])
+    _, trace, seconds = run(planner.setting, policy, planner.material.cases[0])
     own = Row(
         name="planned, search",
         speedup_flops=trace.speedup_flops,
@@ -152,14 +164,14 @@ def _shipped(
     )
     rows, measured = [own], None
     if held_out:
-        contest = _contest(subject, policy, held_out, folder / "held-out", seed, budget, metrics)
+        contest = _contest(subject, policy, held_out, folder / f"held-out-{len(point.computed)}", seed, budget, metrics)
         with progress() as bar:
             task = bar.add_task("held-out prompts", total=len(contest.entries) * len(contest.cases))
             contest.run(lambda: bar.advance(task))
         measured = contest.measured(PLANNED)
         fewer = [row for row in contest.rows() if row.name not in (PLANNED, UNCACHED)]
         rows = [replace(contest.row(PLANNED), name="planned, held-out"), *fewer, own]
-    info = recorded.profile.info
+    info = planner.material.profile.info
     config = TunedConfig.describe(
         subject.pipe,
         policy,
@@ -174,7 +186,7 @@ def _shipped(
                 speedup_flops=trace.speedup_flops,
                 seconds=seconds,
                 cached_bytes=trace.cached_bytes,
-                hardware=hardware(str(references.setting.identity["device"])),
+                hardware=hardware(str(planner.setting.identity["device"])),
             ),
             held_out=measured,
         ),
@@ -250,15 +262,15 @@ def _say(
     results.print(table(list(rows), f"{subject.name}, planned{goal}: {counted} prompts"))
     results.print(_front_table(front))
     every = ", ".join(map(str, point.computed))
-    results.print(f"computed steps: {every}", soft_wrap=False)
+    say(f"computed steps: {every}", results)
     error = (
         ""
         if front.prediction_error is None
         else f", predictions miss measured plans by {front.prediction_error:.1f} dB"
     )
-    words.print(f"{front.generations:.1f} generations' worth of denoiser calls in all{error}")
-    results.print(f"{out}: apply it with fastercache generate {subject.name} --config {out}", soft_wrap=True)
-    results.print(f"pictures: {files['front_picture']}, {files['steps_picture']}", soft_wrap=True)
+    say(f"{front.generations:.1f} generations' worth of denoiser calls in all{error}")
+    say(f"{out}: apply it with fastercache generate {subject.name} --config {out}", results)
+    say(f"pictures: {files['front_picture']}, {files['steps_picture']}", results)
 
 
 def _front_table(front: Front) -> Table:

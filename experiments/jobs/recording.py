@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fastercache.analysis import Board, Profile, record
 from fastercache.analysis.plots import overview, redundancy_info, save_png
-from fastercache.experiments.console import progress, results
+from fastercache.experiments.console import counted, progress, results, say
 from fastercache.experiments.pipelines import Subject
 from fastercache.tuner import Evaluator
 
@@ -61,7 +61,7 @@ def changes(profile: Profile) -> list[dict[str, Any]]:
 def tell(profile: Profile) -> Table:
     """`changes` for a person."""
     grid = Table(
-        title=f"relative L1 change from one step to the next, {profile.runs} prompts",
+        title=f"relative L1 change from one step to the next, {counted(profile.runs, 'prompt')}",
         title_justify="left",
         header_style="bold",
     )
@@ -83,5 +83,5 @@ def analyze(
     if show:
         results.print(tell(profile))
         for name, path in files.items():
-            results.print(f"{name:>12}  {path}", soft_wrap=True)
+            say(f"{name:>12}  {path}", results)
     return {"pipeline": subject.name, "prompts": profile.runs, "changes": changes(profile), "files": files}

@@ -18,7 +18,7 @@ from fastercache.experiments.bench.contest import METRICS, UNCACHED, Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
-from fastercache.experiments.console import progress, results, words
+from fastercache.experiments.console import counted, progress, results, say
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, read_model, write_json
 from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
@@ -138,16 +138,24 @@ def watched(trials: int, seconds: float | None) -> Iterator[Callable[[Study, Rec
         def tick(study: Study, record: Record) -> None:
             ran = sum(r.outcome in (Outcome.MEASURED, Outcome.STOPPED) for r in study.records)
             saving = [r.speedup_flops or 1.0 for r in study.records if r.feasible]
-            text = f"tuning, {ran} trials, best {max(saving, default=1.0):.2f}x"
+            text = f"tuning, {counted(ran, 'trial')}, best {max(saving, default=1.0):.2f}x"
             bar.update(task, description=text, completed=time.monotonic() - began if seconds else ran)
 
         yield tick
+
+
+def tell(budget: Budget) -> None:
+    """Say in words what is demanded, and what in it is seldom meant."""
+    say(f"the budget {budget} means: {budget.words}")
+    for warning in budget.warnings:
+        say(f"warning: {warning}")
 
 
 def search(
     job: Job, folder: Path, out: Path, *, trials: int, seconds: float | None, storage: str | None = None, show: bool
 ) -> dict[str, Any]:
     """Search, measure the best policy on the held-out prompts, export it to `out`."""
+    tell(Budget.parse(job.budget))
     job.save(folder)
     subject = job.open()
     with watched(trials, seconds) as tick:
@@ -156,9 +164,9 @@ def search(
             subject, job, folder, trials=trials, seconds=seconds, on_trial=tick, logdir=logdir, storage=storage
         )
     best = study.best()
-    words.print(f"search ended: {study.ended}", soft_wrap=True)
+    say(f"search ended: {study.ended}")
     if left_out := _left_out(study):
-        words.print(f"not searched: {', '.join(left_out)} (--json says why)", soft_wrap=True)
+        say(f"not searched: {', '.join(left_out)} (--json says why)")
     return ship(subject, job, study, best, folder, out, show=show)
 
 
@@ -197,13 +205,14 @@ def ship(
     with study.evaluator:  # describing the run may take one; nothing stays attached
         path = export(study, record, held_out=held_out).save(out)
     if show:
-        counted = f"{rows[0].prompts} held-out and {own.prompts} search" if job.held_out else f"{own.prompts} search"
-        results.print(table(rows, f"{subject.name}, {record.policy.name} within {job.budget}: {counted} prompts"))
+        held = f"{rows[0].prompts} held-out and " if job.held_out else ""
+        prompts = f"{held}{counted(own.prompts, 'search prompt')}"
+        results.print(table(rows, f"{subject.name}, {record.policy.name} within {job.budget}: {prompts}"))
         if kept is not None:
             verb = "kept" if kept else "missed"
-            results.print(f"the budget {job.budget} is {verb} on the held-out prompts: {found}", soft_wrap=True)
-        results.print(SAID[None if answer is None else answer.word].format(**_figures(answer)), soft_wrap=True)
-        results.print(f"{path}: apply it with fastercache generate {subject.name} --config {path}", soft_wrap=True)
+            say(f"the budget {job.budget} is {verb} on the held-out prompts: {found}", results)
+        say(SAID[None if answer is None else answer.word].format(**_figures(answer)), results)
+        say(f"{path}: apply it with fastercache generate {subject.name} --config {path}", results)
     return {
         "pipeline": subject.name,
         **rows[0].payload(),

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from fastercache.extras import need
+
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIRECTIONS = ("left", "right", "up", "down")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
@@ -121,6 +123,7 @@ def captions(split: Split) -> list[str]:
 @lru_cache(maxsize=2)
 def _strokes(part: Strokes) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Pen strokes ``(N, 1, 8, 8)`` in [0, 1] and, for each digit, the indices of its samples. Every fifth is test."""
+    need("train", "making the reference models' data")
     from sklearn.datasets import load_digits
 
     if part not in ("train", "test"):

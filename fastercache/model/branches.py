@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastercache.model.families import Family, Guidance
+from fastercache.model.families import ORDERS, Family, Guidance
 from fastercache.model.hooks import MethodTap
 from fastercache.policies.errors import BranchUnknown
 from fastercache.policies.vocabulary import COND, UNCOND, Branch
@@ -96,7 +96,7 @@ class BranchFinder:
         if branches is not None:
             self.order = self._given(branches)
         elif family is not None and family.guidance == self.guidance:
-            self.order = family.order
+            self.order = ORDERS.get(type(pipe).__name__, family.order)
         else:
             self.order = DEFAULT_ORDER[self.guidance]
         self.contexts = ContextTap(denoiser) if hasattr(denoiser, "cache_context") else None

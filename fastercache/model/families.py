@@ -15,9 +15,9 @@ from torch import nn
 from fastercache.policies.vocabulary import COND, UNCOND, Branch, Role
 
 Guidance = Literal["batched", "separate", "none"]
-Layout = Literal["rows", "frames", "tokens", "joined"]
+Layout = Literal["rows", "frames", "tokens", "joined", "joined_last"]
 """Axes of a block's hidden states: `rows` (B, N, D), `frames` (B*F, N, D), `tokens` (B*N, F, D); `joined` is `rows`
-with the text's tokens before the image's in one stream."""
+with the text's tokens before the image's in one stream, `joined_last` with the text's after them."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Family:
     Attributes:
         guidance: both halves in one call (`batched`), one call per branch (`separate`), or no second branch (`none`).
         order: branches in the order of the rows of a batched call, or of the calls of a step.
+        stack: the block lists that make one chain, in the order they run, where the denoiser has others beside it that
+            only feed the chain (refiners of the text, VACE's): those are inputs of the stack, not members.
         interleaved: block lists run in turn (a.0, b.0, a.1, ...) instead of one list after the other.
         roles: glob over module names -> role, where structure alone does not tell.
         layouts: block list -> layout of its hidden states, where it is not `rows`.
@@ -36,11 +38,14 @@ class Family:
         passes: further calls of a step with the conditional rows alone: cache context -> the branch, and the pipeline's
             property that says whether a run makes them.
         null_class: label of the unconditional class: a call without it has no guidance.
+        inseparable: some argument has its rows along another axis than the first, so that no call can be made for some
+            of the branches alone.
         true_cfg: guidance-distilled, but a pipeline call with a negative prompt adds a separate second call.
     """
 
     guidance: Guidance
     order: tuple[Branch, ...] = (UNCOND, COND)
+    stack: tuple[str, ...] = ()
     interleaved: bool = False
     roles: dict[str, Role] = field(default_factory=dict)
     layouts: dict[str, Layout] = field(default_factory=dict)
@@ -49,12 +54,15 @@ class Family:
     tokens: Literal["", "num_frames", "img_shapes", "img_ids"] = ""
     null_class: int | None = None
     text_first: bool = False
+    inseparable: bool = False
     true_cfg: bool = False
 
 
 _BATCHED = Family("batched")
 _SEPARATE = Family("separate", order=(COND, UNCOND))
 _SINGLE_IS_JOINT = {"single_transformer_blocks.*.attn": Role.JOINT}
+
+_GUIDER: dict[str, Branch] = {"pred_cond": COND, "pred_uncond": UNCOND}
 
 FAMILIES: dict[str, Family] = {
     "LatteTransformer3DModel": Family(
@@ -89,15 +97,63 @@ FAMILIES: dict[str, Family] = {
     "SanaTransformer2DModel": _BATCHED,
     "SanaVideoTransformer3DModel": _BATCHED,
     "HunyuanDiT2DModel": _BATCHED,
+    "EasyAnimateTransformer3DModel": Family("batched", roles={"transformer_blocks.*.attn1": Role.JOINT}),
+    "StableAudioDiTModel": _BATCHED,
+    "PRXTransformer2DModel": Family("batched", roles={"blocks.*.attention": Role.JOINT}),
+    "UNetMotionModel": _BATCHED,
+    "UNetSpatioTemporalConditionModel": _BATCHED,
+    "AuraFlowTransformer2DModel": Family(
+        "batched",
+        text_first=True,
+        layouts={"single_transformer_blocks": "joined"},
+        roles={"joint_transformer_blocks.*.attn": Role.JOINT, "single_transformer_blocks.*.attn": Role.JOINT},
+    ),
+    "BriaTransformer2DModel": Family("batched", tokens="img_ids", text_first=True, roles=_SINGLE_IS_JOINT),
+    "HiDreamImageTransformer2DModel": Family(
+        "batched",
+        inseparable=True,
+        layouts={"single_stream_blocks": "joined_last"},
+        roles={
+            "*_stream_blocks.*.attn1": Role.JOINT,
+            "*_stream_blocks.*.ff_i": Role.FF,
+            "*_stream_blocks.*.ff_t": Role.FF,
+        },
+    ),
+    "ZImageTransformer2DModel": Family(
+        "batched",
+        order=(COND, UNCOND),
+        stack=("layers",),
+        inseparable=True,
+        roles={"layers.*.attention": Role.JOINT},
+    ),
     "WanTransformer3DModel": _SEPARATE,
+    "WanVACETransformer3DModel": Family("separate", order=(COND, UNCOND), stack=("blocks",)),
+    "Lumina2Transformer2DModel": Family(
+        "separate", order=(COND, UNCOND), stack=("layers",), roles={"layers.*.attn": Role.JOINT}
+    ),
+    "Kandinsky5Transformer3DModel": Family(
+        "separate",
+        order=(COND, UNCOND),
+        stack=("visual_transformer_blocks",),
+        roles={"*.self_attention": Role.SPATIAL, "*.cross_attention": Role.CROSS},
+    ),
+    "Flux2Transformer2DModel": Family(
+        "separate",
+        order=(COND, UNCOND),
+        tokens="img_ids",
+        text_first=True,
+        layouts={"single_transformer_blocks": "joined"},
+        roles=_SINGLE_IS_JOINT,
+    ),
     "SkyReelsV2Transformer3DModel": _SEPARATE,
     "CogView4Transformer2DModel": Family(
         "separate", order=(COND, UNCOND), roles={"transformer_blocks.*.attn1": Role.JOINT}
     ),
     "CosmosTransformer3DModel": _SEPARATE,
     "QwenImageTransformer2DModel": Family("separate", order=(COND, UNCOND), tokens="img_shapes", text_first=True),
-    "HunyuanVideo15Transformer3DModel": Family(
-        "separate", order=(COND, UNCOND), contexts={"pred_cond": COND, "pred_uncond": UNCOND}
+    "HunyuanVideo15Transformer3DModel": Family("separate", order=(COND, UNCOND), contexts=_GUIDER),
+    "HunyuanImageTransformer2DModel": Family(
+        "separate", order=(COND, UNCOND), contexts=_GUIDER, roles=_SINGLE_IS_JOINT
     ),
     "VchitectXLTransformerModel": Family(
         "separate", order=(UNCOND, COND), text_first=True, roles={"transformer_blocks.*.attn": Role.JOINT}
@@ -116,6 +172,15 @@ FAMILIES: dict[str, Family] = {
     "HunyuanVideoTransformer3DModel": Family("none", order=(COND,), true_cfg=True, roles=_SINGLE_IS_JOINT),
 }
 
+IMAGE: Branch = "image"
+"""The branch of InstructPix2Pix that is given the picture without the text."""
+
+ORDERS: dict[str, tuple[Branch, ...]] = {
+    "StableDiffusionInstructPix2PixPipeline": (COND, IMAGE, UNCOND),
+    "StableDiffusionXLInstructPix2PixPipeline": (COND, IMAGE, UNCOND),
+}
+"""Pipeline class -> branches in the order of the rows of a call, where it is not that of the denoiser's family."""
+
 COMPONENTS = ("transformer", "transformer_2", "unet")
 """Pipeline components that are denoisers, in the order in which a run uses them."""
 
@@ -123,8 +188,8 @@ COMPONENTS = ("transformer", "transformer_2", "unet")
 def family_of(denoiser: nn.Module | str) -> Family | None:
     """The family of a denoiser, or of a class by its name; None where only detection by structure is left.
 
-    A module has the family of its class, or of the nearest listed class that this derives from, as quantised and extended
-    ones do. One that `torch.compile` wrapped has that of what is inside.
+    A module has the family of its class, or of the nearest listed class that this derives from, as quantised and
+    extended ones do. One that `torch.compile` wrapped has that of what is inside.
     """
     if isinstance(denoiser, str):
         return FAMILIES.get(denoiser)

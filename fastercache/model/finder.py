@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -58,6 +59,9 @@ def find_blocks(denoiser: nn.Module) -> list[Block]:
     for name, child in denoiser.named_children():
         if isinstance(child, nn.ModuleList) and any(is_attention(m) for block in child for m in block.modules()):
             lists.append((name, child))
+    if family is not None and family.stack:
+        chain = dict(lists)
+        lists = [(name, chain[name]) for name in family.stack]
     if family is not None and family.interleaved and len({len(blocks) for _, blocks in lists}) == 1:
         return [Block(f"{name}.{i}", blocks[i], name) for i in range(len(lists[0][1])) for name, blocks in lists]
     return [Block(f"{name}.{i}", block, name) for name, blocks in lists for i, block in enumerate(blocks)]
@@ -84,13 +88,31 @@ def _role(path: str, module: nn.Module, family: Family | None) -> Role | None:
     return Role.SPATIAL
 
 
-def find_denoiser_sites(denoiser: nn.Module, prefix: str = "", *, branches: bool = True) -> tuple[Site, ...]:
+def order_is_assumed(denoiser: nn.Module, blocks: Sequence[Block]) -> bool:
+    """Whether several lists of blocks stand in the order of their definition only, which no family vouches for."""
+    several = len({block.family_list for block in blocks}) > 1
+    return several and family_of(denoiser) is None and not is_unet(denoiser)
+
+
+def find_denoiser_sites(
+    denoiser: nn.Module,
+    prefix: str = "",
+    *,
+    branches: bool = True,
+    blocks: Sequence[Block] | None = None,
+    chained: bool = True,
+) -> tuple[Site, ...]:
     """Every site of one denoiser, blocks and modules in execution order, then the kinds that are no single module.
 
-    `prefix`, the denoiser's name and a slash, distinguishes the denoisers of a pipeline that has several.
+    Args:
+        denoiser: the denoiser.
+        prefix: the denoiser's name and a slash, which distinguishes the denoisers of a pipeline that has several.
+        branches: whether it has a second branch.
+        blocks: its blocks, where a call has shown which and in which order; found by structure otherwise.
+        chained: whether they go on from each other, so that there is a stack.
     """
     family = family_of(denoiser)
-    blocks = find_blocks(denoiser)
+    blocks = find_blocks(denoiser) if blocks is None else blocks
     owner = prefix.removesuffix("/")
     sites: list[Site] = []
     for depth, block in enumerate(blocks):
@@ -105,7 +127,7 @@ def find_denoiser_sites(denoiser: nn.Module, prefix: str = "", *, branches: bool
             if role is not None:
                 taken.append(name)
                 sites.append(Site(f"{prefix}{path}", Kind.MODULE, role, depth, span, owner))
-    if blocks and not is_unet(denoiser):
+    if blocks and chained and not is_unet(denoiser):
         sites.append(Site(f"{prefix}stack", Kind.STACK, None, 0, (0, len(blocks)), owner))
     sites.append(Site(f"{prefix}denoiser", Kind.DENOISER, denoiser=owner))
     if branches:

@@ -64,7 +64,7 @@ def line_grid() -> Grid:
 def grid_of(family: Family | None, kwargs: dict[str, Any], output: Tensor, stream: int = 0) -> Grid:
     """The grid of one denoiser output, from the call's own arguments; `stream` is its place among the outputs.
 
-    Where reference images' tokens follow the generated image's (Flux Kontext, Qwen-Image-Edit), the grid is of the latter.
+    Where reference images' tokens follow the generated image's (Flux Kontext, Qwen-Image-Edit), they are left out.
 
     Raises:
         AttachError: for packed tokens (B, N, C) of a family whose packing is not known, or of another number.
@@ -84,9 +84,8 @@ def grid_of(family: Family | None, kwargs: dict[str, Any], output: Tensor, strea
         if own < count == _tokens(rule, kwargs):
             return leading_grid(patch_grid(*sizes, patch), own, count)
     raise AttachError(
-        f"the denoiser's output is packed tokens of shape {tuple(output.shape)}, and the call does not tell their height "
-        "and width: "
-        "CFG-Cache needs them; use a policy without the branch site for this model"
+        f"the denoiser's output is packed tokens of shape {tuple(output.shape)}, and the call does not tell their "
+        "height and width: CFG-Cache needs them; use a policy without the branch site for this model"
     )
 
 

@@ -52,6 +52,11 @@ def _traced_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     return output
 
 
+def is_traced(module: nn.Module) -> bool:
+    """Whether the module's forward is the traced form."""
+    return getattr(module.__dict__.get("forward"), "__func__", None) is _traced_forward
+
+
 def _untrace_copy(module: nn.Module) -> None:
     """Take off the traced form that a copy of a module inherited; no session of its own will."""
     own = module.__dict__
@@ -253,11 +258,14 @@ def chain(handlers: list[Handler]) -> Handler | None:
 class MethodTap:
     """Stands in for a method of one object and calls `after(result)` each time it returns, until removed.
 
-    Like `SiteForward` it is an object, so that a deep copy of its owner gets its own untapped method.
+    Like `SiteForward` it is an object, so that a deep copy of its owner gets its own untapped method, unless
+    `follows()` says then that the copy does the owner's work.
     """
 
-    def __init__(self, owner: Any, name: str, after: Callable[[Any], None]) -> None:
-        self.owner, self.name, self.after = owner, name, after
+    def __init__(
+        self, owner: Any, name: str, after: Callable[[Any], None], follows: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.owner, self.name, self.after, self.follows = owner, name, after, follows
         self.had_own = name in vars(owner)
         self.original = getattr(owner, name)
         functools.update_wrapper(self, self.original, updated=())  # not its attributes: it may be a tap itself
@@ -270,7 +278,13 @@ class MethodTap:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self.owner))
+        if copied is not None and self.follows():
+            return MethodTap(copied, self.name, self._while_followed)
         return self if copied is None else functools.partial(getattr(type(copied), self.name), copied)
+
+    def _while_followed(self, result: Any) -> None:
+        if self.follows():
+            self.after(result)
 
     def __reduce__(self) -> Any:
         return _own_method, (self.owner, self.name)

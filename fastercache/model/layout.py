@@ -65,12 +65,17 @@ def leading_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "h
 
 
 def timestep_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
-    """The timestep a denoiser call was given, of its first row; None where it was given none. Waits for the device."""
+    """The timestep a denoiser call was given, of its first row; None where it was given none. Waits for the device.
+
+    Where each token or frame has its own (B, N), conditioning ones have less: the largest is the step's.
+    """
     value = kwargs.get("timestep", kwargs.get("timesteps"))
     if value is None:
         value = next((a for a in args[1:] if isinstance(a, Tensor) and a.ndim <= 1), None)
     if isinstance(value, Tensor):
-        return float(value.flatten()[0]) if value.numel() and not value.is_meta else None
+        if not value.numel() or value.is_meta:
+            return None
+        return float(value.max() if value.ndim > 1 else value.flatten()[0])
     return float(value) if isinstance(value, (int, float)) else None
 
 
@@ -197,10 +202,11 @@ def from_canonical(x: Tensor, layout: Layout, batch: int) -> Tensor:
     return x.reshape(batch, -1, tokens, dim).permute(0, 2, 1, 3).reshape(batch * tokens, -1, dim)
 
 
-def joined(streams: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The image and text streams (B, N, D) and (B, T, D) as one `joined` stream (B, T + N, D), the text first."""
+def joined(streams: Sequence[Tensor | None], layout: Layout = "joined") -> list[Tensor | None]:
+    """The image and text streams (B, N, D) and (B, T, D) as one stream (B, T + N, D), the text first or last."""
     tensors = [s for s in streams if s is not None]
     if len(tensors) < 2:
         return list(streams)
     image, text = tensors
-    return [torch.cat([text.expand(image.shape[0], -1, -1), image], dim=1)]
+    both = [text.expand(image.shape[0], -1, -1), image]
+    return [torch.cat(both if layout == "joined" else both[::-1], dim=1)]

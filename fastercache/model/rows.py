@@ -1,7 +1,7 @@
 """Which rows of a denoiser call's arguments belong to which branch, for a call that is to compute some branches only.
 
-Every argument is told one way or the other: its leading axis counts the call's rows, or their frames, or it belongs to no
-row. What fits none of these is refused, because rows left whole beside rows that are cut give wrong values in silence.
+Every argument is told one way or the other: its leading axis counts the call's rows, or their frames, or it belongs to
+no row. What fits none of these is refused: rows left whole beside rows that are cut give wrong values in silence.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class _Cutter:
         if isinstance(value, _PLAIN) or not _holds_tensors(value):
             return value
         raise BranchUnknown(
-            f"the denoiser's argument {path} is a {type(value).__name__} that holds tensors, so its rows cannot be told: "
-            + _REMEDY
+            f"the denoiser's argument {path} is a {type(value).__name__} that holds tensors, so its rows cannot be "
+            f"told: {_REMEDY}"
         )
 
     def _one_per_row(self, value: Any) -> bool:
@@ -94,8 +94,8 @@ class _Cutter:
         if value.shape[0] == 1:  # the same for every row
             return value
         raise BranchUnknown(
-            f"the denoiser's argument {path} has shape {tuple(value.shape)} in a call of {self.batch} rows, so its rows "
-            "cannot be told: " + _REMEDY
+            f"the denoiser's argument {path} has shape {tuple(value.shape)} in a call of {self.batch} rows, "
+            f"so its rows cannot be told: {_REMEDY}"
         )
 
 

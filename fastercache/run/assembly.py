@@ -15,6 +15,7 @@ from torch import Tensor
 from fastercache.model.families import Family
 from fastercache.model.grids import grid_of
 from fastercache.model.layout import flatten_output, rebuild_output, strip
+from fastercache.policies.errors import AttachError
 from fastercache.policies.schedule import applies
 from fastercache.policies.vocabulary import COND, Branch, Kind
 from fastercache.run.calls import Call, Streams
@@ -120,6 +121,11 @@ class Assembly:
 
     def _take(self, call: Call, computed: tuple[Branch, ...], output: Any) -> None:
         """Note the computed branches' outputs."""
+        if _listed(output):
+            raise AttachError(
+                "the denoiser returns a list with a tensor for each sample, so its output cannot be told apart by "
+                "branch: use a policy without the denoiser and branch sites for this model"
+            )
         fresh = flatten_output(output)
         self._template = strip(output)
         self._note(computed, fresh)
@@ -176,6 +182,13 @@ class Assembly:
             if fresh:
                 unit.keep(inside, (branch,), delta, self._seen.get(branch))
             unit.tell(inside, delta[0])
+
+
+def _listed(output: Any) -> bool:
+    """Whether the first thing returned is a list, as Z-Image's is."""
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    return isinstance(output, tuple) and bool(output) and isinstance(output[0], list)
 
 
 def _stack(parts: list[Tensor | None]) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Who calls the denoiser: the pipeline that the session is attached to, in one thread at a time, or somebody else.
 
-Pipelines share denoisers and schedulers (`from_pipe`), so neither tells who is calling. The pipeline's own `__call__` does.
-Python looks it up on the class, so the pipeline is given a subclass of its class, of the same name, until detached.
+Pipelines share denoisers and schedulers (`from_pipe`), so neither tells who is calling. The pipeline's own `__call__`
+does. Python looks it up on the class: until detached the pipeline is given a subclass of its class, of the same name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _new(cls: Any) -> Any:
 
 
 class Caller:
-    """Follows the calls of one pipeline. `on_end(error)` is called when one has ended, with what it raised, if anything.
+    """Follows the calls of one pipeline. `on_end(error)` is called when one has ended, with what it raised or None.
 
     Where there is no pipeline, or it cannot be followed, only the thread of a run is known.
     """
@@ -29,7 +29,7 @@ class Caller:
         self.follows = False
         self._depth = 0
         self._thread: int | None = None  # of the present pipeline call, or of the present run of a loop of one's own
-        if pipe is not None and callable(getattr(type(pipe), "__call__", None)):
+        if pipe is not None and callable(pipe):
             self._base = type(pipe)
             try:
                 pipe.__class__ = self._followed = self._subclass(self._base)
@@ -37,16 +37,16 @@ class Caller:
             except TypeError:  # a class whose instances cannot change theirs
                 pass
 
-    def _subclass(self, base: type) -> type:
+    def _subclass(self, base: Any) -> Any:
         caller = self
 
         @functools.wraps(base.__call__)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return caller._called(functools.partial(base.__call__, self), args, kwargs)  # type: ignore[operator]
+            return caller._called(functools.partial(base.__call__, self), args, kwargs)
 
         def reduce(self: Any, protocol: Any) -> Any:
             """Copies and pickles are of the pipeline's own class."""
-            _, _, *rest = base.__reduce_ex__(self, max(int(protocol), 2))  # type: ignore[arg-type]
+            _, _, *rest = base.__reduce_ex__(self, max(int(protocol), 2))
             return _new, (base,), *rest
 
         names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
@@ -76,9 +76,16 @@ class Caller:
                 self._thread = None
                 self.on_end(error)
 
+    @property
+    def inside(self) -> bool:
+        """Whether a call of the pipeline goes on."""
+        return self._depth > 0
+
     def check_thread(self) -> None:
         """Raises ForeignCall while a run goes on in another thread."""
-        if self._thread is not None and self._thread != threading.get_ident():
+        if self._thread in (None, threading.get_ident()):
+            return
+        if any(thread.ident == self._thread for thread in threading.enumerate()):  # else its run was left behind
             raise ForeignCall(
                 "a run of this session goes on in another thread, and its values are not for this one: "
                 "make one run after the other, or give each thread a copy of the pipeline and a session of its own"
@@ -97,6 +104,9 @@ class Caller:
                 "pipeline that shares it or a loop of your own: attach to the pipeline that runs, or to the denoiser "
                 "itself with session.start(timesteps) before the loop"
             )
+
+    def claim(self) -> None:
+        """The run has begun: it is this thread's."""
         self._thread = threading.get_ident()
 
     def forget(self) -> None:

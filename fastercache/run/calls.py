@@ -48,7 +48,8 @@ class RunState:
         """Ask to compute some branches' rows only. Raises BranchUnknown where rows cannot be told apart."""
         if self.coupled:
             raise BranchUnknown(
-                "perturbed-attention guidance tells its branches by their place in the call, so none can be left out: "
+                "this model tells the branches of a call by their place (as perturbed-attention guidance does) or has "
+                "their rows along another axis, so none can be left out: "
                 "use a policy that reuses every branch at the same steps (no CFG-Cache, no per-branch schedule)"
             )
         if self.unsure:

@@ -20,12 +20,18 @@ class Clock:
     """Steps of the current run.
 
     `on_step_end` is called after each completed step with its index, `on_announce` when the scheduler announces a run.
+    `in_call` tells whether a call of the pipeline goes on: copies that it makes of its scheduler then, one for each
+    frame in diffusion forcing, are followed like the scheduler itself.
     """
 
     def __init__(
-        self, scheduler: Any | None, on_step_end: Callable[[int], None], on_announce: Callable[[], None]
+        self,
+        scheduler: Any | None,
+        on_step_end: Callable[[int], None],
+        on_announce: Callable[[], None],
+        in_call: Callable[[], bool],
     ) -> None:
-        self.on_step_end, self.on_announce = on_step_end, on_announce
+        self.on_step_end, self.on_announce, self.in_call = on_step_end, on_announce, in_call
         self.steps: tuple[Step, ...] = ()
         self.index = 0
         self.pending = False  # set_timesteps was called; the run begins with the next denoiser call
@@ -41,8 +47,8 @@ class Clock:
         self.remove()
         self.scheduler = scheduler
         self._taps = [
-            MethodTap(scheduler, "set_timesteps", self._announced),
-            MethodTap(scheduler, "step", self._stepped),
+            MethodTap(scheduler, "set_timesteps", self._announced, self.in_call),
+            MethodTap(scheduler, "step", self._stepped, self.in_call),
         ]
 
     def remove(self) -> None:
@@ -68,18 +74,21 @@ class Clock:
         self.pending = True
 
     def _announced(self, result: Any) -> None:
+        self.on_announce()  # refuses another thread's
         self._manual = None
         self.pending = True
-        self.on_announce()
 
     def _stepped(self, result: Any) -> None:
-        # A second scheduler step without a denoiser call between (Cosmos: x0, then epsilon) ends nothing.
+        # A second scheduler step without a denoiser call between (Cosmos: x0, then epsilon; the next frame's copy of
+        # the scheduler) ends nothing.
         if self.pending or not self.steps or not self._seen:
             return
         self._advance()
 
-    def begin(self, timestep: float | None) -> None:
+    def begin(self, timestep: float | None, pipe: Any | None = None) -> None:
         """Start the announced run at its first denoiser call; `timestep` is what that call was given.
+
+        How many of the scheduler's timesteps a run takes is read off the pipeline where it says so.
 
         Raises:
             ClockError: if no run was announced.
@@ -94,13 +103,26 @@ class Clock:
             sigmas = None if raw is None else [float(s) for s in torch.as_tensor(raw).flatten().tolist()]
         first = 0 if self._manual is not None else self._first(values, timestep)
         count = len(values) - first
+        told = None if self._manual is not None else self._told(pipe, len(values))
+        if told is not None:
+            first, count = min(first, len(values) - told), told
         self.steps = tuple(
             Step(i, count, t, sigmas[first + i] if sigmas is not None and first + i < len(sigmas) else None)
-            for i, t in enumerate(values[first:])
+            for i, t in enumerate(values[first : first + count])
         )
         self.index = 0
         self.pending = False
         self._seen.clear()
+
+    def _told(self, pipe: Any | None, listed: int) -> int | None:
+        """The number of steps that a diffusers pipeline sets before its loop, which may stop short of the list's end.
+
+        Schedulers of a higher order list a timestep for each of their denoiser calls, which that number may not count.
+        """
+        told = getattr(pipe, "_num_timesteps", None)
+        if not isinstance(told, int) or not 0 < told <= listed or getattr(self.scheduler, "order", 1) != 1:
+            return None
+        return told
 
     def _first(self, values: list[float], timestep: float | None) -> int:
         """Where the run starts in the scheduler's list: image-to-image starts in the middle of it."""
@@ -109,7 +131,9 @@ class Clock:
             return int(begin)
         if timestep is None:
             return 0
-        for scaled in (timestep, timestep * 1000.0, 1000.0 - timestep):
+        as_given = (timestep, timestep * 1000.0, 1000.0 - timestep)
+        # A first timestep of at most 1 is t / 1000: read as t it would be the end of the list, where no run begins.
+        for scaled in as_given if timestep > 1.0 or max(values) <= 1.0 else (timestep * 1000.0, *as_given):
             for i, value in enumerate(values):
                 if abs(value - scaled) < 1e-3:
                     return i

@@ -12,15 +12,17 @@ from torch import nn
 
 from fastercache.model.branches import BranchFinder
 from fastercache.model.families import Guidance, family_of
-from fastercache.model.finder import find_blocks, find_denoiser_sites, is_unet, module_at
+from fastercache.model.finder import Block, find_blocks, find_denoiser_sites, is_unet, module_at, order_is_assumed
 from fastercache.model.flops import FlopBook
 from fastercache.model.grids import grid_of
 from fastercache.model.hooks import Handler, Inner, SiteForward, chain
 from fastercache.model.layout import (
     BlockIO,
+    flatten_output,
     leading_tensor,
     timestep_of,
 )
+from fastercache.model.order import watch_chain
 from fastercache.model.rows import branch_rows
 from fastercache.policies.errors import BranchUnknown
 from fastercache.policies.vocabulary import Branch, Kind, Signal, Site
@@ -29,6 +31,7 @@ from fastercache.run.caller import Caller
 from fastercache.run.calls import Call, RunState
 from fastercache.run.clock import Clock
 from fastercache.run.compiled import collect, enough_graphs, place_hooks, prepare
+from fastercache.run.finite import FiniteWatch
 from fastercache.run.memory import Shape, ValueShapes
 from fastercache.run.module_unit import ModuleUnit
 from fastercache.run.signals import Watchtower
@@ -55,18 +58,21 @@ class Denoiser:
         book: FlopBook,
         on_run: OnRun,
         on_error: Callable[[], None],
+        on_sites: Callable[[], None],
     ) -> None:
         self.module, self.prefix = module, prefix
         self.clock, self.caller, self.book = clock, caller, book
-        self.on_run, self.on_error = on_run, on_error
+        self.on_run, self.on_error, self.on_sites = on_run, on_error, on_sites
         self.family = family_of(module)
         self.branches = BranchFinder(module, pipe, self.family, guidance, branches)
         self.sites = find_denoiser_sites(module, prefix, branches=len(self.branches.order) > 1)
         self.blocks = find_blocks(module)
+        self._order_assumed = order_is_assumed(module, self.blocks)
         self.hooks: dict[str, SiteForward] = {}
         self.root = SiteForward(module, outermost=True)
         self.units: dict[str, Unit] = {}
         self.assembly = Assembly(self.family)
+        self.finite = FiniteWatch()
         self.state: RunState | None = None
         self.trace: Trace | None = None
         self._tower: Watchtower | None = None  # while something watches the first block
@@ -77,14 +83,17 @@ class Denoiser:
     def install(self, session: Any) -> None:
         """Hook every block and module site, and the denoiser itself, whose hook knows the session."""
         self.root.owner = session
+        self._hook_sites()
+        self.root.handler = self._call
+        self.root.install()
+
+    def _hook_sites(self) -> None:
         for site in self.sites:
             if site.kind in (Kind.MODULE, Kind.BLOCK):
                 path = site.name.removeprefix(self.prefix)
                 hook = SiteForward(module_at(self.module, path))
                 self.hooks[path] = hook
                 hook.install()
-        self.root.handler = self._call
-        self.root.install()
 
     def verify(self) -> None:
         """Put back hooks that others' re-hooking dropped (accelerate re-hooks after each call under model offload), and
@@ -98,6 +107,21 @@ class Denoiser:
         for hook in (*self.hooks.values(), self.root):
             hook.remove()
         self.branches.remove()
+
+    def _arrange(self, chain: list[Block]) -> None:
+        """Take the sites that a call has shown instead of those that structure alone suggested."""
+        chained = len(chain) > 1
+        blocks = chain if chained else self.blocks
+        if blocks == self.blocks and chained:
+            return
+        self.blocks = blocks
+        for hook in self.hooks.values():
+            hook.remove()
+        self.hooks, self.units = {}, {}
+        branches = len(self.branches.order) > 1
+        self.sites = find_denoiser_sites(self.module, self.prefix, branches=branches, blocks=blocks, chained=chained)
+        self._hook_sites()
+        self.on_sites()
 
     # -- units -------------------------------------------------------------------------------------------------------
     def unit(self, site: Site) -> Unit:
@@ -170,6 +194,7 @@ class Denoiser:
     def begin(self, state: RunState, trace: Trace) -> None:
         """Forget the last run."""
         self.state, self.trace = state, trace
+        state.coupled |= self.family is not None and self.family.inseparable
         self.assembly.clear()
         for unit in self.units.values():
             unit.begin(state)
@@ -177,7 +202,7 @@ class Denoiser:
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ValueShapes:
         """Count a full call with these arguments, note which modules' values need copying, and give value shapes: of
         this denoiser's sites, and of the same sites of another of its class."""
-        cost = self.book.cost(self.prefix, self.hooks, self.root.inner, args, kwargs)
+        cost = self.book.cost(self.prefix, self.module, self.hooks, self.root.inner, args, kwargs)
         assert self.state is not None
         parts = len(self.branches.groups[0])
         for unit in self.units.values():
@@ -219,6 +244,7 @@ class Denoiser:
     def clear(self) -> None:
         """Drop every cached value."""
         self.assembly.clear()
+        self.finite.clear()
         for unit in self.units.values():
             unit.forget()
 
@@ -226,6 +252,9 @@ class Denoiser:
     def _call(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.caller.check_thread()
         x = leading_tensor(args, kwargs)
+        if self._order_assumed:
+            self._order_assumed = False
+            self._arrange(watch_chain(self.blocks, inner, args, kwargs))
         if self.clock.pending or self.state is None or self.clock.replaced(self.branches.pipe):
             self.on_run(self, args, kwargs)
         state = self.state
@@ -239,6 +268,7 @@ class Denoiser:
         if state.unsure and self.assembly.guidance in predicted.values():
             raise BranchUnknown(state.unsure)
         part_args, part_kwargs, output = args, kwargs, None
+        reused = list(dict.fromkeys(unit.site.name for unit in predicted.values()))
         if computed and computed != branches:
             state.cut()
             parts = [branches.index(b) for b in computed]
@@ -248,9 +278,11 @@ class Denoiser:
             inside = Call(step, computed, rows.shape[0], rows)
             output = self._run(inside, inner, part_args, part_kwargs)
             self._account(inner, args, kwargs, part_args, part_kwargs, inside)
+            reused += [path for path, _ in inside.skipped]
         else:
             self._account(inner, args, kwargs, args, kwargs, None)
         output = self.assembly.finish(call, state.run.branches, predicted, computed, output, kwargs)
+        self.finite.see(step, branches, reused, flatten_output(output))
         self.clock.called(state.run.branches)
         return output
 
@@ -311,10 +343,13 @@ class Denoiser:
     ) -> None:
         """Add this call's FLOPs to the trace: what was computed, and what all of it would have been."""
         assert self.trace is not None
-        full = self.book.cost(self.prefix, self.hooks, inner, args, kwargs)
+        full = self.book.cost(self.prefix, self.module, self.hooks, inner, args, kwargs)
         index = self.clock.index
+        self.trace.calls += 1
         self.trace.flops_full[index] += full.total
         if inside is not None:
             sliced = part_kwargs is not kwargs
-            cost = self.book.cost(self.prefix, self.hooks, inner, part_args, part_kwargs) if sliced else full
+            cost = (
+                self.book.cost(self.prefix, self.module, self.hooks, inner, part_args, part_kwargs) if sliced else full
+            )
             self.trace.flops[index] += cost.computed(inside.skipped) + inside.sighted.flops

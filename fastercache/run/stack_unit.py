@@ -22,6 +22,8 @@ from fastercache.policies.vocabulary import Branch, Site
 from fastercache.run.calls import Call, Streams
 from fastercache.run.units import Unit, join
 
+JOINED: tuple[Layout, ...] = ("joined", "joined_last")
+
 
 class StackUnit(Unit):
     """The residual a run of blocks adds. The first block decides, the last one adds the residual, all between pass on.
@@ -62,8 +64,8 @@ class StackUnit(Unit):
             ]
             source = self.source(call, self._entry[0])
             self._reused, self._seen = self.decide(call, source), self.seen(source)
-            if self.layouts[-1] == "joined" and self.layouts[0] != "joined":
-                self._entry = joined(self._entry)
+            if self.layouts[-1] in JOINED and self.layouts[0] not in JOINED:
+                self._entry = joined(self._entry, self.layouts[-1])
         whole = self._reused == call.branches  # some of the branches: all rows are computed, then replaced at the end
         if not whole:
             output = inner(*args, **kwargs)

@@ -46,6 +46,8 @@ class Trace:
         bytes_per_step: bytes cached at the end of each step.
         seconds: wall time from the first denoiser call to the end of the last step, FLOP counting excluded.
         counting_seconds: wall time spent counting FLOPs, which each session does once per input shape.
+        reached: steps that ended.
+        calls: denoiser calls made.
     """
 
     run: Run
@@ -59,6 +61,8 @@ class Trace:
     seconds: float = 0.0
     counting_seconds: float = 0.0
     complete: bool = False
+    reached: int = 0
+    calls: int = 0
 
     @property
     def codes(self) -> NDArray[np.int8]:
@@ -82,6 +86,11 @@ class Trace:
         """FLOPs without reuse over FLOPs computed; infinite if nothing was computed."""
         computed = self.total_flops
         return sum(self.flops_full) / computed if computed else float("inf") if self.flops_full else 1.0
+
+    @property
+    def steps_in_words(self) -> str:
+        """How many steps ran: `50 steps`, or `20 of 50 steps` of a run that ended early."""
+        return f"{self.run.count} steps" if self.complete else f"{self.reached} of {self.run.count} steps"
 
     @property
     def table(self) -> Table:

@@ -1,55 +1,54 @@
-"""Small random pipelines of every supported family, for tests and for `check_policy` on a machine without weights."""
+"""Small random pipelines of every supported family, for tests and for `check_policy` on a machine without weights.
+
+A family is a row of data (`rows.Row`) in the table of its module; `build` makes a pipeline of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 
 from fastercache.policies.errors import PipelineUnreadable, suggest
+from fastercache.zoo.rows import Row
 from fastercache.zoo.specimen import Specimen
 
-FAMILIES: dict[str, str] = {
-    "latte": "latte:latte",
-    "cogvideox": "videos:cogvideox",
-    "cogvideox-i2v": "videos:cogvideox_i2v",
-    "cogvideox-v2v": "videos:cogvideox_v2v",
-    "mochi": "videos:mochi",
-    "ltx": "videos:ltx",
-    "ltx-2": "ltx2:ltx2",
-    "allegro": "videos:allegro",
-    "pixart-sigma": "images:pixart",
-    "pixart-pag": "images:pixart_pag",
-    "sd3": "images:sd3",
-    "sdxl": "images:sdxl",
-    "sdxl-i2i": "images:sdxl_i2i",
-    "sdxl-pag": "images:sdxl_pag",
-    "dit": "images:dit",
-    "hunyuan-dit": "images:hunyuan_dit",
-    "sana": "images:sana",
-    "wan": "separate:wan",
-    "wan-2.2": "separate:wan22",
-    "skyreels-v2": "separate:skyreels",
-    "cogview4": "separate:cogview4",
-    "qwen-image": "separate:qwen_image",
-    "hunyuan-video-1.5": "separate:hunyuan_video_15",
-    "cosmos": "separate:cosmos",
-    "flux": "distilled:flux",
-    "flux-true-cfg": "distilled:flux_cfg",
-    "chroma": "distilled:chroma",
-    "hunyuan-video": "distilled:hunyuan_video",
-    "hunyuan-video-true-cfg": "distilled:hunyuan_video_cfg",
-    "vchitect-2.0": "vchitect:vchitect",
-}
-"""Family -> where its builder is; each builds and runs in well under a second."""
+TABLES = (
+    "images",
+    "further_images",
+    "conditioned",
+    "unets",
+    "videos",
+    "wan",
+    "hunyuan",
+    "further_videos",
+    "vchitect",
+)
+
+
+def _rows() -> dict[str, Row]:
+    tables: list[dict[str, Row]] = [import_module(f"fastercache.zoo.{table}").ROWS for table in TABLES]
+    return {name: row for table in tables for name, row in table.items()}
+
+
+FAMILIES: dict[str, Row] = _rows()
+"""Family -> its row; each builds and runs in well under a second."""
+
+SWEPT = frozenset(
+    {
+        *("auraflow", "lumina2", "z-image", "hidream", "prx", "bria", "flux.2", "flux.2-klein"),
+        *("flux-kontext", "flux-kontext-true-cfg", "qwen-image-edit", "qwen-image-controlnet"),
+        *("sd3-controlnet", "sd3-ip-adapter", "sdxl-controlnet", "sdxl-ip-adapter", "instruct-pix2pix"),
+        *("svd", "animatediff", "wan-2.2-5b", "wan-i2v", "wan-vace", "hunyuan-image", "ltx-condition"),
+        *("sana-video", "kandinsky5", "easyanimate", "stable-audio"),
+    }
+)
+"""Families that `experiments.jobs.sweep` tries under five policies; the table of the laws has the others."""
 
 
 def build(name: str) -> Specimen:
     """A fresh random pipeline of a family. Raises PipelineUnreadable, naming the families there are."""
     if name not in FAMILIES:
         raise PipelineUnreadable(f"the zoo has no family '{name}'{suggest(name, FAMILIES)}")
-    module, function = FAMILIES[name].split(":")
-    builder: Callable[[], Specimen] = getattr(import_module(f"fastercache.zoo.{module}"), function)
-    return builder()
+    return FAMILIES[name].build(name)
 
 
-__all__ = ["FAMILIES", "Specimen", "build"]
+__all__ = ["FAMILIES", "SWEPT", "Row", "Specimen", "build"]

@@ -1,63 +1,35 @@
-"""Image families with batched guidance."""
+"""Image families whose pipelines call a transformer."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiTPipeline,
-    DiTTransformer2DModel,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    HunyuanDiT2DModel,
-    HunyuanDiTPipeline,
-    PixArtSigmaPAGPipeline,
-    PixArtSigmaPipeline,
-    PixArtTransformer2DModel,
-    SanaPipeline,
-    SanaTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLPAGPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
+
+from fastercache.zoo.rows import (
+    DDIM,
+    FLOW,
+    SHIFTED,
+    Row,
+    autoencoder,
+    masks,
+    noisy,
+    ones,
+    part,
+    pooled,
+    rows,
+    size,
+    texts,
 )
 
-from fastercache.zoo.specimen import Call, Specimen, assembled, noise, randomised, seeded
+_CLEAN = {"negative_prompt": None, "clean_caption": False, "use_resolution_binning": False}
+_TEXT = {**texts(12), "guidance_scale": 4.0, **size(32)}
+_EACH_TWICE = {"num_images_per_prompt": 2}
 
-
-def autoencoder(blocks: int = 3) -> AutoencoderKL:
-    """A random image autoencoder that shrinks by 2 ** (blocks - 1)."""
-    return AutoencoderKL(
-        block_out_channels=(4,) * blocks,
-        norm_num_groups=2,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-    ).eval()
-
-
-def _text(count: int, width: int = 12) -> Call:
-    return {
-        "prompt_embeds": noise(count, 5, width),
-        "negative_prompt_embeds": noise(count, 5, width, seed=8),
-        "guidance_scale": 4.0,
-        "height": 32,
-        "width": 32,
-        "output_type": "latent",
-    }
-
-
-def _masks(count: int) -> Call:
-    return {"prompt_attention_mask": torch.ones(count, 5), "negative_prompt_attention_mask": torch.ones(count, 5)}
-
-
-def _pixart(pipeline: Any, **more: Any) -> Any:
-    with seeded():
-        transformer = PixArtTransformer2DModel(
+PIXART = Row(
+    "PixArt-Sigma; the denoiser predicts twice the latent's channels.",
+    "PixArtSigmaPipeline",
+    {
+        "transformer": noisy(
+            "PixArtTransformer2DModel",
             sample_size=8,
             num_layers=2,
             patch_size=2,
@@ -67,49 +39,28 @@ def _pixart(pipeline: Any, **more: Any) -> Any:
             in_channels=4,
             cross_attention_dim=16,
             out_channels=8,
-        )
-        return assembled(
-            pipeline,
-            transformer=randomised(transformer),
-            vae=autoencoder(),
-            scheduler=DDIMScheduler(clip_sample=False),
-            **more,
-        )
+        ),
+        "vae": autoencoder(),
+        "scheduler": DDIM,
+    },
+    {**_TEXT, **masks(), **_CLEAN},
+    resized={"height": 48},
+    doubled=_EACH_TWICE,
+)
 
+PIXART_PAG = PIXART.but(
+    "PixArt-Sigma with perturbed-attention guidance: three branches in one call, told by their place in it.",
+    pipeline="PixArtSigmaPAGPipeline",
+    parts={**PIXART.parts, "pag_applied_layers": "blocks.1"},
+    unguided={"guidance_scale": 1.0, "pag_scale": 0.0},
+)
 
-def _pixart_inputs(count: int) -> Call:
-    extra = {"negative_prompt": None, "clean_caption": False, "use_resolution_binning": False}
-    return {**_text(count), **_masks(count), **extra}
-
-
-def pixart() -> Specimen:
-    """PixArt-Sigma; the denoiser predicts twice the latent's channels."""
-    return Specimen(
-        "pixart-sigma",
-        _pixart(PixArtSigmaPipeline),
-        _pixart_inputs,
-        resized={"height": 48},
-        unguided={"guidance_scale": 1.0},
-        doubled={"num_images_per_prompt": 2},
-    )
-
-
-def pixart_pag() -> Specimen:
-    """PixArt-Sigma with perturbed-attention guidance: three branches in one call, told by their place in it."""
-    return Specimen(
-        "pixart-pag",
-        _pixart(PixArtSigmaPAGPipeline, pag_applied_layers="blocks.1"),
-        _pixart_inputs,
-        resized={"height": 48},
-        unguided={"guidance_scale": 1.0, "pag_scale": 0.0},
-        doubled={"num_images_per_prompt": 2},
-    )
-
-
-def sd3() -> Specimen:
-    """Stable Diffusion 3: (text, image) blocks, the last of which drops the text."""
-    with seeded():
-        transformer = SD3Transformer2DModel(
+SD3 = Row(
+    "Stable Diffusion 3: (text, image) blocks, the last of which drops the text.",
+    "StableDiffusion3Pipeline",
+    {
+        "transformer": noisy(
+            "SD3Transformer2DModel",
             sample_size=8,
             patch_size=2,
             in_channels=4,
@@ -120,104 +71,20 @@ def sd3() -> Specimen:
             caption_projection_dim=16,
             pooled_projection_dim=10,
             out_channels=4,
-        )
-        pipe = assembled(
-            StableDiffusion3Pipeline,
-            transformer=randomised(transformer),
-            vae=autoencoder(),
-            scheduler=FlowMatchEulerDiscreteScheduler(),
-        )
+        ),
+        "vae": autoencoder(),
+        "scheduler": FLOW,
+    },
+    {**_TEXT, **pooled(10)},
+    resized={"height": 48},
+)
 
-    def inputs(count: int) -> Call:
-        pooled = {
-            "pooled_prompt_embeds": noise(count, 10),
-            "negative_pooled_prompt_embeds": noise(count, 10, seed=9),
-        }
-        return {**_text(count), **pooled}
-
-    return Specimen(
-        "sd3",
-        pipe,
-        inputs,
-        resized={"height": 48},
-        unguided={"guidance_scale": 1.0},
-    )
-
-
-def _unet() -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 2),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=4,
-        transformer_layers_per_block=(1, 1),
-        projection_class_embeddings_input_dim=6 * 4 + 10,
-        cross_attention_dim=12,
-        norm_num_groups=2,
-    )
-    return randomised(unet)
-
-
-def _sdxl_inputs(count: int) -> Call:
-    pooled = {"pooled_prompt_embeds": noise(count, 10), "negative_pooled_prompt_embeds": noise(count, 10, seed=9)}
-    return {**_text(count), **pooled}
-
-
-def sdxl() -> Specimen:
-    """Stable Diffusion XL: a UNet whose blocks hand skips to each other."""
-    with seeded():
-        parts: dict[str, Any] = {"unet": _unet(), "vae": autoencoder(), "scheduler": EulerDiscreteScheduler()}
-        pipe = assembled(StableDiffusionXLPipeline, **parts)
-    return Specimen(
-        "sdxl",
-        pipe,
-        _sdxl_inputs,
-        resized={"height": 48},
-        unguided={"guidance_scale": 1.0},
-        doubled={"num_images_per_prompt": 2},
-    )
-
-
-def sdxl_pag() -> Specimen:
-    """SDXL with perturbed-attention guidance in its middle block."""
-    with seeded():
-        parts: dict[str, Any] = {"unet": _unet(), "vae": autoencoder(), "scheduler": EulerDiscreteScheduler()}
-        pipe = assembled(StableDiffusionXLPAGPipeline, **parts, pag_applied_layers="mid")
-    return Specimen(
-        "sdxl-pag",
-        pipe,
-        _sdxl_inputs,
-        resized={"height": 48},
-        unguided={"guidance_scale": 1.0, "pag_scale": 0.0},
-        doubled={"num_images_per_prompt": 2},
-    )
-
-
-def sdxl_i2i() -> Specimen:
-    """SDXL image-to-image: the run starts in the middle of the scheduler's timesteps."""
-    with seeded():
-        parts: dict[str, Any] = {"unet": _unet(), "vae": autoencoder(), "scheduler": EulerDiscreteScheduler()}
-        pipe = assembled(StableDiffusionXLImg2ImgPipeline, **parts)
-
-    def inputs(count: int) -> Call:
-        call = _sdxl_inputs(count)
-        del call["height"], call["width"]
-        return {**call, "image": noise(count, 3, 32, 32).clamp(0, 1), "strength": 0.6}
-
-    return Specimen("sdxl-i2i", pipe, inputs, steps=10, unguided={"guidance_scale": 1.0})
-
-
-def dit() -> Specimen:
-    """DiT: class labels, the conditional rows first, and the doubled batch passed to the scheduler."""
-    with seeded():
-        transformer = DiTTransformer2DModel(
+DIT = Row(
+    "DiT: class labels, the conditional rows first, and the doubled batch passed to the scheduler.",
+    "DiTPipeline",
+    {
+        "transformer": noisy(
+            "DiTTransformer2DModel",
             sample_size=8,
             num_layers=2,
             patch_size=2,
@@ -226,24 +93,19 @@ def dit() -> Specimen:
             in_channels=4,
             out_channels=8,
             num_embeds_ada_norm=1000,
-        )
-        pipe = assembled(
-            DiTPipeline,
-            transformer=randomised(transformer),
-            vae=autoencoder(),
-            scheduler=DDIMScheduler(clip_sample=False),
-        )
+        ),
+        "vae": autoencoder(),
+        "scheduler": DDIM,
+    },
+    {"class_labels": lambda count: [3 + i for i in range(count)], "guidance_scale": 4.0, "output_type": "np"},
+)
 
-    def inputs(count: int) -> Call:
-        return {"class_labels": [3 + i for i in range(count)], "guidance_scale": 4.0, "output_type": "np"}
-
-    return Specimen("dit", pipe, inputs, unguided={"guidance_scale": 1.0})
-
-
-def hunyuan_dit() -> Specimen:
-    """HunyuanDiT: two text encoders, later blocks take a skip from the earlier ones."""
-    with seeded():
-        transformer = HunyuanDiT2DModel(
+HUNYUAN_DIT = Row(
+    "HunyuanDiT: two text encoders, later blocks take a skip from the earlier ones.",
+    "HunyuanDiTPipeline",
+    {
+        "transformer": noisy(
+            "HunyuanDiT2DModel",
             sample_size=8,
             num_layers=4,
             patch_size=2,
@@ -257,39 +119,32 @@ def hunyuan_dit() -> Specimen:
             text_len=5,
             text_len_t5=5,
             activation_fn="gelu-approximate",
-        )
-        pipe = assembled(
-            HunyuanDiTPipeline,
-            transformer=randomised(transformer),
-            vae=autoencoder(4),
-            scheduler=DDIMScheduler(clip_sample=False),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        ),
+        "vae": autoencoder(4),
+        "scheduler": DDIM,
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    },
+    {
+        **_TEXT,
+        **masks(),
+        "prompt_embeds_2": rows(5, 16, seed=10),
+        "negative_prompt_embeds_2": rows(5, 16, seed=11),
+        "prompt_attention_mask_2": ones(5),
+        "negative_prompt_attention_mask_2": ones(5),
+        "use_resolution_binning": False,
+        **size(64),
+    },
+    resized={"height": 96},
+)
 
-    def inputs(count: int) -> Call:
-        second = {
-            "prompt_embeds_2": noise(count, 5, 16, seed=10),
-            "negative_prompt_embeds_2": noise(count, 5, 16, seed=11),
-            "prompt_attention_mask_2": torch.ones(count, 5),
-            "negative_prompt_attention_mask_2": torch.ones(count, 5),
-        }
-        return {**_text(count), **_masks(count), **second, "use_resolution_binning": False, "height": 64, "width": 64}
-
-    return Specimen(
-        "hunyuan-dit",
-        pipe,
-        inputs,
-        resized={"height": 96},
-        unguided={"guidance_scale": 1.0},
-    )
-
-
-def sana() -> Specimen:
-    """Sana: linear attention."""
-    with seeded():
-        transformer = SanaTransformer2DModel(
+SANA = Row(
+    "Sana: linear attention.",
+    "SanaPipeline",
+    {
+        "transformer": noisy(
+            "SanaTransformer2DModel",
             patch_size=1,
             in_channels=4,
             out_channels=4,
@@ -301,18 +156,138 @@ def sana() -> Specimen:
             cross_attention_dim=16,
             caption_channels=12,
             sample_size=8,
-        )
-        pipe = assembled(SanaPipeline, transformer=randomised(transformer), scheduler=FlowMatchEulerDiscreteScheduler())
+        ),
+        "scheduler": FLOW,
+    },
+    {**_TEXT, **masks(), **_CLEAN, **size(256)},
+    resized={"height": 320},
+    doubled=_EACH_TWICE,
+)
 
-    def inputs(count: int) -> Call:
-        extra = {"negative_prompt": None, "clean_caption": False, "use_resolution_binning": False}
-        return {**_text(count), **_masks(count), **extra, "height": 256, "width": 256}
+COGVIEW4 = Row(
+    "CogView4: one call per branch, and the branches' texts have different lengths.",
+    "CogView4Pipeline",
+    {
+        "transformer": noisy(
+            "CogView4Transformer2DModel",
+            patch_size=2,
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            out_channels=4,
+            text_embed_dim=12,
+            time_embed_dim=8,
+            condition_dim=4,
+            rope_axes_dim=(8, 8),
+        ),
+        "scheduler": part(
+            "FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75
+        ),
+    },
+    {**texts(12, 7, 4), "guidance_scale": 4.0, "original_size": (64, 64), **size(64)},
+    resized={"height": 96},
+    doubled=_EACH_TWICE,
+)
 
-    return Specimen(
-        "sana",
-        pipe,
-        inputs,
-        resized={"height": 320},
-        unguided={"guidance_scale": 1.0},
-        doubled={"num_images_per_prompt": 2},
-    )
+QWEN_IMAGE = Row(
+    "QwenImage: packed tokens, texts of different lengths, guidance by `true_cfg_scale`.",
+    "QwenImagePipeline",
+    {
+        "transformer": noisy(
+            "QwenImageTransformer2DModel",
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            axes_dims_rope=(8, 4, 4),
+        ),
+        "scheduler": SHIFTED,
+    },
+    {
+        **texts(12, 7, 4),
+        **masks(7, 4, torch.long, "prompt_embeds_mask"),
+        "true_cfg_scale": 4.0,
+        **size(64),
+    },
+    resized={"height": 96},
+    unguided={"true_cfg_scale": 1.0},
+    doubled=_EACH_TWICE,
+)
+
+FLUX = Row(
+    "Flux, guidance-distilled: one branch; packed tokens; two kinds of block.",
+    "FluxPipeline",
+    {
+        "transformer": noisy(
+            "FluxTransformer2DModel",
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            pooled_projection_dim=10,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        "scheduler": SHIFTED,
+    },
+    {
+        "prompt_embeds": rows(5, 12),
+        "pooled_prompt_embeds": rows(10),
+        "guidance_scale": 3.5,
+        **size(64),
+    },
+    resized={"height": 96},
+    unguided={},
+    doubled=_EACH_TWICE,
+)
+
+FLUX_TRUE_CFG = FLUX.but(
+    "Flux with `true_cfg_scale`: one call per branch.",
+    inputs={**texts(12), **pooled(10), "true_cfg_scale": 4.0},
+    unguided={"true_cfg_scale": 1.0},
+)
+
+CHROMA = Row(
+    "Chroma: Flux's shape with true guidance.",
+    "ChromaPipeline",
+    {
+        "transformer": noisy(
+            "ChromaTransformer2DModel",
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            axes_dims_rope=(4, 4, 8),
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+            approximator_num_channels=16,
+        ),
+        "scheduler": FLOW,
+    },
+    {**texts(12), **masks(), "guidance_scale": 4.0, **size(64)},
+    resized={"height": 96},
+)
+
+ROWS = {
+    "pixart-sigma": PIXART,
+    "pixart-pag": PIXART_PAG,
+    "sd3": SD3,
+    "dit": DIT,
+    "hunyuan-dit": HUNYUAN_DIT,
+    "sana": SANA,
+    "cogview4": COGVIEW4,
+    "qwen-image": QWEN_IMAGE,
+    "flux": FLUX,
+    "flux-true-cfg": FLUX_TRUE_CFG,
+    "chroma": CHROMA,
+}

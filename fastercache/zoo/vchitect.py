@@ -6,13 +6,10 @@ the text of the last; an attention with three parallel paths; (B, F, C, H, W) in
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from fastercache.zoo.specimen import Call, Specimen, noise, randomised, seeded
+from fastercache.zoo.rows import Row, noisy, texts
 
 
 class ThreePathAttention(nn.Module):
@@ -102,8 +99,13 @@ class VchitectPipeline:
     """The loop of the official script: uncond, then cond, then the scheduler."""
 
     def __init__(self, transformer: nn.Module) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
         self.transformer = transformer
         self.scheduler = FlowMatchEulerDiscreteScheduler()
+
+    def set_progress_bar_config(self, **settings: object) -> None:
+        """There is none."""
 
     @torch.no_grad()
     def __call__(
@@ -128,12 +130,14 @@ class VchitectPipeline:
         return (latents,)
 
 
-def vchitect() -> Specimen:
-    """A random transformer of Vchitect-2.0's shape in its own loop."""
-    with seeded():
-        pipe: Any = VchitectPipeline(randomised(VchitectXLTransformerModel()))
+VCHITECT = Row(
+    "A random transformer of Vchitect-2.0's shape in its own loop.",
+    "fastercache.zoo.vchitect:VchitectPipeline",
+    {"transformer": noisy("fastercache.zoo.vchitect:VchitectXLTransformerModel")},
+    texts(12),
+    resized={"height": 6, "frames": 2},
+    unguided={},
+    videos=True,
+)
 
-    def inputs(count: int) -> Call:
-        return {"prompt_embeds": noise(count, 5, 12), "negative_prompt_embeds": noise(count, 5, 12, seed=8)}
-
-    return Specimen("vchitect-2.0", pipe, inputs, resized={"height": 6, "frames": 2}, videos=True)
+ROWS = {"vchitect-2.0": VCHITECT}

@@ -2,117 +2,139 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from diffusers import (
-    AllegroPipeline,
-    AllegroTransformer3DModel,
-    AutoencoderKLAllegro,
-    AutoencoderKLCogVideoX,
-    CogVideoXDDIMScheduler,
-    CogVideoXImageToVideoPipeline,
-    CogVideoXPipeline,
-    CogVideoXTransformer3DModel,
-    CogVideoXVideoToVideoPipeline,
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    LTXPipeline,
-    LTXVideoTransformer3DModel,
-    MochiPipeline,
-    MochiTransformer3DModel,
+
+from fastercache.zoo.rows import (
+    DDIM,
+    FLOW,
+    Row,
+    masks,
+    noisy,
+    part,
+    pixels,
+    rows,
+    size,
+    texts,
 )
 
-from fastercache.zoo.specimen import Call, Specimen, assembled, noise, randomised, seeded
+_TEXT = {**texts(12), "guidance_scale": 4.0}
 
 
-def _cogvideox_parts(channels: int) -> dict[str, Any]:
-    transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=channels,
-        out_channels=4,
-        time_embed_dim=8,
-        text_embed_dim=12,
-        num_layers=2,
-        sample_width=4,
-        sample_height=4,
-        sample_frames=9,
-        patch_size=2,
-        max_text_seq_length=5,
-        use_rotary_positional_embeddings=channels != 4,
-    )
-    vae = AutoencoderKLCogVideoX(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("CogVideoXDownBlock3D",) * 4,
-        up_block_types=("CogVideoXUpBlock3D",) * 4,
-        block_out_channels=(4, 4, 4, 4),
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=2,
-        temporal_compression_ratio=4,
-    )
-    return {"transformer": randomised(transformer), "vae": vae.eval(), "scheduler": CogVideoXDDIMScheduler()}
-
-
-def _cogvideox_inputs(count: int) -> Call:
-    return {
-        "prompt_embeds": noise(count, 5, 12),
-        "negative_prompt_embeds": noise(count, 5, 12, seed=8),
-        "guidance_scale": 4.0,
-        "height": 32,
-        "width": 32,
-        "num_frames": 9,
-        "max_sequence_length": 5,
-        "output_type": "latent",
-    }
-
-
-def cogvideox() -> Specimen:
-    """CogVideoX text-to-video."""
-    with seeded():
-        pipe = assembled(CogVideoXPipeline, **_cogvideox_parts(4))
-    return Specimen(
-        "cogvideox",
-        pipe,
-        _cogvideox_inputs,
-        resized={"height": 48, "num_frames": 5},
-        unguided={"guidance_scale": 1.0},
+def latte(layers: int = 2) -> Row:
+    """Latte with this many pairs of blocks: 32x32 pixels on an 8x8 latent, 4 frames."""
+    return Row(
+        "Latte: interleaved spatial and temporal blocks; the family of the FasterCache paper's own experiments.",
+        "LattePipeline",
+        {
+            "transformer": noisy(
+                "LatteTransformer3DModel",
+                num_attention_heads=2,
+                attention_head_dim=8,
+                in_channels=4,
+                out_channels=8,
+                num_layers=layers,
+                cross_attention_dim=16,
+                attention_bias=True,
+                sample_size=8,
+                patch_size=2,
+                activation_fn="gelu-approximate",
+                num_embeds_ada_norm=1000,
+                norm_type="ada_norm_single",
+                norm_elementwise_affine=False,
+                norm_eps=1e-6,
+                caption_channels=12,
+                video_length=4,
+            ),
+            "vae": part(
+                "AutoencoderKL",
+                block_out_channels=(8, 8, 8),
+                norm_num_groups=4,
+                down_block_types=("DownEncoderBlock2D",) * 3,
+                up_block_types=("UpDecoderBlock2D",) * 3,
+            ),
+            "tokenizer": part("fastercache.zoo.text:tokenizer"),
+            "text_encoder": part("fastercache.zoo.text:encoder", width=12),
+            "scheduler": DDIM,
+        },
+        {
+            **_TEXT,
+            "negative_prompt": None,
+            "mask_feature": False,
+            "clean_caption": False,
+            **size(32, video_length=4),
+        },
+        resized={"height": 48},
+        doubled={"num_images_per_prompt": 2},
         videos=True,
     )
 
 
-def cogvideox_i2v() -> Specimen:
-    """CogVideoX image-to-video: the image's latents are extra input channels."""
-    with seeded():
-        pipe = assembled(CogVideoXImageToVideoPipeline, **_cogvideox_parts(8))
+def _cogvideox(channels: int) -> dict[str, object]:
+    return {
+        "transformer": noisy(
+            "CogVideoXTransformer3DModel",
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=channels,
+            out_channels=4,
+            time_embed_dim=8,
+            text_embed_dim=12,
+            num_layers=2,
+            sample_width=4,
+            sample_height=4,
+            sample_frames=9,
+            patch_size=2,
+            max_text_seq_length=5,
+            use_rotary_positional_embeddings=channels != 4,
+        ),
+        "vae": part(
+            "AutoencoderKLCogVideoX",
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(4, 4, 4, 4),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            temporal_compression_ratio=4,
+        ),
+        "scheduler": part("CogVideoXDDIMScheduler"),
+    }
 
-    def inputs(count: int) -> Call:
-        return {**_cogvideox_inputs(count), "image": noise(count, 3, 32, 32).clamp(0, 1)}
 
-    return Specimen(
-        "cogvideox-i2v", pipe, inputs, resized={"num_frames": 5}, unguided={"guidance_scale": 1.0}, videos=True
-    )
+COGVIDEOX = Row(
+    "CogVideoX text-to-video.",
+    "CogVideoXPipeline",
+    _cogvideox(4),
+    {**_TEXT, "max_sequence_length": 5, **size(32, num_frames=9)},
+    resized={"height": 48, "num_frames": 5},
+    videos=True,
+)
 
+COGVIDEOX_I2V = COGVIDEOX.but(
+    "CogVideoX image-to-video: the image's latents are extra input channels.",
+    inputs={"image": pixels(32, 32)},
+    pipeline="CogVideoXImageToVideoPipeline",
+    parts=_cogvideox(8),
+    resized={"num_frames": 5},
+)
 
-def cogvideox_v2v() -> Specimen:
-    """CogVideoX video-to-video: the run starts in the middle of the scheduler's timesteps."""
-    with seeded():
-        pipe = assembled(CogVideoXVideoToVideoPipeline, **_cogvideox_parts(4))
+COGVIDEOX_V2V = COGVIDEOX.but(
+    "CogVideoX video-to-video: the run starts in the middle of the scheduler's timesteps.",
+    without=("num_frames",),
+    inputs={"latents": rows(3, 4, 4, 4), "video": None, "strength": 0.6},
+    pipeline="CogVideoXVideoToVideoPipeline",
+    steps=10,
+    resized={},
+)
 
-    def inputs(count: int) -> Call:
-        call = _cogvideox_inputs(count)
-        del call["num_frames"]
-        return {**call, "latents": noise(count, 3, 4, 4, 4), "video": None, "strength": 0.6}
-
-    return Specimen("cogvideox-v2v", pipe, inputs, steps=10, unguided={"guidance_scale": 1.0}, videos=True)
-
-
-def mochi() -> Specimen:
-    """Mochi text-to-video."""
-    with seeded():
-        transformer = MochiTransformer3DModel(
+MOCHI = Row(
+    "Mochi text-to-video.",
+    "MochiPipeline",
+    {
+        "transformer": noisy(
+            "MochiTransformer3DModel",
             patch_size=2,
             num_attention_heads=2,
             attention_head_dim=8,
@@ -124,38 +146,26 @@ def mochi() -> Specimen:
             time_embed_dim=4,
             activation_fn="swiglu",
             max_sequence_length=5,
-        )
-        scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
-        pipe = assembled(MochiPipeline, transformer=randomised(transformer), scheduler=scheduler)
+        ),
+        "scheduler": part("FlowMatchEulerDiscreteScheduler", invert_sigmas=True),
+    },
+    {
+        **texts(16),
+        **masks(dtype=torch.bool),
+        "guidance_scale": 4.0,
+        "max_sequence_length": 5,
+        **size(32, num_frames=7),
+    },
+    resized={"height": 48, "num_frames": 13},
+    videos=True,
+)
 
-    def inputs(count: int) -> Call:
-        return {
-            "prompt_embeds": noise(count, 5, 16),
-            "negative_prompt_embeds": noise(count, 5, 16, seed=8),
-            "prompt_attention_mask": torch.ones(count, 5, dtype=torch.bool),
-            "negative_prompt_attention_mask": torch.ones(count, 5, dtype=torch.bool),
-            "guidance_scale": 4.0,
-            "height": 32,
-            "width": 32,
-            "num_frames": 7,
-            "max_sequence_length": 5,
-            "output_type": "latent",
-        }
-
-    return Specimen(
-        "mochi",
-        pipe,
-        inputs,
-        resized={"height": 48, "num_frames": 13},
-        unguided={"guidance_scale": 1.0},
-        videos=True,
-    )
-
-
-def ltx() -> Specimen:
-    """LTX-Video: latents are packed tokens, in and out."""
-    with seeded():
-        transformer = LTXVideoTransformer3DModel(
+LTX = Row(
+    "LTX-Video: latents are packed tokens, in and out.",
+    "LTXPipeline",
+    {
+        "transformer": noisy(
+            "LTXVideoTransformer3DModel",
             in_channels=4,
             out_channels=4,
             num_attention_heads=2,
@@ -163,37 +173,20 @@ def ltx() -> Specimen:
             cross_attention_dim=16,
             num_layers=2,
             caption_channels=12,
-        )
-        pipe = assembled(LTXPipeline, transformer=randomised(transformer), scheduler=FlowMatchEulerDiscreteScheduler())
+        ),
+        "scheduler": FLOW,
+    },
+    {**_TEXT, **masks(dtype=torch.bool), "max_sequence_length": 5, **size(160, 192, num_frames=17)},
+    resized={"height": 192, "num_frames": 9},
+    videos=True,
+)
 
-    def inputs(count: int) -> Call:
-        return {
-            "prompt_embeds": noise(count, 5, 12),
-            "negative_prompt_embeds": noise(count, 5, 12, seed=8),
-            "prompt_attention_mask": torch.ones(count, 5, dtype=torch.bool),
-            "negative_prompt_attention_mask": torch.ones(count, 5, dtype=torch.bool),
-            "guidance_scale": 4.0,
-            "height": 160,
-            "width": 192,
-            "num_frames": 17,
-            "max_sequence_length": 5,
-            "output_type": "latent",
-        }
-
-    return Specimen(
-        "ltx",
-        pipe,
-        inputs,
-        resized={"height": 192, "num_frames": 9},
-        unguided={"guidance_scale": 1.0},
-        videos=True,
-    )
-
-
-def allegro() -> Specimen:
-    """Allegro text-to-video."""
-    with seeded():
-        transformer = AllegroTransformer3DModel(
+ALLEGRO = Row(
+    "Allegro text-to-video.",
+    "AllegroPipeline",
+    {
+        "transformer": noisy(
+            "AllegroTransformer3DModel",
             num_attention_heads=2,
             attention_head_dim=24,
             in_channels=4,
@@ -204,42 +197,29 @@ def allegro() -> Specimen:
             sample_height=4,
             sample_frames=4,
             caption_channels=12,
-        )
-        vae = AutoencoderKLAllegro(
+        ),
+        "vae": part(
+            "AutoencoderKLAllegro",
             down_block_types=("AllegroDownBlock3D",) * 4,
             up_block_types=("AllegroUpBlock3D",) * 4,
             block_out_channels=(4, 4, 4, 4),
             latent_channels=4,
             layers_per_block=1,
             norm_num_groups=2,
-        )
-        pipe = assembled(
-            AllegroPipeline,
-            transformer=randomised(transformer),
-            vae=vae.eval(),
-            scheduler=DDIMScheduler(clip_sample=False),
-        )
+        ),
+        "scheduler": DDIM,
+    },
+    {**_TEXT, **masks(), "negative_prompt": None, "clean_caption": False, **size(32, num_frames=8)},
+    resized={"height": 48, "num_frames": 4},
+    videos=True,
+)
 
-    def inputs(count: int) -> Call:
-        return {
-            "prompt_embeds": noise(count, 5, 12),
-            "negative_prompt_embeds": noise(count, 5, 12, seed=8),
-            "prompt_attention_mask": torch.ones(count, 5),
-            "negative_prompt_attention_mask": torch.ones(count, 5),
-            "negative_prompt": None,
-            "clean_caption": False,
-            "guidance_scale": 4.0,
-            "height": 32,
-            "width": 32,
-            "num_frames": 8,
-            "output_type": "latent",
-        }
-
-    return Specimen(
-        "allegro",
-        pipe,
-        inputs,
-        resized={"height": 48, "num_frames": 4},
-        unguided={"guidance_scale": 1.0},
-        videos=True,
-    )
+ROWS = {
+    "latte": latte(),
+    "cogvideox": COGVIDEOX,
+    "cogvideox-i2v": COGVIDEOX_I2V,
+    "cogvideox-v2v": COGVIDEOX_V2V,
+    "mochi": MOCHI,
+    "ltx": LTX,
+    "allegro": ALLEGRO,
+}

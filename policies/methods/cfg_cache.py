@@ -18,7 +18,8 @@ from fastercache.policies.wrappers import within
 
 @register
 class CFGCache(Policy):
-    """A full step every `interval`; on the others only the conditional branch runs, and
+    """The unconditional branch is computed every `interval` steps; in between it is the conditional one plus the cached
+    difference of the two, weighted by frequency band:
 
         F(uncond)_low = F(cond)_low + w1 dLF,   F(uncond)_high = F(cond)_high + w2 dHF
 

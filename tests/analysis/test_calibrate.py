@@ -165,3 +165,19 @@ def test_separate_guidance_calibrates_too() -> None:
     assert (
         set(found.ratios) == {"cond", "uncond"} and found.steps == 5 and set(found.curves) == {"spatial", "cross", "ff"}
     )
+
+
+def test_a_value_that_is_always_zero_is_told(latte: Specimen) -> None:
+    handle = latte.pipe.transformer.proj_out.register_forward_hook(lambda m, a, o: torch.zeros_like(o))
+    with calibrate(latte.pipe, lags=2) as calibrator:
+        latte.generate()
+    handle.remove()
+    with pytest.raises(fc.RecordingError, match="no relative change of"):
+        calibrator.result()
+
+
+def test_a_run_of_one_step_is_too_short(latte: Specimen) -> None:
+    with calibrate(latte.pipe, lags=2) as calibrator:
+        latte.generate(steps=1)
+    with pytest.raises(fc.RecordingError):
+        calibrator.result()

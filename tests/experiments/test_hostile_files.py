@@ -14,7 +14,7 @@ import pytest
 import fastercache as fc
 from fastercache.analysis.calibrate import Calibration
 from fastercache.analysis.profile import Profile, ProfileInfo, SiteRow
-from fastercache.experiments.bench.contest import Runs
+from fastercache.experiments.bench.contest import Runs, stored
 from fastercache.experiments.bench.standings import Results
 from fastercache.experiments.jobs.searching import Job
 from fastercache.policies.documents import read_model, write_json
@@ -166,3 +166,22 @@ def test_a_text_of_many_megabytes_is_refused_shortly(
         with pytest.raises(fc.FasterCacheError) as caught:
             load(path)
         assert len(str(caught.value)) < 2100
+
+
+def test_runs_that_cannot_be_read_are_put_aside_and_none_is_lost(tmp_path: Path) -> None:
+    path, _ = runs(tmp_path)
+    whole = path.read_text()
+    assert list(stored(tmp_path)) == ["key"]
+    path.write_text(whole[:-9])
+    assert stored(tmp_path) == {} and not path.exists()
+    assert (tmp_path / "runs.json.unreadable-1").read_text() == whole[:-9]
+    assert stored(tmp_path) == {}  # nothing there: nothing is put aside
+
+
+def test_runs_of_an_older_version_are_read(tmp_path: Path) -> None:
+    path, _ = runs(tmp_path)
+    data = json.loads(path.read_text())
+    run = data["cases"]["key"]["runs"]["entry"]
+    run |= {**run.pop("quality"), "ssim": 0.5}
+    path.write_text(json.dumps(data))
+    assert stored(tmp_path)["key"]["runs"]["entry"]["quality"] == {"psnr": 40.0, "ssim": 0.5}

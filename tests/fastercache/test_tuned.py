@@ -12,8 +12,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 import fastercache as fc
 from fastercache.tuned import PARTS, Measured, Results, TunedConfig, model_identity
-from fastercache.zoo.latte import pipeline
-from fastercache.zoo.specimen import seeded
+from fastercache.zoo.videos import latte
 
 CALL = {
     "height": 32,
@@ -104,8 +103,7 @@ def test_damaged_fields_are_named(tiny_latte: Any, tmp_path: Path, change: Any, 
 
 
 def test_another_model_is_refused_by_the_setting_that_differs(tiny_latte: Any) -> None:
-    with seeded():
-        deeper = pipeline(layers=3)
+    deeper = latte(layers=3).build("deeper").pipe
     tuned = config(tiny_latte)
     with pytest.raises(fc.ConfigMismatch, match=r"LatteTransformer3DModel with num_layers=2, .* has num_layers=3"):
         fc.attach(deeper, tuned)

@@ -129,7 +129,7 @@ def test_an_outer_site_holds_nothing_of_another_denoiser() -> None:
 
 
 def test_errors_name_the_denoisers_and_count_the_blocks() -> None:
-    with pytest.raises(NoSiteMatched, match="'vae/stack' names no denoiser.*transformer, transformer_2"):
+    with pytest.raises(NoSiteMatched, match=r"'vae/stack' names no denoiser.*transformer, transformer_2"):
         select("vae/stack", pair())
     with pytest.raises(NoSiteMatched, match="only one here"):
         select("transformer/stack", model())

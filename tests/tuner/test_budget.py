@@ -59,7 +59,7 @@ def test_text_reads_back_the_same() -> None:
     ("text", "says"),
     [
         ("", "cannot read"),
-        ("psnr", "cannot read"),
+        ("psnr", "has no bound"),
         ("psnr>30", "cannot read"),
         ("psnr>=thirty", "cannot read"),
         ("psnr>=3.0.1", "cannot read a number"),
@@ -102,3 +102,40 @@ def test_decibels_grow_with_quality_and_turn_back(name: str) -> None:
     scaled = [metric.to_decibel(v) for v in values]
     assert scaled == sorted(scaled)
     assert [metric.from_decibel(s) for s in scaled] == pytest.approx(values)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 10, 20])
+@pytest.mark.parametrize("percent", [1, 50, 90, 95, 100])
+@pytest.mark.parametrize("text", ["psnr>=40", "lpips<=40"])
+def test_a_share_counts_the_prompts_that_meet_the_bound(n: int, percent: int, text: str) -> None:
+    budget = Budget.parse(f"p{percent}:{text}")
+    (name,) = budget.metrics
+    for good in range(n + 1):
+        meets, misses = (41.0, 39.0) if name == "psnr" else (39.0, 41.0)
+        values = [meets] * good + [misses] * (n - good)
+        assert (budget.violation({name: values}) <= 0) is (100 * good >= percent * n), (good, n)
+    assert Budget.parse(str(budget)) == budget
+
+
+def test_budgets_say_what_they_mean() -> None:
+    said = {
+        "psnr>=40": "psnr at least 40 on average over the prompts",
+        "p90:psnr>=45": "psnr at least 45 for at least 90 % of the prompts",
+        "q0.1(psnr)>=45": "psnr at least 45 for at least 90 % of the prompts",
+        "q0.9(psnr)>=45": "psnr at least 45 for at least 10 % of the prompts",
+        "q0.9(lpips)<=0.1": "lpips at most 0.1 for at least 90 % of the prompts",
+    }
+    assert {text: Budget.parse(text).words for text in said} == said
+
+
+def test_a_lenient_quantile_warns_and_says_what_was_meant() -> None:
+    assert Budget.parse("q0.1(psnr)>=45,p10:psnr>=45,q0.9(lpips)<=0.1").warnings == ()
+    (warning,) = Budget.parse("q0.9(psnr)>=45").warnings
+    assert "10 % of the prompts" in warning and "p90:psnr>=45" in warning
+    assert len(Budget.parse("q0.1(lpips)<=0.1").warnings) == 1
+
+
+@pytest.mark.parametrize("text", ["p0:psnr>=40", "p101:psnr>=40", "p:psnr>=40", "p90(psnr)>=40"])
+def test_shares_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(InvalidBudget):
+        Budget.parse(text)

@@ -13,10 +13,10 @@ import pytest
 from optuna.trial import TrialState
 
 import fastercache as fc
+from fastercache import zoo
 from fastercache.tuner import Evaluator, Outcome, Study, export, tune
 from fastercache.tuner.record import SPENT, Record
-from fastercache.zoo.latte import pipeline
-from fastercache.zoo.specimen import seeded
+from fastercache.zoo.videos import latte
 from tests.tuner.conftest import CALL, HELD_OUT, SEARCH
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +40,7 @@ def told(record: Record) -> tuple[Any, ...]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """One study, searched once for the tests that only read it."""
-    with seeded():
-        pipe = pipeline()
+    pipe = zoo.build("latte").pipe
     out = tmp_path_factory.mktemp("study")
     loose = paper_quality(pipe, out) - 4.0
     return study(pipe, out, budget=f"psnr>={loose:.4f}", policy="fastercache", fixed=LEVERS)
@@ -165,8 +164,7 @@ def test_another_question_is_not_mixed_into_a_study(
 
 def test_another_models_study_is_refused(tiny_latte: Any, tmp_path: Path) -> None:
     study(tiny_latte, tmp_path, trials=0)
-    with seeded():
-        deeper = pipeline(layers=3)
+    deeper = latte(layers=3).build("deeper").pipe
     with pytest.raises(fc.ConfigMismatch, match="model LatteTransformer3DModel"):
         study(deeper, tmp_path, trials=0)
 
@@ -196,8 +194,7 @@ def test_ctrl_c_loses_nothing(tiny_latte: Any, tmp_path: Path, monkeypatch: pyte
 
 SCRIPT = """
 import os, signal, sys
-from fastercache.zoo.latte import pipeline
-from fastercache.zoo.specimen import seeded
+from fastercache import zoo
 from tests.tuner.test_study import study
 from fastercache.tuner import Evaluator
 import torch
@@ -209,9 +206,7 @@ def killed(self, policy, case):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, policy, case)
 Evaluator.run = killed
-with seeded():
-    pipe = pipeline()
-study(pipe, __import__("pathlib").Path(sys.argv[1]), trials=5)
+study(zoo.build("latte").pipe, __import__("pathlib").Path(sys.argv[1]), trials=5)
 """
 
 

@@ -17,12 +17,13 @@ from fastercache.analysis.metrics import metric_called
 from fastercache.policies.errors import BudgetNotMet
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.planning.damage import Damage
-from fastercache.tuner.planning.fitting import FittedRuns, Sampler, Steps, fit
+from fastercache.tuner.planning.fitting import FittedRuns, Sampler, SearchRun, Steps, fit, replay
 from fastercache.tuner.planning.front import Front, Point
 from fastercache.tuner.planning.material import Material
 from fastercache.tuner.planning.paths import Path, plans
 from fastercache.tuner.planning.portfolio import portfolio
 from fastercache.tuner.planning.referee import Referee
+from fastercache.tuner.planning.refine import refine
 from fastercache.tuner.planning.search import Judged, search
 from fastercache.tuner.setting import Setting
 
@@ -37,20 +38,25 @@ class Effort:
     Attributes:
         recorded: search prompts. generations: denoiser calls in all, in units of an uncached generation.
         groups: prompts that judge plans, group by group; none to take the first plan as it is.
+        fitted: how many of the recorded prompts the weights are fitted on; the others decide whether all weights are
+            refined together.
     """
 
     recorded: int
     generations: float
     groups: tuple[tuple[int, ...], ...] = ()
+    fitted: int | None = None
 
 
 EFFORTS = (
     Effort(2, 10.0),
     Effort(8, 24.0, ((0, 1), (2, 3, 4))),
-    Effort(8, 96.0, ((0, 1), (2, 3, 4), (5, 6, 7))),
+    Effort(12, 160.0, ((0, 1), (2, 3, 4), (5, 6, 7)), fitted=8),
 )
-"""Effort 0: plan, one fit, one check. 1: the best of a portfolio and of moves from it. 2: many more moves."""
+"""Effort 0: plan, fit, check. 1: the best of a portfolio and of moves from it. 2: more moves, then Gauss-Newton."""
 
+REFINING = 0.6
+"""Most of the generations that may go into refining weights."""
 SPREAD, WEIGHT = 3.0, 4.0
 """Spread over prompts that is assumed before any was measured, dB, and how many prompts' worth that counts."""
 CONFIDENCE = 0.9
@@ -126,7 +132,7 @@ class Planner:
         return len(self.material.cases)
 
     # -- the two questions -------------------------------------------------------------------------------------------
-    def for_speedup(self, speedup: float) -> Front:
+    def for_speedup(self, speedup: float) -> Point:
         """The best plan that is at least so many times as fast, in denoiser calls. Raises BudgetNotMet."""
         count = math.floor(self.steps / speedup + 1e-9)
         if count not in self.predicted:
@@ -137,9 +143,9 @@ class Planner:
         if count < self.steps:
             self._search(count, self._left() - self._cost(count))
             self._verify(count)
-        return self.front()
+        return self.point(count)
 
-    def for_budget(self, budget: Budget, margin: float | None = None) -> Front:
+    def for_budget(self, budget: Budget, margin: float | None = None) -> Point:
         """The cheapest plan that keeps a budget.
 
         Args:
@@ -167,7 +173,7 @@ class Planner:
             found = self.known[count]
             slack = budget.margin(found.quality) - self._margin(count, budget, margin)
             if slack >= 0.0:
-                return self.front()
+                return self.point(count)
             count = max(count + 1, self._reached(count, -slack))
         raise BudgetNotMet(
             f"no plan with fewer than {self.steps} computed steps keeps {budget} on {self.prompts} search prompts with "
@@ -186,20 +192,23 @@ class Planner:
         return float(stats.t.ppf(CONFIDENCE, freedom)) * spread / math.sqrt(count)
 
     # -- what is known -----------------------------------------------------------------------------------------------
+    @property
+    def verified(self) -> dict[int, Known]:
+        """Plans that were fitted on all search prompts, by their number of computed steps."""
+        return {count: known for count, known in sorted(self.known.items()) if known.quality}
+
+    def point(self, count: int) -> Point:
+        """What is known of `count` computed steps."""
+        known = self.verified.get(count)
+        return Point(
+            computed=known.plan if known else self.predicted[count].computed,
+            predicted_psnr=self._psnr(count, self.verified),
+            quality={name: tuple(values) for name, values in known.quality.items()} if known else {},
+            predictor=known.fitted.predictor if known and known.fitted else None,
+        )
+
     def front(self) -> Front:
         """Everything known so far."""
-        verified = {count: known for count, known in self.known.items() if known.quality}
-        points = []
-        for count, path in self.predicted.items():
-            known = verified.get(count)
-            points.append(
-                Point(
-                    computed=known.plan if known else path.computed,
-                    predicted_psnr=self._psnr(count, verified),
-                    quality={name: tuple(values) for name, values in known.quality.items()} if known else {},
-                    predictor=known.fitted.predictor if known and known.fitted else None,
-                )
-            )
         info = self.material.profile.info
         return Front(
             model=info.model,
@@ -207,8 +216,8 @@ class Planner:
             guidance_scale=info.guidance_scale,
             steps=self.steps,
             prompts=self.prompts,
-            points=tuple(points),
-            prediction_error=self._prediction_error(verified),
+            points=tuple(self.point(count) for count in sorted(self.predicted)),
+            prediction_error=self._prediction_error(self.verified),
             generations=self.spent,
         )
 
@@ -239,8 +248,17 @@ class Planner:
         return self.effort.generations - self.spent
 
     def _cost(self, count: int) -> float:
-        """Generations that a fit on all search prompts takes."""
-        return self.prompts * count / self.steps
+        """Generations that fitting a plan on all search prompts takes, and refining it."""
+        cost = self.prompts * count / self.steps
+        return cost + self._refining(count)
+
+    def _refining(self, count: int) -> float:
+        """Generations that refining all weights takes; 0 where it is left out, because it would take most of them."""
+        if self.effort.fitted is None or not self.sampler.held:
+            return 0.0
+        varied = (self.history + 1) * count * (count - 1) / 2.0
+        cost = (self.effort.fitted * varied + 6.0 * self.prompts * count) / self.steps
+        return cost if cost <= REFINING * self.effort.generations else 0.0
 
     # -- running plans -----------------------------------------------------------------------------------------------
     def _search(self, count: int, generations: float) -> None:
@@ -273,11 +291,15 @@ class Planner:
             self.damage.of,
             self.steps,
             generations,
+            prompts=sum(map(len, groups)),
             tick=tick,
             known=self._stored,
             fixed=self.sampler.relations.starts,
         )
         self.spent = before + state.spent
+        if not state.ranked():  # not one plan fitted into what is left
+            self.known.setdefault(count, Known(self.predicted[count].computed, self._level(count)))
+            return
         best = state.best
         self.known[count] = Known(best.computed, best.decibels)
 
@@ -290,10 +312,15 @@ class Planner:
         self._fit(known, range(self.prompts))
 
     def _fit(self, known: Known, prompts: Sequence[int]) -> None:
-        found = fit(
-            self.setting.pipe, [self.material.runs[i] for i in prompts], self.sampler, known.plan, history=self.history
-        )
-        self.spent += found.calls / (self.steps * self.sampler.relations.calls)
+        runs = [self.material.runs[i] for i in prompts]
+        fitted = runs[: self.effort.fitted or len(runs)]
+        found = fit(self.setting.pipe, fitted, self.sampler, known.plan, history=self.history)
+        self._pay(found.calls)
+        if len(fitted) < len(runs):
+            self._refine(found, fitted, runs[len(fitted) :])
+            again = replay(self.setting.pipe, runs, self.sampler, known.plan, found.stretches, finish=True)
+            self._pay(again.calls)
+            found.results, found.errors = again.results, [*found.errors[:-1], again.errors]
         known.fitted = found
         known.level = float(np.mean(-10.0 * np.log10(found.errors[-1] + 1e-14)))
         known.quality = {name: [] for name in self.metrics}
@@ -303,6 +330,22 @@ class Planner:
                     video[None], self.material.videos[i][None], [self.material.cases[i].prompt]
                 )
                 known.quality[name].append(float(value[0]))
+
+    def _refine(self, found: FittedRuns, runs: Sequence[SearchRun], others: Sequence[SearchRun]) -> None:
+        """All weights together, where the sampler is linear; the other prompts decide."""
+        count = len(found.computed)
+        if not self._refining(count) or not found.stretches:
+            return
+
+        def told(done: int, total: int) -> None:
+            self._told(f"{count} computed steps: refining weight {done + 1} of {total}", self.spent)
+
+        better = refine(self.setting.pipe, runs, others, self.sampler, found.computed, found.stretches, told=told)
+        self._pay(better.calls)
+        found.stretches = better.stretches
+
+    def _pay(self, calls: int) -> None:
+        self.spent += calls / (self.steps * self.sampler.relations.calls)
 
     # -- towards a budget --------------------------------------------------------------------------------------------
     def _first_guess(self, budget: Budget, margin: float | None) -> int:

@@ -33,6 +33,7 @@ class PlanRecord:
     """
 
     def __init__(self, place: str | Path, made_for: str, *, name: str = "plans", history: int = 5) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = open_storage(place)
         try:
             self.study = optuna.create_study(storage=storage, study_name=name, direction="maximize")

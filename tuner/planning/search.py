@@ -66,6 +66,7 @@ def search(
     steps: int,
     generations: float,
     *,
+    prompts: int = 1,
     worse: float = 3.0,
     tick: Callable[[Judged], None] = lambda judged: None,
     known: Mapping[Steps, Judged] | None = None,
@@ -77,7 +78,8 @@ def search(
         portfolio: planned paths with one number of computed steps, most promising first.
         predicted: damage of a plan.
         steps: n.
-        generations: what may be spent; the last plan may begin only if it fits in.
+        generations: what may be spent; a plan is begun only if it fits in, run on all prompts.
+        prompts: how many prompts judge a plan at the most.
         worse: decibels of predicted damage over the incumbent's beyond which a move is not tried.
         known: plans judged before, e.g. by an interrupted search: they are not run again.
         fixed: steps that every plan computes.
@@ -86,7 +88,7 @@ def search(
     stored = dict(known or {})
 
     def judge(plan: Steps) -> bool:
-        cost = (len(plan) - 1) / steps
+        cost = prompts * len(plan) / steps
         if plan in state.judged:
             return True
         one = stored.get(plan)

@@ -19,12 +19,12 @@ RESULTS = ROOT / "docs" / "families.json"
 
 def test_the_page_and_the_readme_are_renderings_of_the_same_results() -> None:
     rows = read(RESULTS)
-    assert list(rows) == list(zoo.FAMILIES), "every family of the zoo was checked"
+    assert list(rows) == [name for name in zoo.FAMILIES if name not in zoo.SWEPT], "every family was checked"
     assert RESULTS.with_suffix(".md").read_text(encoding="utf-8") == table(rows)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert insert(readme, digest(rows)) == readme
     section = readme.partition(families.BEGIN)[2].partition(families.END)[0]
-    assert all(f"`{name}`" in section for name in zoo.FAMILIES)
+    assert all(f"`{name}`" in section for name in rows)
 
 
 def test_no_shipped_cell_fails() -> None:

@@ -22,8 +22,8 @@ HEAVY = {"hunyuan-video-1.5", "cogvideox-v2v", "hunyuan-video-true-cfg"}  # slow
 PERTURBED = {"pixart-pag", "sdxl-pag"}  # branches told by their place in one call
 DISTILLED = {"flux", "hunyuan-video"}
 TEXT_LENGTHS = {"cogview4", "qwen-image", "hunyuan-video-1.5"}  # the branches' texts differ in length
-FAMILIES = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in zoo.FAMILIES]
-LIGHT = [name for name in zoo.FAMILIES if name not in HEAVY]
+FAMILIES = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY | zoo.SWEPT else []) for name in zoo.FAMILIES]
+LIGHT = [name for name in zoo.FAMILIES if name not in HEAVY | zoo.SWEPT]
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""A call for some branches gets their rows of every argument, wherever they are nested; what cannot be told is refused."""
+"""A call for some branches gets their rows of every argument, however nested; what cannot be told is refused."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_positional_arguments_are_known_by_their_names() -> None:
 
 
 def test_the_order_of_branches_of_an_unlisted_class_is_asked_for() -> None:
-    """(uncond, cond) is only the usual order: nothing is predicted from a conditional half that may be the other one."""
+    """(uncond, cond) is only the usual order: nothing is predicted from a half that may not be the conditional one."""
     model = Toy()
     time = torch.full((2,), 900.0)
     for guidance in ("batched", "separate"):
@@ -178,7 +178,9 @@ def test_the_pipelines_own_texts_tell_the_order(style: str) -> None:
     with fc.attach(usual, POLICY, guidance=style) as session:  # type: ignore[arg-type]
         got = usual()
         assert session.last.share() == 0.25
-    with fc.attach(usual, POLICY, guidance=style, branches=session.last.run.branches[:: -1 if style == "batched" else 1]):  # type: ignore[arg-type]
+    named = {"batched": (UNCOND, COND), "separate": (COND, UNCOND)}[style]
+    with fc.attach(usual, POLICY, guidance=style, branches=named):  # type: ignore[arg-type]
         assert torch.equal(usual(), got)
-    with fc.attach(unusual, POLICY, guidance=style), pytest.raises(fc.BranchUnknown, match=r"texts are in the order"):  # type: ignore[arg-type]
+    session = fc.attach(unusual, POLICY, guidance=style)  # type: ignore[arg-type]
+    with session, pytest.raises(fc.BranchUnknown, match="texts are in the order"):
         unusual()

@@ -1,0 +1,132 @@
+"""Predicted against true damage of random plans: the rank correlation that planning from a recording rests on.
+
+`python -m fastercache.experiments.jobs.plan_damage latte-digits --out DIR` draws random sets of computed steps,
+predicts the damage of each from the recorded search prompts alone, fits each on some search prompts and replays it on
+held-out prompts. Interrupted, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from pydantic import BaseModel, Field
+from scipy import stats
+
+from fastercache.analysis.trajectory import Floats
+from fastercache.experiments.console import progress, quiet
+from fastercache.experiments.pipelines import open_pipeline, shipped_captions, with_steps
+from fastercache.policies.documents import Missing, read_model, write_json
+from fastercache.tuner.planning.damage import Damage
+from fastercache.tuner.planning.fitting import fit, replay
+from fastercache.tuner.planning.material import Material, material
+from fastercache.tuner.setting import References, Setting
+
+RECORDED, FITTED = 8, 4
+WHAT = "damages"
+
+
+class Damages(BaseModel):
+    """Plans with the mean logarithm of the mean squared error that each left in held-out latents."""
+
+    seed: int
+    plans: list[list[int]] = Field(default_factory=list)
+    true: list[float] = Field(default_factory=list)
+
+
+def drawn(rng: np.random.Generator, steps: int, count: int) -> tuple[int, ...]:
+    """A random plan: step 0 and others, all sets of `count` steps alike."""
+    return (0, *sorted(int(s) for s in 1 + rng.choice(steps - 1, count - 1, replace=False)))
+
+
+def measure(pipe: str, folder: Path, *, plans: int, computed: int, held_out: int, seed: int) -> dict[str, Any]:
+    """Rank correlations over `plans` random plans, with a 95 % bootstrap interval."""
+    subject = with_steps(open_pipeline(pipe))
+    setting = Setting(subject.pipe, subject.call, seed)
+    references = References(setting, folder / "references")
+    search = material(references, setting.cases(shipped_captions(pipe, "train")[:RECORDED]))
+    others = Setting(subject.pipe, subject.call, seed + 100_000)
+    held = material(
+        References(others, folder / "references"), others.cases(shipped_captions(pipe, "held_out")[:held_out])
+    )
+    try:
+        known = read_model(folder / "damages.json", Damages, WHAT)
+    except Missing:
+        known = Damages(seed=seed)
+    rng = np.random.default_rng(seed)
+    wanted = [drawn(rng, search.profile.trajectory.steps, computed) for _ in range(plans)]
+    with progress() as bar:
+        task = bar.add_task("random plans", total=plans, completed=len(known.plans))
+        for plan in wanted[len(known.plans) :]:
+            known.true.append(_truth(subject.pipe, search, held, plan))
+            known.plans.append(list(plan))
+            write_json(folder / "damages.json", known.model_dump(), WHAT)
+            bar.advance(task)
+    true = np.array(known.true[:plans])
+    return {
+        "pipeline": pipe,
+        "plans": plans,
+        "computed": computed,
+        "recorded": RECORDED,
+        "fitted_on": FITTED,
+        "held_out": held_out,
+        "correlation": {name: _correlated(values, true) for name, values in _predicted(search, wanted).items()},
+    }
+
+
+def _truth(pipe: Any, search: Material, held: Material, plan: tuple[int, ...]) -> float:
+    found = fit(pipe, search.runs[:FITTED], search.sampler, plan, finish=False)
+    errors = replay(pipe, held.runs, held.sampler, plan, found.stretches).errors
+    return float(np.mean(np.log(errors + 1e-14)))
+
+
+def _predicted(search: Material, plans: list[tuple[int, ...]]) -> dict[str, Floats]:
+    """Predicted damage of each plan: as planning has it, and with an error that fades over the run."""
+    steps = search.profile.trajectory.steps
+    grid = np.arange(steps + 1)
+    fading = np.exp(-np.abs(grid[None] - grid[:, None]) / steps)
+    settings: dict[str, dict[str, Any]] = {
+        "default": {},
+        "fading errors": {"carry": fading},
+        "no latent": {"latent": False},
+    }
+    found = {}
+    for name, further in settings.items():
+        fixed = {"latent": search.sampler.input is not None} | further
+        damage = Damage(
+            search.profile.trajectory, search.sampler.impulse, starts=search.sampler.relations.starts, **fixed
+        )
+        found[name] = np.array([damage.of(plan) for plan in plans])
+    return found
+
+
+def _correlated(predicted: Floats, true: Floats) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(1000):
+        chosen = rng.integers(0, len(true), len(true))
+        draws.append(stats.spearmanr(predicted[chosen], true[chosen]).statistic)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {"spearman": float(stats.spearmanr(predicted, true).statistic), "low": float(low), "high": float(high)}
+
+
+def main(
+    pipe: Annotated[str, typer.Argument(metavar="PIPE")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR")] = Path("plan-damage"),
+    plans: Annotated[int, typer.Option("--plans", min=3)] = 100,
+    computed: Annotated[int, typer.Option("--computed", min=2)] = 12,
+    held_out: Annotated[int, typer.Option("--held-out-count", min=1)] = 4,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Measure the rank correlation on a reference model and write it to DIR/correlation.json."""
+    quiet()
+    found = measure(pipe, out, plans=plans, computed=computed, held_out=held_out, seed=seed)
+    write_json(out / "correlation.json", found, "correlation")
+    for name, value in found["correlation"].items():
+        print(f"{name:16} {value['spearman']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
+
+
+if __name__ == "__main__":
+    typer.run(main)

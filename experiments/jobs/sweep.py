@@ -1,0 +1,210 @@
+"""Every pipeline of diffusers that the zoo builds small, under five policies: what is equal, agrees, or is refused.
+
+`python -m fastercache.experiments.jobs.sweep --out docs/sweep.md` takes some seconds a pipeline. NoCache must be
+bit-equal to the bare pipeline; TaylorSeer, FirstBlockCache and CFG-Cache must agree with `by_hand`, where a few lines
+can say what they do; FasterCache, which mixes two of them, must reuse. A refusal is one line. Exits with 1 at a fault,
+and where a policy did nothing without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from fastercache import zoo
+from fastercache.attachment import attach, denoisers_of
+from fastercache.experiments import console
+from fastercache.experiments.jobs import by_hand
+from fastercache.model.finder import find_blocks, module_at
+from fastercache.policies.base import Policy
+from fastercache.policies.errors import FasterCacheError
+from fastercache.policies.methods.cfg_cache import CFGCache
+from fastercache.policies.methods.faster_cache import FasterCache
+from fastercache.policies.methods.first_block_cache import FirstBlockCache
+from fastercache.policies.methods.static_interval import NoCache
+from fastercache.policies.methods.taylorseer import TaylorSeer
+from fastercache.policies.schedule import Code
+from fastercache.policies.vocabulary import COND
+from fastercache.run.trace import Trace
+from fastercache.zoo.specimen import Specimen
+
+STEPS = 5
+TOLERANCE = 1e-4  # of the largest latent: sums in another order
+FAULTS = ("FAULT", "reuses nothing")
+
+POLICIES: dict[str, Policy] = {
+    "NoCache": NoCache(),
+    "TaylorSeer": TaylorSeer(order=1, interval=2, start=0.0),
+    "FirstBlockCache": FirstBlockCache(threshold=1.0),
+    "FasterCache": FasterCache(start=0.0, cfg_start=0.0),
+    "CFG-Cache": CFGCache(start=0.0, interval=2, alpha_low=0.0, alpha_high=0.0),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pipeline: its classes and what each policy gave there."""
+
+    family: str
+    pipeline: str
+    denoiser: str
+    cells: dict[str, str]
+
+    @property
+    def faults(self) -> list[str]:
+        """The cells that must not be, in words."""
+        return [f"{name}: {cell}" for name, cell in self.cells.items() if cell.startswith(FAULTS)]
+
+
+def check(name: str) -> Row:
+    """Build a family's pipeline and run it under every policy."""
+    specimen = zoo.build(name)
+    denoiser = denoisers_of(specimen.pipe)[0][1]
+    bare = specimen.generate(steps=STEPS)
+    cells = {label: _cell(label, policy, specimen, bare) for label, policy in POLICIES.items()}
+    return Row(name, type(specimen.pipe).__name__, type(denoiser).__name__, cells)
+
+
+def _cell(label: str, policy: Policy, specimen: Specimen, bare: Tensor) -> str:
+    try:
+        with attach(specimen.pipe, policy) as session:
+            got = specimen.generate(steps=STEPS)
+            trace, order = session.last, session._denoisers[0].branches
+            names = [order.guidance, *order._run_order]
+    except FasterCacheError as error:
+        return f"refused: {error}"
+    except Exception as error:  # a fault is what the sweep looks for
+        return f"FAULT: {type(error).__name__}: {str(error).splitlines()[0]}"
+    if label == "NoCache":
+        return "bit-equal" if torch.equal(got, bare) else "FAULT: differs from the bare pipeline"
+    if not trace.share():
+        return "reuses nothing"
+    hand = _hand(label, specimen, trace, names)
+    if hand is None:
+        return f"reuses {trace.share():.0%}"
+    off = float((got - hand).abs().max() / bare.abs().max())
+    return f"by hand, {trace.share():.0%}" if off <= TOLERANCE else f"FAULT: off by {off:.1e} from a hand computation"
+
+
+def _hand(label: str, specimen: Specimen, trace: Trace, names: list[str]) -> Tensor | None:
+    """The latents a few lines give, or None where they cannot say."""
+    pipe = specimen.pipe
+    denoisers = denoisers_of(pipe)
+    denoiser = denoisers[0][1]
+
+    def run() -> Tensor:
+        return specimen.generate(steps=STEPS)
+
+    if len(denoisers) > 1 or trace.run.count != STEPS:  # two experts share the steps; some runs start in the middle
+        return None
+    skipped = {site.name: _skipped(codes) for site, codes in zip(trace.sites, trace.codes, strict=True)}
+    if label == "TaylorSeer":
+        return by_hand.taylor(
+            run, pipe.scheduler, [(module_at(denoiser, site), steps) for site, steps in skipped.items()]
+        )
+    if label == "CFG-Cache":
+        if len(trace.run.branches) != 2 or (names[0] == "separate" and names[1] != COND):
+            return None
+        rows = next(codes for codes in trace.codes)
+        uncond = [bool((rows[:, step] == Code.REUSED).any()) for step in range(STEPS)]
+        return by_hand.guided(run, pipe.scheduler, denoiser, uncond, names)
+    if label == "FirstBlockCache":
+        (site,) = trace.sites
+        blocks = [block.module for block in find_blocks(denoiser)][slice(*site.span)]
+        rows = trace.codes[0]
+        if not _single_stream(specimen, blocks) or any(len({int(c) for c in rows[:, s]}) > 1 for s in range(STEPS)):
+            return None
+        return by_hand.chained(run, pipe.scheduler, blocks, skipped[site.name])
+    return None
+
+
+def _skipped(codes: Any) -> list[bool]:
+    return [bool((codes[:, step] == Code.REUSED).any()) for step in range(codes.shape[1])]
+
+
+def _single_stream(specimen: Specimen, blocks: list[Any]) -> bool:
+    """Whether every block returns one tensor shaped as what the first was given."""
+    seen: set[Any] = set()
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        hidden = kwargs.get("hidden_states", args[0] if args else None)
+        same = isinstance(output, Tensor) and isinstance(hidden, Tensor) and output.shape == hidden.shape
+        seen.add(output.shape if same else None)
+
+    handles = [block.register_forward_hook(note, with_kwargs=True) for block in blocks]
+    try:
+        specimen.generate(steps=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return None not in seen and len(seen) == 1
+
+
+def exported() -> list[str]:
+    """The denoiser classes that diffusers exports: transformers and UNets that pipelines call."""
+    import diffusers
+
+    marks = ("Transformer1DModel", "Transformer2DModel", "Transformer3DModel", "DiTModel", "DiT2DModel", "UNetModel")
+    unets = ("UNet2DConditionModel", "UNet3DConditionModel", "UNetMotionModel", "UNetSpatioTemporalConditionModel")
+    not_alone = {"Transformer2DModel"}  # a part of UNets
+    names = [n for n in dir(diffusers) if (n.endswith(marks) or n in unets) and n not in not_alone]
+    return sorted(n for n in names if "ControlNet" not in n)
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The page in Markdown: what was tried, the table, and the classes that were not built."""
+    rows = list(rows)
+    import diffusers
+
+    built = {row.denoiser for row in rows}
+    classes = exported()
+    missing = [name for name in classes if name not in built]
+    lines = [
+        "# The sweep over diffusers",
+        "",
+        f"{len(rows)} pipelines of diffusers {diffusers.__version__}, built small with random weights, {STEPS} steps;",
+        "written by `python -m fastercache.experiments.jobs.sweep --out docs/sweep.md`. *bit-equal*: to the bare",
+        "pipeline. *by hand*: as a few lines around `forward` give, with the share of decisions reused. *reuses*: that",
+        "share, where no few lines say the same. *refused*: raised with the line in the notes.",
+        "",
+        "| family | pipeline | denoiser | " + " | ".join(POLICIES) + " |",
+        "|" + "---|" * (3 + len(POLICIES)),
+    ]
+    notes = []
+    for row in rows:
+        cells = [cell.partition(":")[0] for cell in row.cells.values()]
+        lines.append("| " + " | ".join([row.family, f"`{row.pipeline}`", f"`{row.denoiser}`", *cells]) + " |")
+        notes += [f"- {row.family}, {name}: {cell}" for name, cell in row.cells.items() if ": " in cell]
+    covered = len([name for name in classes if name in built])
+    lines += ["", "## Notes", "", *notes, "", "## Not built", ""]
+    lines += [f"{covered} of {len(classes)} exported denoiser classes were built. Not yet in the zoo:", ""]
+    lines += [", ".join(f"`{name}`" for name in missing) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    family: Annotated[list[str] | None, typer.Option(help="Try only these families (repeat it).")] = None,
+) -> None:
+    """Try every family of the zoo and print what each policy gives. Exits with 1 at a fault."""
+    console.quiet()
+    rows = []
+    for name in family or list(zoo.FAMILIES):
+        row = check(name)
+        rows.append(row)
+        found = "; ".join(f"{label}: {cell}" for label, cell in row.cells.items())
+        console.words.print(f"{name}: {found}", markup=False)
+    if out is not None:
+        out.write_text(table(rows), encoding="utf-8")
+    if any(row.faults for row in rows):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,73 @@
+"""NaN or infinity in the denoiser's output ends the run, with the step and where it came from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import fastercache as fc
+from fastercache.testing.subject import held_bytes
+from tests.fastercache.naive import specimen
+
+
+def spoiled(module: torch.nn.Module, at: int, value: float) -> Any:
+    """A hook that puts `value` in one number of the output of the module's call number `at`."""
+    calls = 0
+
+    def after(_: Any, args: Any, output: Any) -> None:
+        nonlocal calls
+        if calls == at:
+            (output if isinstance(output, torch.Tensor) else output[0]).flatten()[3] = value
+        calls += 1
+
+    return module.register_forward_hook(after)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("name", "at", "branches"), [("latte", 4, "uncond, cond"), ("wan", 9, "uncond")])
+def test_a_model_that_returns_nan_is_told(name: str, at: int, branches: str, value: float) -> None:
+    """Wan calls twice a step: its call number 9 is the unconditional one of step 4."""
+    s = specimen(name)
+    with fc.attach(s.pipe, fc.NoCache(sites="denoiser")) as session:
+        want = s.generate()
+        handle = spoiled(s.pipe.transformer.proj_out, at, value)
+        with pytest.raises(fc.NotFinite, match=rf"step 4 of 6 .*branches {branches}, as the model computed it"):
+            s.generate()
+        handle.remove()
+        assert held_bytes([list(vars(d).values()) for d in session._denoisers]) == 0
+        assert torch.equal(s.generate(), want)
+
+
+def test_a_value_reused_is_named() -> None:
+    class Spoil(fc.Hold):
+        def predict(self, past: Any, now: Any) -> Any:
+            return super().predict(past, now) / (now.step.index != 3)
+
+    s = specimen("latte")
+    site = "transformer_blocks.1.attn1"
+    policy = fc.StaticInterval(sites=site, interval=2, start=0.0, stand_in=Spoil())
+    with fc.attach(s.pipe, policy), pytest.raises(fc.NotFinite, match=rf"step 3 of 6 .*reused at {site}"):
+        s.generate()
+
+
+def test_half_precision_does_not_overflow_the_sum() -> None:
+    from fastercache.policies.vocabulary import Step
+    from fastercache.run.finite import FiniteWatch
+
+    watch = FiniteWatch()
+    big = torch.full((8,), 60000.0, dtype=torch.float16)
+    watch.see(Step(0, 1, 900.0), ("cond",), [], [big, None, torch.ones(2, dtype=torch.int64)])
+    watch.check()
+
+
+def test_a_session_keeps_the_last_few_traces() -> None:
+    s = specimen("latte")
+    with fc.attach(s.pipe, fc.NoCache(), keep_traces=2) as session:
+        for steps in (1, 2, 3):
+            s.generate(steps=steps)
+        assert [t.run.count for t in session.traces] == [2, 3]
+    with pytest.raises(fc.AttachError, match="keep_traces"):
+        fc.attach(s.pipe, fc.NoCache(), keep_traces=0)
