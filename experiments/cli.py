@@ -33,7 +33,7 @@ app = typer.Typer(
     ),
     epilog=(
         "Try: `fastercache generate latte-digits 'a red seven moving left' --compare`\n\n"
-        "then: `fastercache tune latte-digits --budget 'psnr>=30' --out tuned.json`\n\n"
+        "then: `fastercache plan latte-digits --budget 'psnr>=45' --out tuned.json`\n\n"
         "then: `fastercache generate latte-digits --config tuned.json --compare`"
     ),
 )

@@ -20,6 +20,7 @@ from fastercache.experiments.bench.contest import UNCACHED, Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.console import progress, results, say
+from fastercache.experiments.jobs.searching import tell
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.tuned import Results, TunedConfig
@@ -63,6 +64,8 @@ def plan(
     if (budget is None) == (speedup is None):
         raise InvalidPolicy("say what the plan is for: --budget 'psnr>=45' or --speedup 5, one of the two")
     wanted = None if budget is None else Budget.parse(budget)
+    if wanted is not None:
+        tell(wanted)
     subject = with_steps(subject)
     asked = wanted.metrics if wanted is not None else ()
     with watched(EFFORTS[effort].generations) as told:
