@@ -78,7 +78,7 @@ def measure(pipe: str, folder: Path, *, plans: int, computed: int, held_out: int
 
 def _truth(pipe: Any, search: Material, held: Material, plan: tuple[int, ...]) -> float:
     found = fit(pipe, search.runs[:FITTED], search.sampler, plan, finish=False)
-    errors = replay(pipe, held.runs, held.sampler, plan, found.stretches)
+    errors = replay(pipe, held.runs, held.sampler, plan, found.stretches).errors
     return float(np.mean(np.log(errors + 1e-14)))
 
 

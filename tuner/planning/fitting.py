@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -181,21 +182,66 @@ def fit(
     return found
 
 
+@dataclass(frozen=True)
+class Replayed:
+    """Prompts run under a plan with given weights.
+
+    Attributes:
+        behind: for each prompt, x*_n - x_n. calls: denoiser calls made. results: what the generations returned.
+        sizes: for each stretch, root mean squares over all prompts of the outputs that its weights combine, of the
+            differences between neighbours, and of the latent: (newest, differences ..., latent).
+    """
+
+    behind: list[Tensor]
+    calls: int
+    results: list[Any]
+    sizes: list[Floats]
+
+    @property
+    def errors(self) -> Floats:
+        """(P,) mean squared error of each last latent."""
+        return np.array([float(tensor.square().mean()) for tensor in self.behind])
+
+
 def replay(
-    pipe: Any, runs: Sequence[SearchRun], sampler: Sampler, computed: Steps, stretches: Sequence[Stretch]
-) -> Floats:
-    """Run prompts under a plan with given weights: (P,) mean squared error of each one's last latent."""
-    work = _Work(sampler, [run.reference for run in runs], max(len(s.outputs) for s in stretches), RIDGE)
+    pipe: Any,
+    runs: Sequence[SearchRun],
+    sampler: Sampler,
+    computed: Steps,
+    stretches: Sequence[Stretch],
+    *,
+    memory: Memory | None = None,
+    keep: bool = True,
+    finish: bool = False,
+) -> Replayed:
+    """Run prompts under a plan with given weights.
+
+    Args:
+        memory: outputs known from a run with the same beginning *and the same weights up to there*.
+        keep: whether what is computed is added to the memory. finish: whether the generations are run to their end.
+    """
+    depth = max((len(s.outputs) for s in stretches), default=1)
+    work = _Work(sampler, [run.reference for run in runs], depth, RIDGE)
     chosen = set(computed)
+    sizes: list[Floats] = []
     with Lockstep(pipe, [run.generate for run in runs]) as lock:
         lock.start()
         for k in range(sampler.steps):
             if k in chosen:
-                work.computed(lock.advance())
+                beginning = tuple(step for step in computed if step <= k)
+                known = memory.kept.get(beginning) if memory is not None else None
+                steps = lock.advance(_recalled(known))
+                if memory is not None and keep:
+                    memory.kept[beginning] = [step.calls for step in steps]
+                work.computed(steps)
             else:
                 serving = [stretch for stretch in stretches if stretch.start <= k][-1]
+                if serving.start == k:
+                    sizes.append(work.sizes())
                 work.used(lock.advance(work.answer(serving)))
-    return work.errors()
+        results = lock.results() if finish else []
+        calls = lock.computed
+    return Replayed(work.behind, calls, results, sizes)
 
 
 def _recalled(known: Calls | None) -> Callable[[int, int, int, Tensor], Any | None]:
@@ -282,6 +328,16 @@ class _Work:
         if not all(map(math.isfinite, (*outputs, latent))):
             raise FasterCacheError(f"the weights at step {step} are not finite: the recording holds NaN or infinity")
         return Stretch(after=newest, start=step, outputs=outputs, input=latent)
+
+    def sizes(self) -> Floats:
+        """Root mean squares over all prompts of what a stretch combines: newest output, differences, latent."""
+        total = np.zeros(len(self.steps) + 1)
+        for run in range(len(self.references)):
+            outputs = [steps[run].output.detach().double() for steps in self.steps]
+            parts = [outputs[0], *(a - b for a, b in pairwise(outputs)), self.steps[0][run].latent.detach().double()]
+            total += [float(part.square().mean()) for part in parts]
+        found: Floats = np.sqrt(total / len(self.references))
+        return found
 
     def answer(self, stretch: Stretch) -> Callable[[int, int, int, Tensor], Any]:
         """Stands in for the denoiser's calls with the weights of a stretch."""

@@ -17,12 +17,13 @@ from fastercache.analysis.metrics import metric_called
 from fastercache.policies.errors import BudgetNotMet
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.planning.damage import Damage
-from fastercache.tuner.planning.fitting import FittedRuns, Sampler, Steps, fit
+from fastercache.tuner.planning.fitting import FittedRuns, Sampler, SearchRun, Steps, fit, replay
 from fastercache.tuner.planning.front import Front, Point
 from fastercache.tuner.planning.material import Material
 from fastercache.tuner.planning.paths import Path, plans
 from fastercache.tuner.planning.portfolio import portfolio
 from fastercache.tuner.planning.referee import Referee
+from fastercache.tuner.planning.refine import refine
 from fastercache.tuner.planning.search import Judged, search
 from fastercache.tuner.setting import Setting
 
@@ -37,20 +38,25 @@ class Effort:
     Attributes:
         recorded: search prompts. generations: denoiser calls in all, in units of an uncached generation.
         groups: prompts that judge plans, group by group; none to take the first plan as it is.
+        fitted: how many of the recorded prompts the weights are fitted on; the others decide whether all weights are
+            refined together.
     """
 
     recorded: int
     generations: float
     groups: tuple[tuple[int, ...], ...] = ()
+    fitted: int | None = None
 
 
 EFFORTS = (
     Effort(2, 10.0),
     Effort(8, 24.0, ((0, 1), (2, 3, 4))),
-    Effort(8, 96.0, ((0, 1), (2, 3, 4), (5, 6, 7))),
+    Effort(12, 160.0, ((0, 1), (2, 3, 4), (5, 6, 7)), fitted=8),
 )
-"""Effort 0: plan, one fit, one check. 1: the best of a portfolio and of moves from it. 2: many more moves."""
+"""Effort 0: plan, fit, check. 1: the best of a portfolio and of moves from it. 2: more moves, then Gauss-Newton."""
 
+REFINING = 0.6
+"""Most of the generations that may go into refining weights."""
 SPREAD, WEIGHT = 3.0, 4.0
 """Spread over prompts that is assumed before any was measured, dB, and how many prompts' worth that counts."""
 CONFIDENCE = 0.9
@@ -242,8 +248,17 @@ class Planner:
         return self.effort.generations - self.spent
 
     def _cost(self, count: int) -> float:
-        """Generations that a fit on all search prompts takes."""
-        return self.prompts * count / self.steps
+        """Generations that fitting a plan on all search prompts takes, and refining it."""
+        cost = self.prompts * count / self.steps
+        return cost + self._refining(count)
+
+    def _refining(self, count: int) -> float:
+        """Generations that refining all weights takes; 0 where it is left out, because it would take most of them."""
+        if self.effort.fitted is None or not self.sampler.held:
+            return 0.0
+        varied = (self.history + 1) * count * (count - 1) / 2.0
+        cost = (self.effort.fitted * varied + 6.0 * self.prompts * count) / self.steps
+        return cost if cost <= REFINING * self.effort.generations else 0.0
 
     # -- running plans -----------------------------------------------------------------------------------------------
     def _search(self, count: int, generations: float) -> None:
@@ -297,10 +312,15 @@ class Planner:
         self._fit(known, range(self.prompts))
 
     def _fit(self, known: Known, prompts: Sequence[int]) -> None:
-        found = fit(
-            self.setting.pipe, [self.material.runs[i] for i in prompts], self.sampler, known.plan, history=self.history
-        )
-        self.spent += found.calls / (self.steps * self.sampler.relations.calls)
+        runs = [self.material.runs[i] for i in prompts]
+        fitted = runs[: self.effort.fitted or len(runs)]
+        found = fit(self.setting.pipe, fitted, self.sampler, known.plan, history=self.history)
+        self._pay(found.calls)
+        if len(fitted) < len(runs):
+            self._refine(found, fitted, runs[len(fitted) :])
+            again = replay(self.setting.pipe, runs, self.sampler, known.plan, found.stretches, finish=True)
+            self._pay(again.calls)
+            found.results, found.errors = again.results, [*found.errors[:-1], again.errors]
         known.fitted = found
         known.level = float(np.mean(-10.0 * np.log10(found.errors[-1] + 1e-14)))
         known.quality = {name: [] for name in self.metrics}
@@ -310,6 +330,22 @@ class Planner:
                     video[None], self.material.videos[i][None], [self.material.cases[i].prompt]
                 )
                 known.quality[name].append(float(value[0]))
+
+    def _refine(self, found: FittedRuns, runs: Sequence[SearchRun], others: Sequence[SearchRun]) -> None:
+        """All weights together, where the sampler is linear; the other prompts decide."""
+        count = len(found.computed)
+        if not self._refining(count) or not found.stretches:
+            return
+
+        def told(done: int, total: int) -> None:
+            self._told(f"{count} computed steps: refining weight {done + 1} of {total}", self.spent)
+
+        better = refine(self.setting.pipe, runs, others, self.sampler, found.computed, found.stretches, told=told)
+        self._pay(better.calls)
+        found.stretches = better.stretches
+
+    def _pay(self, calls: int) -> None:
+        self.spent += calls / (self.steps * self.sampler.relations.calls)
 
     # -- towards a budget --------------------------------------------------------------------------------------------
     def _first_guess(self, budget: Budget, margin: float | None) -> int:
