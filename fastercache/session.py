@@ -24,6 +24,7 @@ from fastercache.policies.wrappers import citations_of
 from fastercache.run.caller import Caller
 from fastercache.run.calls import RunState, SitePlan, Watcher
 from fastercache.run.clock import Clock
+from fastercache.run.compiled import sites_wanted_of
 from fastercache.run.denoiser import Denoiser
 from fastercache.run.idle import warn_if_idle
 from fastercache.run.memory import MemoryPlan, ValueShapes, bound_dynamic, plan_static
@@ -305,12 +306,14 @@ class Session:
         plans: list[SitePlan] = []
         if policy.static:
             if self._compiled is None or self._compiled[0] is not policy or self._compiled[1] != run:
-                compiled = compile_policy(policy, run)
+                with sites_wanted_of(denoiser.module for denoiser in self._denoisers):
+                    compiled = compile_policy(policy, run)
                 self._compiled = (policy, run, compiled, SitePlan.all_of(compiled))
             table, plans = self._compiled[2:]
             sites, predictors = table.sites, table.predictors
         else:
-            sites = claimed(policy, run)
+            with sites_wanted_of(denoiser.module for denoiser in self._denoisers):
+                sites = claimed(policy, run)
             predictors = tuple(policy.predictor(site, run) for site in sites)
         state = None if table is not None else policy.init(run)
         for denoiser in self._denoisers:

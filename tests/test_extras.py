@@ -15,9 +15,9 @@ from fastercache.extras import EXTRAS
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OFFERED = PROJECT["optional-dependencies"]
-CALLED = {"PIL": "pillow", "sklearn": "scikit-learn"}
+CALLED = {"sklearn": "scikit-learn"}
 """Packages by the modules they install, where the names differ."""
-BROUGHT = {"annotated_types": "pydantic", "click": "typer", "sqlalchemy": "optuna"}
+BROUGHT = {"annotated_types": "pydantic", "PIL": "diffusers", "sqlalchemy": "optuna"}
 """Modules that come with a package of the lists, which could not do without them."""
 
 LAB = ("lab",)
