@@ -8,18 +8,46 @@ are one line on standard error and exit code 2, faults of the toolkit one line, 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated, Any, TypeVar
 
 import typer
-from click import ClickException
+from typer.core import TyperGroup
 
 from fastercache.experiments import console, failures
 from fastercache.experiments.commands import against, check, cost, find, look, make, planning
 
+WRONG_WORDS = typer.BadParameter.__mro__[1]
+"""What is raised for a command line that no command takes: options that do not exist, values of another type."""
+
+
+class Commands(TyperGroup):
+    """The commands as a group that tells of a wrong command line as of any other mistake: in one line."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run a command line, and exit unless `standalone_mode` is False."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+        except typer.Abort:
+            code = 1
+        except WRONG_WORDS as error:
+            code = failures.HIS
+            where: Any = getattr(error, "ctx", None)
+            if type(error).__name__ == "NoArgsIsHelpError":  # the bare name: help is the answer
+                typer.echo(where.get_help(), err=True)
+            else:
+                path = "fastercache" if where is None else where.command_path
+                console.fail(f"{error.format_message().rstrip('.')}; see {path} --help")
+        sys.exit(code if isinstance(code, int) else 0)
+
+
 app = typer.Typer(
     name="fastercache",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,7 +61,7 @@ app = typer.Typer(
     ),
     epilog=(
         "Try: `fastercache generate latte-digits 'a red seven moving left' --compare`\n\n"
-        "then: `fastercache tune latte-digits --budget 'psnr>=30' --out tuned.json`\n\n"
+        "then: `fastercache plan latte-digits --budget 'psnr>=45' --out tuned.json`\n\n"
         "then: `fastercache generate latte-digits --config tuned.json --compare`"
     ),
 )
@@ -54,7 +82,7 @@ def guarded(command: F) -> F:
         except KeyboardInterrupt:
             console.say(RESUME if command.__name__ in RESUMABLE else "interrupted")
             raise typer.Exit(130) from None
-        except (typer.Exit, typer.Abort, ClickException, BrokenPipeError):
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise
         except Exception as error:
             line, code = failures.told(error)

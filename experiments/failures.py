@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 HIS, OURS = 2, 1
 """Exit codes: a mistake that the user can mend, and one that only we can."""
@@ -36,8 +37,12 @@ def told(error: Exception) -> tuple[str, int]:
         return _SCARCE, HIS
     if type(error).__name__ == "SafetensorError":
         return f"a file could not be read or written: {error}", HIS
-    if pipeline := refused_by(error):
-        return f"{pipeline} cannot be called so: {error or type(error).__name__}; change --call, --steps or PROMPT", HIS
+    if (pipe := refused_by(error)) is not None:
+        from fastercache.tuner.setting import lacking
+
+        said = lacking(pipe, error)
+        name, reason = type(pipe).__name__, str(error) or type(error).__name__
+        return said or f"{name} cannot be called so: {reason}; change --call, --steps or PROMPT", HIS
     kept = keep(error)
     return (
         f"this is a fault of fastercache, not yours: {type(error).__name__}: {error}; please report it in the "
@@ -66,13 +71,13 @@ def in_shell_words(message: str) -> str:
     return message
 
 
-def refused_by(error: Exception) -> str | None:
-    """The class of the pipeline whose call raised an error, if no code of ours had a part in raising it."""
+def refused_by(error: Exception) -> Any:
+    """The pipeline whose call raised an error, if no code of ours had a part in raising it; None otherwise."""
     pipeline, frame = None, None
     for frame in _frames(error):
         owner = frame.f_locals.get("self")
         if frame.f_code.co_name == "__call__" and "DiffusionPipeline" in {c.__name__ for c in type(owner).__mro__}:
-            pipeline = type(owner).__name__
+            pipeline = owner
     ours = frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == "fastercache"
     return None if ours else pipeline
 

@@ -6,12 +6,12 @@ from importlib.util import find_spec
 
 EXTRAS = {
     "lab": (
-        "accelerate", "matplotlib", "optuna", "PIL", "rich", "scipy", "tensorboard", "tokenizers", "torchmetrics",
+        "accelerate", "matplotlib", "optuna", "rich", "scipy", "tensorboard", "tokenizers", "torchmetrics",
         "transformers", "typer",
     ),
     "train": ("sklearn",),
 }  # fmt: skip
-"""By extra, the modules that it installs and that the package imports."""
+"""By extra, the modules that only it installs and that the package imports."""
 
 
 def missing(extra: str, who: str) -> str | None:

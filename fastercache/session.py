@@ -25,6 +25,7 @@ from fastercache.policies.wrappers import citations_of
 from fastercache.run.caller import Caller
 from fastercache.run.calls import RunState, Watcher
 from fastercache.run.clock import Clock
+from fastercache.run.compiled import sites_wanted_of
 from fastercache.run.denoiser import Denoiser
 from fastercache.run.idle import warn_if_idle
 from fastercache.run.memory import CacheTooLarge, MemoryPlan, ValueShapes, bound_dynamic, plan_static
@@ -304,7 +305,8 @@ class Session:
         """Give every claimed site's unit its decisions or its policy's state, and every watched one its watchers."""
         policy = self.policy
         if self._compiled is None or self._compiled.policy is not policy or self._compiled.run != run:
-            self._compiled = RunPlan.of(policy, run)
+            with sites_wanted_of(denoiser.module for denoiser in self._denoisers):
+                self._compiled = RunPlan.of(policy, run)
         plan = self._compiled
         firsts: dict[tuple[int, str], dict[Branch, Any]] = {}
         for denoiser in self._denoisers:

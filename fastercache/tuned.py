@@ -248,13 +248,16 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
 
 
 def model_identity(target: Any) -> Model:
-    """Class and configuration of a pipeline's (or bare) denoiser; a second denoiser's settings are included."""
+    """Class and configuration of a pipeline's (or bare) denoiser; a second denoiser's settings are included.
+
+    What `torch.compile` wrapped is what it wraps.
+    """
     modules = denoisers(target)
     (_, first), *rest = modules.items()
     config = dict(getattr(first, "config", {}))
     config |= {name: dict(getattr(module, "config", {})) for name, module in rest}
     pipeline = None if isinstance(target, nn.Module) else type(target).__name__
-    return Model(pipeline=pipeline, denoiser=Identity.of(type(first).__name__, config))
+    return Model(pipeline=pipeline, denoiser=Identity.of(type(getattr(first, "_orig_mod", first)).__name__, config))
 
 
 def scheduler_identity(target: Any) -> Identity | None:

@@ -23,6 +23,9 @@ from fastercache.tuner.propose import SamplerName
 from fastercache.tuner.space import SearchSpace, Space
 from fastercache.tuner.study import OnTrial, Study, disjoint
 
+JOURNAL = "study.journal"
+"""The study's file in its folder, where it is kept in no database."""
+
 
 def tune(
     pipe: Any,
@@ -92,13 +95,15 @@ def tune(
     )
     library = Library(evaluator, evaluator.cases(prompts), out / "calibration.json", fixed, bounds)
     space = library.space(policy)
+    if trials:  # before the study is written down: a call that the pipeline refuses leaves none behind
+        evaluator.reference(evaluator.cases(prompts[:1])[0])
     study = Study(
         evaluator,
         space,
         budget,
         prompts,
         held_out,
-        storage=storage or out / "study.journal",
+        storage=storage or out / JOURNAL,
         name=name,
         seed=seed,
         sampler=sampler,

@@ -129,8 +129,9 @@ def cheapest(found: Sequence[Record], budget: Budget) -> Record:
         raise BudgetNotMet(f"no policy that saves anything was measured against {budget}: run more trials")
     closest = min(missed, key=lambda r: r.violation or 0.0)
     projected = "" if closest.outcome is Outcome.MEASURED else ", as projected from its first prompts,"
+    tried = sum(r.outcome in SPENT for r in found)
     raise BudgetNotMet(
-        f"none of {sum(r.outcome in SPENT for r in found)} trials that save anything met {budget}; the closest reached "
+        f"none of {tried} trial{'s' * (tried != 1)} that save anything met {budget}; the closest reached "
         f"{budget.describe(closest.values)}{projected} at {closest.speedup_flops:.2f}x (trial {closest.number}, "
         f"{closest.source}): loosen the budget, or run more trials"
     )

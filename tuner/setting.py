@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import fastercache as fc
 from fastercache.policies.documents import write_atomic
-from fastercache.policies.errors import NotFinite
+from fastercache.policies.errors import NotFinite, PipelineUnreadable
 from fastercache.tuned import model_identity, scheduler_identity
 
 
@@ -36,6 +36,18 @@ def as_video(output: Any) -> Tensor:
     value = output[0] if isinstance(output, tuple) else getattr(output, "frames", getattr(output, "images", output))
     tensor = torch.as_tensor(value).detach().float().cpu()
     return tensor[0] if tensor.ndim == 5 else tensor[:1] if tensor.ndim == 4 else tensor[None]
+
+
+def lacking(pipe: Any, error: Exception) -> str | None:
+    """What to say where a call of a pipeline used a part that it was saved without; None for any other error."""
+    if "NoneType" not in str(error):
+        return None
+    absent = [name for name, part in getattr(pipe, "components", {}).items() if part is None]
+    read_text = [name for name in absent if name.startswith(("text_encoder", "tokenizer"))]
+    if not read_text:
+        return None
+    named = " and no ".join(read_text)
+    return f"this {type(pipe).__name__} has no {named}, so it cannot read prompts: load all its parts"
 
 
 @dataclass(frozen=True)
@@ -89,12 +101,17 @@ class Setting:
         return [Case(prompt, self.seed + i) for i, prompt in enumerate(prompts)]
 
     def generate(self, case: Case) -> Tensor:
-        """One video (F, 3, H, W) on the CPU, under whatever is attached. Raises NotFinite."""
+        """One video (F, 3, H, W) on the CPU, under whatever is attached. Raises NotFinite, PipelineUnreadable."""
         generator = torch.Generator("cpu").manual_seed(case.seed)
-        with torch.inference_mode():
-            output = self.pipe(
-                prompt=case.prompt, generator=generator, output_type="pt", return_dict=False, **self.call
-            )
+        try:
+            with torch.inference_mode():
+                output = self.pipe(
+                    prompt=case.prompt, generator=generator, output_type="pt", return_dict=False, **self.call
+                )
+        except (AttributeError, TypeError) as error:
+            if said := lacking(self.pipe, error):
+                raise PipelineUnreadable(said) from error
+            raise
         video = self.video(output)
         if not bool(torch.isfinite(video).all()):
             raise NotFinite(f"the video of '{case.prompt:.60}' (seed {case.seed}) contains NaN or infinity")

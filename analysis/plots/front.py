@@ -109,6 +109,7 @@ def draw_steps(info: StepsInfo) -> Figure:
         axes.set_ylabel("dB below the worst step")
         step_axis(axes)
         axes.legend(loc="upper right")
-        note = f"{len(info.computed)} of {len(info.alone)} steps · predicted from {info.prompts} recorded prompts"
+        recorded = f"{info.prompts} recorded prompt{'s' * (info.prompts != 1)}"
+        note = f"{len(info.computed)} of {len(info.alone)} steps · predicted from {recorded}"
         heading(figure, "Which steps the plan computes", note)
     return figure

@@ -19,7 +19,8 @@ from fastercache.analysis.trajectory import Floats
 from fastercache.experiments.bench.contest import UNCACHED, Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
-from fastercache.experiments.console import progress, results, say
+from fastercache.experiments.console import counted, progress, results, say
+from fastercache.experiments.jobs.searching import tell
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.tuned import Results, TunedConfig
@@ -63,6 +64,8 @@ def plan(
     if (budget is None) == (speedup is None):
         raise InvalidPolicy("say what the plan is for: --budget 'psnr>=45' or --speedup 5, one of the two")
     wanted = None if budget is None else Budget.parse(budget)
+    if wanted is not None:
+        tell(wanted)
     subject = with_steps(subject)
     asked = wanted.metrics if wanted is not None else ()
     with watched(EFFORTS[effort].generations) as told:
@@ -257,9 +260,11 @@ def _say(
     files: dict[str, str],
     out: Path,
 ) -> None:
-    counted = f"{rows[0].prompts} held-out and {front.prompts} search" if len(rows) > 1 else f"{front.prompts} search"
+    prompts = counted(front.prompts, "search prompt")
+    if len(rows) > 1:
+        prompts = f"{rows[0].prompts} held-out and {prompts}"
     goal = f" within {budget}" if budget is not None else ""
-    results.print(table(list(rows), f"{subject.name}, planned{goal}: {counted} prompts"))
+    results.print(table(list(rows), f"{subject.name}, planned{goal}: {prompts}"))
     results.print(_front_table(front))
     every = ", ".join(map(str, point.computed))
     say(f"computed steps: {every}", results)

@@ -22,6 +22,7 @@ from fastercache.experiments.console import counted, progress, results, say
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, read_model, write_json
 from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
+from fastercache.tuner.entry import JOURNAL
 from fastercache.tuner.export import searched
 from fastercache.tuner.library import check
 
@@ -60,9 +61,14 @@ class Job(BaseModel):
     seed: int = 0
     metrics: tuple[str, ...] = ()
 
-    def save(self, folder: Path) -> None:
-        """Write the job. Raises ConfigMismatch if the folder holds a study of something else."""
-        if (folder / JOB).is_file():
+    def save(self, folder: Path, storage: str | None = None) -> None:
+        """Write the job, also over one whose study never began.
+
+        Raises:
+            ConfigMismatch: if the folder holds a study of something else.
+        """
+        begun = storage is not None or (folder / JOURNAL).is_file()
+        if begun and (folder / JOB).is_file():
             before = Job.load(folder)
             for name in Job.model_fields:
                 was, now = getattr(before, name), getattr(self, name)
@@ -156,7 +162,7 @@ def search(
 ) -> dict[str, Any]:
     """Search, measure the best policy on the held-out prompts, export it to `out`."""
     tell(Budget.parse(job.budget))
-    job.save(folder)
+    job.save(folder, storage)
     subject = job.open()
     with watched(trials, seconds) as tick:
         logdir = folder / "tensorboard"

@@ -46,11 +46,20 @@ def load(name: str = "latte-digits", *, progress: bool = False) -> DiffusionPipe
 
     Args:
         name: a short name from ``names()``.
-        progress: show the pipeline's own progress bar.
+        progress: show the pipeline's own progress bar, and those of loading.
     """
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    pipeline: Any = DiffusionPipeline.from_pretrained(path(name))
+    bars = [part for part in (diffusers_logging, transformers_logging) if part.is_progress_bar_enabled()]
+    try:
+        for part in () if progress else bars:
+            part.disable_progress_bar()
+        pipeline: Any = DiffusionPipeline.from_pretrained(path(name))
+    finally:
+        for part in bars:
+            part.enable_progress_bar()
     pipeline.set_progress_bar_config(disable=not progress)
     loaded: DiffusionPipeline = pipeline
     return loaded

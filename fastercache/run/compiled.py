@@ -7,7 +7,8 @@ so their memory is held at once.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from fastercache.model.finder import Block
 from fastercache.model.hooks import MERGE, PASS, REUSE, STORE, SiteForward
 from fastercache.model.layout import flatten_output, rebuild_output, strip
-from fastercache.policies.errors import AttachError
+from fastercache.policies.errors import AttachError, NoSiteMatched
 from fastercache.policies.vocabulary import Branch
 from fastercache.run.calls import Call, Streams
 from fastercache.run.module_unit import ModuleUnit
@@ -26,6 +27,35 @@ from fastercache.run.rows import Rows
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module.compile()` was called on it."""
     return module._compiled_call_impl is not None
+
+
+def is_wrapped(denoiser: nn.Module) -> bool:
+    """Whether it is what `torch.compile(module)` returned: a wrapper, whose inside is not seen."""
+    return hasattr(denoiser, "_orig_mod")
+
+
+def _as_a_whole(denoiser: nn.Module) -> str:
+    inside = type(getattr(denoiser, "_orig_mod", denoiser)).__name__
+    return (
+        f"{inside} is compiled as a whole, so sites inside it cannot be skipped: compile its repeated blocks instead "
+        "(compile_repeated_blocks()), or use only the sites 'denoiser' and 'branch'"
+    )
+
+
+@contextmanager
+def sites_wanted_of(denoisers: Iterable[nn.Module]) -> Iterator[None]:
+    """Where a policy's sites are looked for: those that a wrapper hides are told from those that do not exist.
+
+    Raises:
+        AttachError: if no site matches and a denoiser is compiled as a whole.
+    """
+    try:
+        yield
+    except NoSiteMatched:
+        for denoiser in denoisers:
+            if is_wrapped(denoiser):
+                raise AttachError(_as_a_whole(denoiser)) from None
+        raise
 
 
 def place_hooks(
@@ -41,10 +71,7 @@ def place_hooks(
             sites is wrapped by another library too.
     """
     if is_compiled(denoiser) and governed:
-        raise AttachError(
-            f"{type(denoiser).__name__} is compiled as a whole, so sites inside it cannot be skipped: compile its "
-            "repeated blocks instead (compile_repeated_blocks()), or use only the sites 'denoiser' and 'branch'"
-        )
+        raise AttachError(_as_a_whole(denoiser))
     for block in blocks:
         compiled = is_compiled(block.module)
         inside = {path: hook for path, hook in hooks.items() if path.startswith(f"{block.path}.")}

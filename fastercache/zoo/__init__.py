@@ -5,6 +5,10 @@ A family is a row of data (`rows.Row`) in the table of its module; `build` makes
 
 from __future__ import annotations
 
+from fastercache.extras import need
+
+need("lab", "fastercache.zoo")  # text encoders and images for them
+
 from importlib import import_module
 
 from fastercache.policies.errors import PipelineUnreadable, suggest

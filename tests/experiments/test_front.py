@@ -17,9 +17,11 @@ from typer.testing import CliRunner, Result
 
 import fastercache as fc
 from fastercache.experiments import arguments, cli, console, failures
-from fastercache.experiments.jobs import catalog, generation
+from fastercache.experiments.jobs import catalog, generation, searching
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.tuner import Budget, InvalidBudget
+from fastercache.tuner.setting import Case, Setting
+from fastercache.zoo.specimen import Specimen
 
 
 def run(*words: str) -> Result:
@@ -84,7 +86,8 @@ def test_what_a_pipeline_refuses_is_the_users_and_what_we_raise_in_it_is_ours() 
     for where, owner in (("diffusers.pipelines.toy", "Toy"), ("fastercache.run.units", None)):
         with pytest.raises(ValueError) as caught:
             pipeline_that_raises(where)(height=33)
-        assert failures.refused_by(caught.value) == owner
+        found = failures.refused_by(caught.value)
+        assert owner == (None if found is None else type(found).__name__)
     line, code = failures.told(_raised(lambda: pipeline_that_raises("diffusers.pipelines.toy")(height=33)))
     assert code == 2 and "`height` is 33" in line and "--call" in line
 
@@ -95,6 +98,28 @@ def _raised(call: Any) -> Exception:
     except Exception as error:
         return error
     raise AssertionError("nothing was raised")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("sites", "latte-digits", "--stepz", "2"), "--stepz"),
+        (("siets", "latte-digits"), "siets"),
+        (("plan", "latte-digits", "--speedup", "fast"), "fast"),
+        (("plan", "latte-digits", "--effort", "9"), "9"),
+        (("generate",), "PIPE"),
+    ],
+)
+def test_a_command_line_that_no_command_takes_is_one_line_too(words: tuple[str, ...], said: str) -> None:
+    result = run(*words)
+    assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ") and said in result.stderr and "--help" in result.stderr
+
+
+def test_the_bare_name_shows_the_help() -> None:
+    result = run()
+    assert result.exit_code == 2 and " plan " in result.output and "error" not in result.output
+    assert run("--help").exit_code == 0
 
 
 def test_version() -> None:
@@ -174,6 +199,38 @@ def test_one_step_and_an_empty_prompt_are_mentioned(capsys: pytest.CaptureFixtur
 def test_a_device_that_is_not_there(device: str) -> None:
     result = run("sites", "latte-digits", "--device", device)
     assert result.exit_code == 2 and device in result.stderr and "--device cpu" in result.stderr
+
+
+def test_plan_says_its_budget_in_words_first(tmp_path: Path) -> None:
+    words = ["--call", "height=33", "--steps", "2", "--count", "1", "--study", str(tmp_path / "plans")]
+    result = run("plan", "latte-digits", "--budget", "q0.9(psnr)>=30", *words)
+    said, warned, error = result.stderr.splitlines()
+    assert said == "the budget q0.9(psnr)>=30 means: psnr at least 30 for at least 10 % of the prompts"
+    assert warned.startswith("warning: ") and warned.endswith("write p90:psnr>=30")
+    assert result.exit_code == 2 and error.startswith("error: LattePipeline cannot be called so: ") and "33" in error
+
+
+def test_a_call_that_the_pipeline_refuses_leaves_no_study_behind(tmp_path: Path) -> None:
+    words = ["--steps", "2", "--count", "1", "--study", str(tmp_path)]
+    assert run("tune", "latte-digits", *words, "--call", "height=33").exit_code == 2
+    assert (tmp_path / searching.JOB).is_file() and not (tmp_path / searching.JOURNAL).exists()
+    corrected = searching.Job(pipe="latte-digits", prompts=("a red seven moving left",), budget="psnr>=30")
+    corrected.save(tmp_path)
+    (tmp_path / searching.JOURNAL).touch()
+    with pytest.raises(fc.ConfigMismatch, match="budget"):
+        corrected.model_copy(update={"budget": "psnr>=31"}).save(tmp_path)
+    assert searching.Job.load(tmp_path) == corrected
+
+
+def test_a_pipeline_without_a_text_encoder_is_told_by_what_it_lacks(latte: Specimen) -> None:
+    latte.pipe.register_modules(text_encoder=None, tokenizer=None)
+    said = "this LattePipeline has no tokenizer and no text_encoder, so it cannot read prompts: load all its parts"
+    call = {"height": 32, "width": 32, "video_length": 4, "clean_caption": False, "num_inference_steps": 2}
+    with pytest.raises(fc.PipelineUnreadable, match=said):
+        Setting(latte.pipe, call).generate(Case("a red seven", 0))
+    assert failures.told(_raised(lambda: latte.pipe("a red seven", **call))) == (said, failures.HIS)
+    with pytest.raises(ValueError, match="divisible"):
+        Setting(latte.pipe, call | {"height": 33}).generate(Case("a red seven", 0))
 
 
 # -- the same mistakes in Python ------------------------------------------------------------------------

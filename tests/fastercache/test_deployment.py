@@ -164,6 +164,19 @@ def test_a_denoiser_compiled_whole_is_refused_with_the_way_out(latte: Specimen) 
         assert session.last.speedup_flops == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("policy", [fc.FasterCache(), fc.TeaCache(threshold=0.2)], ids=lambda policy: policy.name)
+def test_what_torch_compile_returned_is_refused_the_same_way(latte: Specimen, policy: fc.Policy) -> None:
+    """`torch.compile(model)` is a wrapper: no site inside it is found at all."""
+    plain = fc.tuned.model_identity(latte.pipe)
+    latte.pipe.transformer = torch.compile(latte.pipe.transformer, backend="eager")
+    with fc.attach(latte.pipe, policy), pytest.raises(fc.AttachError, match=r"LatteT.* compile_repeated_blocks"):
+        latte.generate(steps=4)
+    with fc.attach(latte.pipe, fc.StaticInterval(sites="denoiser")) as session:
+        latte.generate(steps=4)
+        assert session.last.speedup_flops == pytest.approx(2.0)
+    assert fc.tuned.model_identity(latte.pipe) == plain, "a config tuned on the plain model fits"
+
+
 def test_a_dynamic_policy_inside_compiled_blocks_is_refused(latte: Specimen, compiled: list[nn.Module]) -> None:
     for block in compiled:
         block.compile(backend="eager")

@@ -176,8 +176,8 @@ class Planner:
                 return self.point(count)
             count = max(count + 1, self._reached(count, -slack))
         raise BudgetNotMet(
-            f"no plan with fewer than {self.steps} computed steps keeps {budget} on {self.prompts} search prompts with "
-            "the margin for unseen ones: lower the budget or the margin"
+            f"no plan with fewer than {self.steps} computed steps keeps {budget} on {self.prompts} search "
+            f"prompt{'s' * (self.prompts != 1)} with the margin for unseen ones: lower the budget or the margin"
         )
 
     def margin_of(self, values: Sequence[float]) -> float:
@@ -308,7 +308,7 @@ class Planner:
         known = self.known.setdefault(count, Known(self.predicted[count].computed, self._level(count)))
         if known.quality:
             return
-        self._told(f"{count} computed steps: fitting on {self.prompts} prompts", self.spent)
+        self._told(f"{count} computed steps: fitting on {self.prompts} prompt{'s' * (self.prompts != 1)}", self.spent)
         self._fit(known, range(self.prompts))
 
     def _fit(self, known: Known, prompts: Sequence[int]) -> None:

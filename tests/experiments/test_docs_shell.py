@@ -1,0 +1,129 @@
+"""The command lines in the documentation: options that exist, and runs that end well, with few steps and prompts."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fastercache.experiments import cli, pipelines
+from tests.experiments.pages import PAGES, ROOT, commands, mentioned, python, typed
+from tests.tuner.postgresql import server
+
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+FEW = {
+    "generate": ["--steps", "6"],
+    "analyze": ["--steps", "6", "--count", "1"],
+    "plan": ["--steps", "6", "--count", "1", "--held-out-count", "1", "--effort", "0"],
+    "tune": ["--steps", "6", "--count", "1", "--trials", "2"],
+    "bench": ["--steps", "6", "--count", "1"],
+    "overhead": ["--steps", "6", "--runs", "3"],
+}
+"""By command, what makes a run short. The last value of an option counts."""
+
+ELSEWHERE = {
+    "git clone": "continuous integration begins with it",
+    "make ": "the targets are what continuous integration runs",
+    "source ": "not a program",
+    "tensorboard": "serves until it is stopped; that `analyze` writes its files is tested with the command",
+    "pip install": "test_wheel.py installs",
+}
+"""How lines begin that are not run here, and why."""
+
+
+def test_every_line_of_a_shell_block_is_a_command_of_ours_or_one_that_is_listed() -> None:
+    for page in PAGES:
+        for line in typed(page):
+            assert line.startswith(("fastercache ", *ELSEWHERE)), f"{page}: {line}"
+    lines = [line for page in PAGES for line in typed(page)]
+    assert all(any(line.startswith(start) for line in lines) for start in ELSEWHERE), "listed, but nowhere on a page"
+
+
+def options(command: str) -> set[str]:
+    found = COMMANDS[command]
+    return {name for parameter in found.params for name in parameter.opts + parameter.secondary_opts} | {"--help"}
+
+
+def unknown(words: list[str]) -> list[str]:
+    """What in a command line does not exist."""
+    if words[0].startswith("-"):
+        return []
+    if words[0] not in COMMANDS:
+        return words[:1]
+    given = [word.partition("=")[0] for word in words[1:] if re.match(r"--[a-z]", word)]
+    return [word for word in given if word not in options(words[0])]
+
+
+def test_every_command_and_option_that_a_page_names_exists() -> None:
+    for page in PAGES:
+        for words in [*commands(page), *mentioned(page)]:
+            assert unknown(words) == [], f"{page}: {' '.join(words)}"
+    assert unknown(["tune", "x", "--budgt", "psnr>=1"]) == ["--budgt"] and unknown(["tuna"]) == ["tuna"]
+
+
+def test_the_readme_shows_every_command_but_export_and_demo() -> None:
+    shown = {words[0] for words in commands("README.md")}
+    assert set(COMMANDS) - shown == {"export", "demo"}
+
+
+# -- run, page by page, as a reader would ---------------------------------------------------------------------------
+def short(words: list[str]) -> list[str]:
+    """A command line with less to do, and a budget that so short a run can keep."""
+    words = [re.sub(r">=[\d.]+", ">=0.01", word) for word in words]
+    return [*words, *FEW.get(words[0], [])]
+
+
+def run(words: list[str]) -> None:
+    result = CliRunner().invoke(cli.app, short(words))
+    assert result.exit_code == 0, f"{' '.join(words)}: {result.output[-2000:]}"
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_registry: None) -> Path:
+    """A folder with what the pages tell a reader to have: a policy, a metric, prompts, and the pages themselves."""
+    policy, _, _, metric = python("docs/writing-a-policy.md")
+    (tmp_path / "my_policies.py").write_text(policy, encoding="utf-8")
+    (tmp_path / "my_policy.py").write_text(policy, encoding="utf-8")
+    (tmp_path / "my_metrics.py").write_text(metric, encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text("a red seven moving left\na blue two moving up\n", encoding="utf-8")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipelines, "_load", functools.cache(pipelines._load))
+        yield
+
+
+IN_A_DATABASE = "--storage"
+LINES = {page: [words for words in commands(page) if IN_A_DATABASE not in words] for page in PAGES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if LINES[page]])
+def test_the_command_lines_of_a_page_run_one_after_the_other(page: str, workplace: Path) -> None:
+    for words in LINES[page]:
+        run(words)
+    for name in {word for words in LINES[page] for word in words if word.endswith("tuned.json")}:
+        assert json.loads((workplace / name).read_text(encoding="utf-8"))["format"] == "fastercache-tuned"
+
+
+@pytest.mark.slow
+def test_tuning_in_a_database(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    lines = [(page, words) for page in PAGES for words in commands(page) if IN_A_DATABASE in words]
+    assert [page for page, _ in lines] == ["docs/deployment.md"]
+    with server(tmp_path_factory.mktemp("server")) as database:
+        url = database.url("shared")
+        for _, words in lines:
+            run(["latte-digits" if word == "MODEL" else url if "://" in word else word for word in words])
