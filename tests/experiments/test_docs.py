@@ -179,11 +179,7 @@ def test_context_parallelism(tmp_path: Path) -> None:
 # -- a policy and a metric of one's own -------------------------------------------------------------------------------
 @pytest.mark.usefixtures("own_registry")
 def test_the_policy_of_the_walk_through(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-<<<<<<< HEAD
-    policy, use, stateful, watching, predictor, needy, *_ = blocks("docs/writing-a-policy.md")
-=======
-    policy, use, predictor, metric = python("docs/writing-a-policy.md")
->>>>>>> front2
+    policy, use, stateful, watching, predictor, needy, *_ = python("docs/writing-a-policy.md")
     assert len(policy.strip().splitlines()) < 40
     module = ModuleType("my_policies")
     monkeypatch.setitem(sys.modules, "my_policies", module)
@@ -193,7 +189,6 @@ def test_the_policy_of_the_walk_through(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(fc.InvalidPolicy, match="did you mean 'interval'"):
         module.Ends(intervall=3)
 
-<<<<<<< HEAD
     space: dict[str, Any] = dict(module.__dict__) | {"Tensor": torch.Tensor}
     s = zoo.build("wan")
     for code in (stateful, watching, needy):
@@ -204,9 +199,6 @@ def test_the_policy_of_the_walk_through(monkeypatch: pytest.MonkeyPatch, capsys:
             s.generate()
             assert session.last.share() > 0, example.name
     exec(compile(predictor, "writing-a-policy.md", "exec"), space)
-=======
-    space = execute(predictor, "docs/writing-a-policy.md", {"fc": fc, "ClassVar": module.ClassVar})
->>>>>>> front2
     policy_with_it = fc.StaticInterval(interval=3, stand_in=space["Damped"]())
     assert fc.load_policy(fc.dump(policy_with_it)) == policy_with_it
 
