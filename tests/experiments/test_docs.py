@@ -179,7 +179,7 @@ def test_context_parallelism(tmp_path: Path) -> None:
 # -- a policy and a metric of one's own -------------------------------------------------------------------------------
 @pytest.mark.usefixtures("own_registry")
 def test_the_policy_of_the_walk_through(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    policy, use, stateful, watching, predictor, needy, *_ = python("docs/writing-a-policy.md")
+    policy, use, stateful, watching, predictor, needy, *_, metric = python("docs/writing-a-policy.md")
     assert len(policy.strip().splitlines()) < 40
     module = ModuleType("my_policies")
     monkeypatch.setitem(sys.modules, "my_policies", module)
