@@ -20,29 +20,17 @@ import fastercache as fc
 from fastercache import zoo
 from fastercache.analysis.sampling import Recording, TrajectoryRecorder
 from fastercache.analysis.trajectory_profile import TrajectoryProfile
-from fastercache.policies.base import Hold, Predictor
+from fastercache.policies.base import Predictor
 from fastercache.policies.errors import FasterCacheError
 from fastercache.policies.methods.planned import Planned
-from fastercache.policies.predictors.forecasts import AverageVelocity, FoCaForecast, Hermite
-from fastercache.policies.predictors.history import Linear, Taylor
 from fastercache.tuner.planning.damage import Damage
-from fastercache.tuner.planning.fitting import FittedRuns, Sampler, SearchRun, fit
+from fastercache.tuner.planning.fitting import Sampler, SearchRun, fit
+from fastercache.tuner.planning.fixed import FIXED, better_of
 from fastercache.tuner.planning.lockstep import Generate
 from fastercache.tuner.planning.paths import plans
 from fastercache.zoo.specimen import Specimen
 
 STEPS, COMPUTED, SEEDS = 12, 5, (0, 1)
-
-FIXED: dict[str, Predictor] = {
-    "hold": Hold(),
-    "linear": Linear(),
-    "taylor 1": Taylor(order=1),
-    "taylor 2": Taylor(order=2),
-    "hermite": Hermite(),
-    "foca": FoCaForecast(),
-    "average velocity": AverageVelocity(),
-}
-"""The predictors with fixed weights that a fit is compared with."""
 
 
 def samplers(pipe: Any) -> dict[str, Any]:
@@ -154,7 +142,8 @@ def checked(family: str, name: str, specimen: Specimen) -> Outcome:
     """Record, plan, fit, replay, and compare with the fixed predictors."""
     sampler, material = recorded(specimen)
     steps = planned(sampler, material.profile)
-    found: FittedRuns = fit(specimen.pipe, material.runs, sampler, steps)
+    found = fit(specimen.pipe, material.runs, sampler, steps)
+    found = better_of(specimen.pipe, material.runs, sampler, material.profile.trajectory, found)
     assert found.predictor is not None
     replayed = replays(specimen, sampler.steps, steps, found.predictor)
     fixed = {}

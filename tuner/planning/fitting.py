@@ -272,6 +272,9 @@ class _Work:
             target = self.references[run].outputs[step.index].double()
             used = step.output.detach().to("cpu").double()
             self.behind[run] += float(self.sampler.impulse[step.index]) * (target - used)
+            if self.sampler.response.kind == "nonlinear" and step.index + 1 == self.sampler.steps:
+                last = self.references[run].latents[-1].double()  # the sum above holds to first order only
+                self.behind[run] = last - step.after.detach().to("cpu").double()
 
     def errors(self) -> Floats:
         """Mean squared error that the last latent has by now, (P,)."""

@@ -18,6 +18,7 @@ from fastercache.policies.errors import BudgetNotMet
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.planning.damage import Damage
 from fastercache.tuner.planning.fitting import FittedRuns, Sampler, SearchRun, Steps, fit, replay
+from fastercache.tuner.planning.fixed import better_of
 from fastercache.tuner.planning.front import Front, Point
 from fastercache.tuner.planning.material import Material
 from fastercache.tuner.planning.paths import Path, plans
@@ -315,6 +316,7 @@ class Planner:
         runs = [self.material.runs[i] for i in prompts]
         fitted = runs[: self.effort.fitted or len(runs)]
         found = fit(self.setting.pipe, fitted, self.sampler, known.plan, history=self.history)
+        found = better_of(self.setting.pipe, fitted, self.sampler, self.material.profile.trajectory, found)
         self._pay(found.calls)
         if len(fitted) < len(runs):
             self._refine(found, fitted, runs[len(fitted) :])
