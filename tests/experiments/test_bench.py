@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -229,6 +229,18 @@ def test_the_lineup_has_every_registered_method_at_three_valid_settings() -> Non
     assert len(names) == len(set(names))
     counts = [c.entry.steps for c in lineup.lineup((), 50, None) if isinstance(c.entry, FewerSteps)]
     assert counts == [45, 40, 33, 25, 17, 12, 10]
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_policy_of_somebody_s_that_has_no_defaults_is_left_out_of_all_and_told_by_name() -> None:
+    class Given(fc.StaticInterval):
+        name: ClassVar[str] = "given"
+        level: int
+
+    fc.register(Given)
+    assert "given" not in {method.policy for method in lineup.chosen(["all"])}
+    with pytest.raises(fc.InvalidPolicy, match=r"given has no defaults .*: level must be given"):
+        lineup.chosen(["given", "fora"])
 
 
 def test_an_unknown_method_is_one_line_that_names_the_nearest() -> None:
