@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP) ## the project and its tools into .venv, at the versions of constraints.txt
 
-demo: $(STAMP) ## record, tune, export, apply and compare on latte-digits; at most ten minutes on two cores
+demo: $(STAMP) ## record, plan, export, apply and compare on latte-digits; at most ten minutes on two cores
 	$(BIN)/fastercache demo --out $(DEMO_OUT)
 
 test: $(STAMP) ## the tests, without the slow ones, on all cores

@@ -10,6 +10,7 @@ SmoothCache's curves, ERTACache's errors and correction.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal
@@ -23,9 +24,10 @@ from torch import Tensor
 import fastercache as fc
 from fastercache.analysis.profile import Component, Profile
 from fastercache.analysis.record import Recorder, identity_of, record
-from fastercache.policies.base import Policy
+from fastercache.policies.base import SitePolicy
 from fastercache.policies.documents import read_model, write_json
 from fastercache.policies.errors import ConfigMismatch, RecordingError
+from fastercache.policies.rules import WatchingRule
 from fastercache.policies.schedule import Code
 from fastercache.policies.vocabulary import Branch, Kind, Role, Signal, Site, Step, matches, select
 from fastercache.tuned import scheduler_identity
@@ -34,7 +36,7 @@ FORMAT: Final = "fastercache-calibration"
 ROLES = "|".join(Role)
 
 
-class Listener(Policy):
+class Listener(SitePolicy, WatchingRule[tuple[str, Branch]]):
     """Reuses nothing, and hands on what TeaCache would watch at the stack."""
 
     name: ClassVar[str] = "listener"
@@ -48,9 +50,12 @@ class Listener(Policy):
     def signal(self) -> Signal:
         return Signal.MODULATED_INPUT
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        if signal is not None:
-            self._hear(step, branch, signal)
+    def begin(self, site: Site, branch: Branch, run: fc.Run) -> tuple[str, Branch]:
+        return site.denoiser, branch
+
+    def reuse(self, state: tuple[str, Branch], step: Step, seen: Tensor | None) -> bool:
+        if seen is not None:
+            self._hear(step, *state, seen)
         return False
 
 
@@ -60,7 +65,8 @@ class Calibration(BaseModel):
     Attributes:
         model, scheduler: class and configuration fingerprint. steps: of the recorded runs. runs: how many.
         inputs, outputs: relative L1 change of the first block's modulated input and of the denoiser's output, from each
-            step to the next, one list per run of `steps - 1` values; all branches of a step together.
+            step to the next, one list per run of `steps - 1` values; all branches of a step together. Of two denoisers
+            each is compared with itself alone, so one value is missing where the second takes over.
         ratios: by branch, mean over tokens of |r_t| / |r_{t-1}| for the stack's residual r, averaged over runs; the
             first step's is 1.
         curves: by role, relative L1 distance to the value k steps before, averaged over layers, branches and runs: list
@@ -175,7 +181,7 @@ class Calibrator:
         self.session, self.recorder, self._subject = session, recorder, subject
         listener._hear = self._heard
         self._run: Any = None
-        self._last: dict[tuple[str, Branch], Tensor] = {}
+        self._last: dict[tuple[str, str, Branch], Tensor] = {}
         self._pending: dict[str, NDArray[np.float64]] = {}
         self._done: list[dict[str, NDArray[np.float64]]] = []
         self._watch = session.watch("stack|denoiser", self._seen)
@@ -196,56 +202,76 @@ class Calibrator:
         self._run, self._last = run, {}
         shape = (2, len(run.branches), run.count)  # mean|change| and mean|older| by branch and step
         self._pending = {name: np.full(shape, np.nan) for name in ("input", "output")}
-        for name in ("ratio", "mean"):
+        for name in ("ratio", "mean", "called"):
             self._pending[name] = np.full((len(run.branches), run.count), np.nan)
 
     def _close_run(self) -> None:
-        if self._run is not None and not np.isnan(self._pending["output"][:, :, 1:]).any():
+        if self._run is not None and not np.isnan(self._pending["called"]).any():
             self._done.append(self._pending)
         self._run = None
 
-    def _heard(self, step: Step, branch: Branch, signal: Tensor) -> None:
+    def _heard(self, step: Step, denoiser: str, branch: Branch, signal: Tensor) -> None:
         # The stack is asked about before any site of the step is observed, so a run may begin here.
         run = self.session.last.run
         if run is not self._run:
             self._begin(run)
-        self._note("input", step, branch, signal)
+        self._note("input", step, denoiser, branch, signal)
 
     @torch.no_grad()
     def _seen(self, seen: fc.Observation) -> None:
         if seen.code is not Code.COMPUTED or seen.run is not self._run:
             return
         if seen.site.kind is Kind.DENOISER:
-            self._note("output", seen.step, seen.branch, seen.value)
+            self._pending["called"][self._run.branches.index(seen.branch), seen.step.index] = 1.0
+            self._note("output", seen.step, seen.site.denoiser, seen.branch, seen.value)
             return
         norm = torch.linalg.vector_norm(seen.value.float(), dim=-1)
-        before = self._last.get(("ratio", seen.branch))
+        before = self._last.get(("ratio", seen.site.denoiser, seen.branch))
         at = self._run.branches.index(seen.branch), seen.step.index
         self._pending["ratio"][at] = 1.0 if before is None else float((norm / (before + 1e-8)).mean())
         self._pending["mean"][at] = float(seen.value.float().mean())
-        self._last["ratio", seen.branch] = norm
+        self._last["ratio", seen.site.denoiser, seen.branch] = norm
 
-    def _note(self, name: str, step: Step, branch: Branch, value: Tensor) -> None:
+    def _note(self, name: str, step: Step, denoiser: str, branch: Branch, value: Tensor) -> None:
         value = value.detach().float().clone()
-        before = self._last.get((name, branch))
+        before = self._last.get((name, denoiser, branch))
         if before is not None and before.shape == value.shape:
             change = (float((value - before).abs().mean()), float(before.abs().mean()))
             self._pending[name][:, self._run.branches.index(branch), step.index] = change
-        self._last[name, branch] = value
+        self._last[name, denoiser, branch] = value
 
     def result(self) -> Calibration:
-        """The constants of all complete runs. Raises RecordingError if there is none."""
+        """The constants of all complete runs.
+
+        Raises:
+            RecordingError: without a complete run of two steps, or where a value is constantly zero, so that no
+                relative change of it exists.
+        """
         self._close_run()
+        if self._done and self._done[0]["output"].shape[-1] < 2:
+            raise RecordingError("calibration compares steps with one another: found 1 step, expected 2 or more")
+        with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of means over nothing: _finite tells instead
+            return self._measured()
+
+    def _measured(self) -> Calibration:
         profile = self.recorder.profile()
         if not self._done:
             raise RecordingError("no complete run was recorded: call the pipeline inside `with calibrate(pipe)`")
         inputs, outputs = (
-            tuple(tuple((p[0].sum(0) / p[1].sum(0))[1:].tolist()) for p in (run[name] for run in self._done))
-            for name in ("input", "output")
+            tuple(_changes(*p.sum(1)) for p in (run[name] for run in self._done)) for name in ("input", "output")
         )
         ratios = np.mean([run["ratio"] for run in self._done], axis=0)
         gains, offsets = regressions(profile, "stack", np.mean([run["mean"] for run in self._done], axis=(0, 1)))
         roles = [str(role) for role in Role if matches(role, profile.sites)]
+        curves, errors = {role: distances(profile, role) for role in roles}, distances(profile, "stack")
+        measured = {"the first block's input": inputs, "the denoiser's output": outputs, "the stack's residual": errors}
+        for name, values in {**measured, **{f"{role} sites": curve for role, curve in curves.items()}}.items():
+            if not np.isfinite(np.asarray(values)).all():
+                raise RecordingError(
+                    f"no relative change of {name} exists: it is zero at some step, or not finite, so this model "
+                    "cannot be calibrated"
+                )
         return Calibration(
             model=identity_of(self._subject),
             scheduler=_scheduler(self._subject),
@@ -254,20 +280,35 @@ class Calibrator:
             inputs=inputs,
             outputs=outputs,
             ratios={branch: tuple(ratios[b].tolist()) for b, branch in enumerate(profile.branches)},
-            curves={role: distances(profile, role) for role in roles},
-            errors=distances(profile, "stack"),
+            curves=curves,
+            errors=errors,
             gains=gains,
             offsets=offsets,
         )
 
 
+def _changes(changed: NDArray[np.float64], older: NDArray[np.float64]) -> tuple[float, ...]:
+    """The relative changes of the steps that have one before them in the same denoiser."""
+    known = ~np.isnan(older)
+    return tuple((changed[known] / older[known]).tolist())
+
+
+def _mean(values: NDArray[Any], axes: tuple[int, ...], none: float) -> NDArray[Any]:
+    """The mean over what is known; `none` where nothing is."""
+    count = (~np.isnan(values)).sum(axis=axes)
+    return np.where(count > 0, np.nansum(values, axis=axes) / np.maximum(count, 1), none)
+
+
 def distances(profile: Profile, query: str) -> tuple[tuple[float, ...], ...]:
-    """Relative L1 distance by lag and step, averaged over runs, sites and branches; relative to the newer value."""
+    """Relative L1 distance by lag and step, averaged over runs, sites and branches; relative to the newer value.
+
+    It is 1 where the two steps belong to different denoisers, neither of which can reuse what the other computed.
+    """
     found = []
     for lag in range(1, min(profile.info.lags, profile.run.count - 1) + 1):
         values = np.stack([profile.lag(query, "rel_l1", lag, branch) for branch in profile.branches])
         mean = np.zeros(profile.run.count)
-        mean[lag:] = np.nanmean(values[..., lag:], axis=(0, 1, 2))
+        mean[lag:] = _mean(values[..., lag:], (0, 1, 2), none=1.0)
         found.append(tuple(mean.tolist()))
     return tuple(found)
 
@@ -281,13 +322,15 @@ def regressions(
     gain = (E[F_t F_s] - m_t m_s) / (E[F_s^2] - m_s^2) and offset = m_t - gain m_s, s being k steps before t.
     """
     places = [profile.sites.index(site) for site in select(query, profile.sites)]
-    spread = np.nanmean(profile.gram[places], axis=(0, 1)) - np.outer(means, means)
+    spread = _mean(profile.gram[places], (0, 1), none=np.nan) - np.outer(means, means)
     gains, offsets = [], []
     for lag in range(1, min(profile.info.lags, profile.run.count - 1) + 1):
         own, shared = np.diagonal(spread)[:-lag], np.diagonal(spread, -lag)
         gain, offset = np.zeros(profile.run.count), np.zeros(profile.run.count)
         gain[lag:] = np.where(own > 0, shared / np.where(own > 0, own, 1.0), 1.0)
         offset[lag:] = means[lag:] - gain[lag:] * means[:-lag]
+        apart = np.isnan(shared)  # different denoisers: neither reads what the other computed
+        gain[lag:][apart], offset[lag:][apart] = 1.0, 0.0
         gains.append(tuple(gain.tolist()))
         offsets.append(tuple(offset.tolist()))
     return tuple(gains), tuple(offsets)

@@ -103,9 +103,14 @@ class RunRecorder:
         self._response: Response | None = None
         self._sampler: Any = None
 
+    @property
+    def unfinished(self) -> int:
+        """1 while a run has made some of its steps, or has ended among them; else 0."""
+        return int(bool(self._steps))
+
     # -- listening ---------------------------------------------------------------------------------------------------
     def begun(self, lane: Lane) -> None:
-        self.discarded += bool(self._steps)
+        self.discarded += self.unfinished
         self._steps, self._response = [], None
 
     def arrived(self, lane: Lane) -> None:
@@ -170,8 +175,8 @@ class TrajectoryRecorder:
 
     @property
     def discarded(self) -> int:
-        """Runs that did not reach their last step."""
-        return self._runs.discarded
+        """Runs that did not reach their last step; one that is going on counts until it does."""
+        return self._runs.discarded + self._runs.unfinished
 
     @property
     def computed(self) -> int:

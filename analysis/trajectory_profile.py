@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 
 from fastercache.analysis.response import Kind, Response, probe
 from fastercache.analysis.sampling import Recording, Relations, RunValues
-from fastercache.analysis.trajectory import Trajectory
+from fastercache.analysis.trajectory import Floats, Trajectory
 from fastercache.policies.documents import read_model, write_atomic, write_json
 from fastercache.policies.errors import ConfigUnreadable, RecordingError
 from fastercache.tuned import Identity, Model, model_identity, package_versions, scheduler_identity
@@ -142,6 +142,7 @@ class TrajectoryProfile:
         arrays = path.with_suffix(".safetensors")
         try:
             found = {name: tensor.numpy() for name, tensor in load_file(arrays).items()}
+            _check(found, info)
             trajectory = Trajectory(found["products"], found["times"], found["by_branch"])
             response = Response(
                 kind=info.kind,
@@ -170,9 +171,33 @@ def load_values(path: Path) -> RunValues:
     """Read what `save_values` wrote. Raises ConfigUnreadable."""
     try:
         tensors = load_file(path)
-        return RunValues(list(tensors["latents"]), list(tensors["outputs"]))
-    except (OSError, SafetensorError, KeyError) as error:
+        values = RunValues(list(tensors["latents"]), list(tensors["outputs"]))
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ConfigUnreadable(f"{path} holds no run's values: {error}") from None
+    shapes = tuple(tensors["latents"].shape), tuple(tensors["outputs"].shape)
+    if len(values.latents) != values.steps + 1 or shapes[0][1:] != shapes[1][1:]:
+        raise ConfigUnreadable(
+            f"{path} holds no run's values: n + 1 latents and n outputs of one shape were expected, found {shapes[0]} "
+            f"and {shapes[1]}"
+        )
+    return values
+
+
+def _check(found: dict[str, Floats], info: TrajectoryInfo) -> None:
+    """Shapes of what does not check itself, and that all is finite. Raises RecordingError, or KeyError."""
+    n = len(found["times"])
+    shapes = {"matrix": (n + 1, n + 1), "scale": (n,), "gain": (n,), "input_scale": (n,), "input": (n,)}
+    for name, shape in shapes.items():
+        if (name != "input" or name in found) and found[name].shape != shape:
+            raise RecordingError(f"'{name}' has the shape {found[name].shape}, {n} steps have {shape}")
+    for name, array in found.items():
+        if not np.isfinite(array).all():
+            raise RecordingError(f"'{name}' holds NaN or infinity")
+    if len(found["products"]) != info.runs or not info.starts or info.starts[0] != 0 or info.starts[-1] >= n:
+        raise RecordingError(
+            f"{len(found['products'])} runs of {n} steps do not go with {info.runs} runs and denoisers that start at "
+            f"{info.starts}"
+        )
 
 
 def _arrays(profile: TrajectoryProfile) -> dict[str, torch.Tensor]:

@@ -18,17 +18,19 @@ from fastercache.model.layout import leading_tensor, timestep_of
 from fastercache.policies.base import Citation, Policy
 from fastercache.policies.errors import AttachError, FasterCacheError, NotFinite
 from fastercache.policies.registry import dump
-from fastercache.policies.schedule import Table, claimed, compile_policy
+from fastercache.policies.rules import begin_all
+from fastercache.policies.schedule import Table
 from fastercache.policies.vocabulary import OUTER, Branch, Kind, Run, Site, select
 from fastercache.policies.wrappers import citations_of
 from fastercache.run.caller import Caller
-from fastercache.run.calls import RunState, SitePlan, Watcher
+from fastercache.run.calls import RunState, Watcher
 from fastercache.run.clock import Clock
 from fastercache.run.compiled import sites_wanted_of
 from fastercache.run.denoiser import Denoiser
 from fastercache.run.idle import warn_if_idle
-from fastercache.run.memory import MemoryPlan, ValueShapes, bound_dynamic, plan_static
+from fastercache.run.memory import CacheTooLarge, MemoryPlan, ValueShapes, bound_dynamic, plan_static
 from fastercache.run.parallel import Ranks
+from fastercache.run.plan import RunPlan
 from fastercache.run.signals import Jury
 from fastercache.run.store import History
 from fastercache.run.trace import Trace
@@ -86,7 +88,7 @@ class Session:
         self._dry = False
         self._book = FlopBook()
         self._watches: list[Watch] = []
-        self._compiled: tuple[Policy, Run, Table, list[SitePlan]] | None = None
+        self._compiled: RunPlan | None = None
         self._started = 0.0
         self._running: Trace | None = None
         self._unchecked: Trace | None = None  # the newest run, until it is known whether it reused anything
@@ -257,7 +259,7 @@ class Session:
         """The pipeline's call has ended, wherever its run stood."""
         self._forget_run()
         if error is None and self._unchecked is not None:
-            warn_if_idle(self._unchecked, self._compiled[2] if self._compiled is not None else None)
+            warn_if_idle(self._unchecked, self._compiled.table if self._compiled is not None else None)
         self._unchecked = None
 
     def _begin_run(self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -302,34 +304,31 @@ class Session:
     def _plan(self, run: Run) -> Trace:
         """Give every claimed site's unit its decisions or its policy's state, and every watched one its watchers."""
         policy = self.policy
-        table: Table | None = None
-        plans: list[SitePlan] = []
-        if policy.static:
-            if self._compiled is None or self._compiled[0] is not policy or self._compiled[1] != run:
-                with sites_wanted_of(denoiser.module for denoiser in self._denoisers):
-                    compiled = compile_policy(policy, run)
-                self._compiled = (policy, run, compiled, SitePlan.all_of(compiled))
-            table, plans = self._compiled[2:]
-            sites, predictors = table.sites, table.predictors
-        else:
+        if self._compiled is None or self._compiled.policy is not policy or self._compiled.run != run:
             with sites_wanted_of(denoiser.module for denoiser in self._denoisers):
-                sites = claimed(policy, run)
-            predictors = tuple(policy.predictor(site, run) for site in sites)
-        state = None if table is not None else policy.init(run)
+                self._compiled = RunPlan.of(policy, run)
+        plan = self._compiled
+        firsts: dict[tuple[int, str], dict[Branch, Any]] = {}
         for denoiser in self._denoisers:
             for unit in denoiser.units.values():
                 unit.policy, unit.history, unit.plan, unit.jury, unit.watchers = None, None, None, None, []
-        for s, (site, predictor) in enumerate(zip(sites, predictors, strict=True)):
+        for s, (site, assigned) in enumerate(plan.assigned.items()):
             unit = self._owner(site).unit(site)
             unit.policy = policy
             ranks = Ranks.of(self._owner(site).module)
             if ranks is not None:
-                ranks.check(policy, site, predictor)
-            unit.jury = None if table is not None else Jury(policy, policy.owner(site, run.sites), state, site, ranks)
+                ranks.check(policy, site, assigned.predictor)
+            unit.jury = None
+            if plan.table is None:
+                unit.jury = Jury(assigned.rule, site, begin_all(assigned.rule, site, run, firsts), ranks)
             unit.history = History(
-                predictor, self._cache_dtype, self._cache_device, self._transfers, seen_by_first=site.kind in OUTER
+                assigned.predictor,
+                self._cache_dtype,
+                self._cache_device,
+                self._transfers,
+                seen_by_first=site.kind in OUTER,
             )
-            unit.plan = plans[s] if plans else None
+            unit.plan = plan.cells[s] if plan.cells else None
         known = {site.name for site in run.sites}
         for watch in self._watches:
             for site in watch.sites:
@@ -338,7 +337,8 @@ class Session:
         for denoiser in self._denoisers:
             denoiser.govern()
         count = run.count
-        return Trace(run, sites, [], predictors, dump(policy), [0] * count, [0] * count, [0] * count)
+        predictors = tuple(one.predictor for one in plan.assigned.values())
+        return Trace(run, tuple(plan.assigned), [], predictors, dump(policy), [0] * count, [0] * count, [0] * count)
 
     def _plan_memory(self, shapes: ValueShapes, trace: Trace, denoiser: Denoiser) -> MemoryPlan:
         """Bytes of the run about to begin, as far as its sites belong to denoisers whose shapes are known: the one that
@@ -347,14 +347,16 @@ class Session:
         own = [i for i, site in enumerate(trace.sites) if type(self._owner(site).module) is kind]
         sites, predictors = [trace.sites[i] for i in own], [trace.predictors[i] for i in own]
         run, dtype = trace.run, self._cache_dtype
-        if self.policy.static and self._compiled is not None:
+        assert self._compiled is not None  # the run has been laid out
+        if self._compiled.table is not None:
             made_for = {site.name: (shapes.values(site), shapes.input) for site in sites}, denoiser.branches.groups
             if self._planned is None or self._planned[0] is not self._compiled or self._planned[1] != made_for:
-                table = Table(run, tuple(sites), self._compiled[2].codes[own], tuple(predictors))
+                table = Table(run, tuple(sites), self._compiled.table.codes[own], tuple(predictors))
                 plan = plan_static(table, shapes, made_for[1], dtype)
                 self._planned = self._compiled, made_for, plan
             return self._planned[2]
-        return bound_dynamic(sites, predictors, run.branches, shapes, dtype, run.count)
+        mine = {site: self._compiled.assigned[site] for site in sites}
+        return bound_dynamic(mine, run.branches, shapes, dtype, run.count)
 
     def plan(self, **call: Any) -> MemoryPlan:
         """Cached bytes of a run before it is made: exact for a static policy, a bound for a dynamic one.
@@ -402,6 +404,11 @@ class Session:
             denoiser.release(index)
             held |= denoiser.held()
         trace.bytes_per_step[index] = sum(held.values())
+        if self._max_cache_bytes is not None and trace.bytes_per_step[index] > self._max_cache_bytes:
+            raise CacheTooLarge(
+                f"{self.policy.name} held {trace.bytes_per_step[index]} bytes after step {index}, more than "
+                f"max_cache_bytes={self._max_cache_bytes}, and than its rules say they remember: raise the limit"
+            )
         if index == trace.run.count - 1:
             trace.complete = True
             self._close_trace()

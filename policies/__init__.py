@@ -1,10 +1,12 @@
 """Cache policies and predictors: decisions over plain values, torch tensors only, no models.
 
-Begin with `base`, the contract of a policy and of a predictor, and `vocabulary`, the plain values they speak in.
+Begin with `base`, the contract of a policy and of a predictor, `rules`, when a site is reused, and `vocabulary`, the
+plain values they speak in.
 `methods` holds the published methods, one file each; `predictors` what stands in for a skipped value; `schedule` the
 explicit table that every static policy compiles to; `compose` and `wrappers` the policies that are made of others.
 """
 
+from fastercache.policies.base import Assigned as Assigned
 from fastercache.policies.base import Citation as Citation
 from fastercache.policies.base import Config as Config
 from fastercache.policies.base import Hold as Hold
@@ -12,6 +14,7 @@ from fastercache.policies.base import Now as Now
 from fastercache.policies.base import Past as Past
 from fastercache.policies.base import Policy as Policy
 from fastercache.policies.base import Predictor as Predictor
+from fastercache.policies.base import SitePolicy as SitePolicy
 from fastercache.policies.compose import Compose as Compose
 from fastercache.policies.errors import AttachError as AttachError
 from fastercache.policies.errors import BranchUnknown as BranchUnknown
@@ -24,6 +27,7 @@ from fastercache.policies.errors import ForeignCall as ForeignCall
 from fastercache.policies.errors import InvalidPolicy as InvalidPolicy
 from fastercache.policies.errors import MeasurementError as MeasurementError
 from fastercache.policies.errors import MissingDependency as MissingDependency
+from fastercache.policies.errors import NoGuidance as NoGuidance
 from fastercache.policies.errors import NoSiteMatched as NoSiteMatched
 from fastercache.policies.errors import NotFinite as NotFinite
 from fastercache.policies.errors import PipelineUnreadable as PipelineUnreadable
@@ -41,6 +45,9 @@ from fastercache.policies.registry import load_policy as load_policy
 from fastercache.policies.registry import load_predictor as load_predictor
 from fastercache.policies.registry import policy_class as policy_class
 from fastercache.policies.registry import register as register
+from fastercache.policies.rules import Rule as Rule
+from fastercache.policies.rules import StaticRule as StaticRule
+from fastercache.policies.rules import WatchingRule as WatchingRule
 from fastercache.policies.schedule import Code as Code
 from fastercache.policies.schedule import Row as Row
 from fastercache.policies.schedule import Schedule as Schedule

@@ -1,7 +1,7 @@
 """The contract of a policy: where (site query), when (reuse or compute) and how (predictor).
 
-A policy is frozen, validated configuration. All state of a run lives in the object `init` returns, so one policy
-can serve many runs, threads and pipelines at once, and the bounds on its fields are its default search space.
+A policy is frozen, validated configuration. All state of a run is held by the runtime (see `rules`), so one policy can
+serve many runs, threads and pipelines at once, and the bounds on its fields are its default search space.
 """
 
 from __future__ import annotations
@@ -9,21 +9,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from fastercache.policies.errors import InvalidPolicy, printable, shown, suggest, told
-from fastercache.policies.vocabulary import Branch, Run, Scope, Signal, Site, Step, select
+from fastercache.policies.rules import StaticRule, WatchingRule
+from fastercache.policies.vocabulary import Run, Signal, Site, Step, select
 
 
 class Config(BaseModel):
     """Frozen configuration; unknown keys and values out of bounds are refused with one clear line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, arbitrary_types_allowed=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
     name: ClassVar[str] = ""
+
+    def __new__(cls, *args: Any, **fields: Any) -> Self:
+        missing = sorted(getattr(cls, "__abstractmethods__", ()))
+        if missing:
+            raise InvalidPolicy(f"{cls.__name__} must implement {', '.join(missing)} before it can be used")
+        return super().__new__(cls)
 
     def __init__(self, **fields: Any) -> None:
         label = type(self).name or type(self).__name__
@@ -158,63 +165,78 @@ class Citation:
     reuses: str
 
 
-class Policy(Config):
-    """Where, when and how to reuse. Subclass it, set `name`, add bounded fields, implement `reuse`.
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """What governs one site: when it is reused, and what stands in for it."""
 
-    `reuse` is asked only for sites the policy claims and that are reached: inside a block that is reused as a whole
-    no attention is asked about. A policy with `signal is None` must decide from its arguments and state alone; it is
-    then static, and compiled to a schedule before the run.
-    """
+    rule: StaticRule[Any] | WatchingRule[Any]
+    predictor: Predictor
+
+
+class Policy(Config, ABC):
+    """Which rule and which predictor govern which sites. Most policies are a `SitePolicy`, which is its own rule."""
 
     citation: ClassVar[Citation | None] = None
     unsearched: ClassVar[frozenset[str]] = frozenset()
     """Fields the tuner leaves alone unless asked, because others cover what they do."""
 
-    @property
-    def query(self) -> str:
-        """The sites this policy claims, as a site query."""
-        raise NotImplementedError(f"{type(self).__name__} must say which sites it claims: implement the property query")
+    @abstractmethod
+    def assign(self, run: Run) -> Mapping[Site, Assigned]:
+        """The sites of `run.sites` this policy governs, in execution order, each with its rule and predictor.
 
-    @property
-    def signal(self) -> Signal | None:
-        """The value a dynamic policy watches; None for a static policy."""
-        return None
-
-    @property
-    def static(self) -> bool:
-        """Whether every decision is known before the run. False too for a rule that learns from computed values."""
-        return self.signal is None
-
-    @property
-    def decides(self) -> Scope:
-        """Who decides for whom in a dynamic policy.
-
-        With `branch`, `reuse` and `observe` are called for each branch with its own rows. With `call` they are called
-        once a denoiser call, with the rows of all its branches, under the conditional branch's name if it is among
-        them. With `cond` they are called for the conditional branch alone, and the answer holds for the whole step; a
-        branch that is called before the conditional one is asked by itself.
+        Sites that are not named are computed at every step. Raises NoSiteMatched where a site query matches nothing.
         """
-        return Scope.BRANCH
 
+    @property
+    @abstractmethod
+    def static(self) -> bool:
+        """Whether all its rules are static, so that every decision is known before the run."""
+
+    @final
     def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
-        """The sites of a model this policy decides about, in execution order. Raises NoSiteMatched."""
+        """The sites of a model this policy would govern in a run with guidance. Raises NoSiteMatched."""
+        return tuple(self.assign(Run.of(50, sites=sites)))
+
+
+class SitePolicy(Policy):
+    """One rule and one kind of predictor at the sites of a query: a policy that is its own rule.
+
+    Subclass it together with a `StaticRule` or a `WatchingRule`, set `name`, add bounded fields, and implement `query`
+    and the rule's `reuse`.
+    """
+
+    @property
+    @abstractmethod
+    def query(self) -> str:
+        """The governed sites, as a site query."""
+
+    def where(self, sites: Sequence[Site]) -> tuple[Site, ...]:
+        """The governed sites among those of a model; those of `query` unless overridden. Raises NoSiteMatched."""
         return select(self.query, sites)
-
-    def owner(self, site: Site, sites: Sequence[Site]) -> Policy:
-        """The policy that decides about a claimed site: itself, or one of its parts in a composition."""
-        return self
-
-    def init(self, run: Run) -> Any:
-        """The state of one run."""
-        return None
-
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        """Whether to reuse (True) or compute (False). `signal`: this branch's rows of what `self.signal` names."""
-        return False
-
-    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
-        """Called after a claimed site was computed; `value` is its value for this branch (None while compiling)."""
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         """What stands in for the site's skipped values in this run."""
         return Hold()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Raises InvalidPolicy for a field named as a question of the rule, which would take its place."""
+        super().__pydantic_init_subclass__(**kwargs)
+        taken = sorted(
+            {"begin", "begin_beside", "reuse", "update", "signal", "decides", "remembers"} & {*cls.model_fields}
+        )
+        if taken:
+            raise InvalidPolicy(f"{cls.__name__} has a field '{taken[0]}', which is a rule's method: name it otherwise")
+
+    @final
+    def assign(self, run: Run) -> Mapping[Site, Assigned]:
+        if not isinstance(self, (StaticRule, WatchingRule)):
+            raise InvalidPolicy(
+                f"{type(self).__name__} has no rule: let the class inherit from StaticRule or WatchingRule too, and "
+                "implement reuse"
+            )
+        return {site: Assigned(self, self.predictor(site, run)) for site in self.where(run.sites)}
+
+    @property
+    def static(self) -> bool:
+        return isinstance(self, StaticRule)

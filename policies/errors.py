@@ -34,6 +34,10 @@ class NoSiteMatched(FasterCacheError):
     """A site query that selects nothing."""
 
 
+class NoGuidance(NoSiteMatched):
+    """A site query that asks for nothing but the second guidance branch, of which there is none."""
+
+
 class SiteConflict(FasterCacheError):
     """Two composed policies claim the same site."""
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any, ClassVar
@@ -13,12 +13,12 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from fastercache.policies.base import Config, Hold, Policy, Predictor
+from fastercache.policies.base import Assigned, Config, Hold, Policy, Predictor
 from fastercache.policies.errors import InvalidPolicy, ScheduleMismatch
 from fastercache.policies.registry import AnyPredictor, dump, register
-from fastercache.policies.vocabulary import COND, Branch, Kind, Run, Site, SiteIndex, Step, select
+from fastercache.policies.rules import StaticRule, begin_all
+from fastercache.policies.vocabulary import COND, NESTING, Branch, Kind, Run, Site, SiteIndex, Step
 
 
 class Code(IntEnum):
@@ -80,11 +80,10 @@ def last_reads(codes: Sequence[int], depth: int) -> dict[int, int]:
     return reads
 
 
-def claimed(policy: Policy, run: Run) -> tuple[Site, ...]:
-    """The sites `policy` claims in `run`, outermost kind first; `branch` sites only where there are branches."""
-    order = {kind: i for i, kind in enumerate((Kind.DENOISER, Kind.BRANCH, Kind.STACK, Kind.BLOCK, Kind.MODULE))}
-    sites = policy.claims(run.sites)
-    return tuple(sorted(sites, key=lambda s: order[s.kind]))
+def assignment(policy: Policy, run: Run) -> dict[Site, Assigned]:
+    """What a policy assigns in a run, outermost kind first."""
+    assigned = policy.assign(run)
+    return {site: assigned[site] for site in sorted(assigned, key=lambda site: NESTING.index(site.kind))}
 
 
 def applies(site: Site, branch: Branch) -> bool:
@@ -97,10 +96,18 @@ def compile_policy(policy: Policy, run: Run) -> Table:
 
     A reuse that has no computed value to build on becomes a computation, as it would at run time.
     """
-    if not policy.static:
+    assigned = assignment(policy, run)
+    rules = [one.rule for one in assigned.values() if isinstance(one.rule, StaticRule)]
+    if len(rules) < len(assigned):
         raise InvalidPolicy(f"{policy.name} decides while the model runs: freeze a run's trace to get its schedule")
-    sites = claimed(policy, run)
-    state = policy.init(run)
+    return compile_rules(assigned, rules, run)
+
+
+def compile_rules(assigned: Mapping[Site, Assigned], rules: Sequence[StaticRule[Any]], run: Run) -> Table:
+    """As `compile_policy`, given what the policy assigns and its rules in the same order."""
+    sites = tuple(assigned)
+    firsts: dict[tuple[int, str], dict[Branch, Any]] = {}
+    states = [list(begin_all(rule, s, run, firsts).values()) for rule, s in zip(rules, sites, strict=True)]
     # Searches compile thousands of tables, so the loop works on bytes; enum and array lookups would dominate it.
     computed, reused, unreached = int(Code.COMPUTED), int(Code.REUSED), int(Code.UNREACHED)
     grid = [[bytearray(run.count) for _ in run.branches] for _ in sites]
@@ -111,7 +118,7 @@ def compile_policy(policy: Policy, run: Run) -> Table:
     seen = [[False] * len(run.branches) for _ in sites]
     for step in run.steps:
         i = step.index
-        for b, branch in enumerate(run.branches):
+        for b in range(len(run.branches)):
             for s, site in enumerate(sites):
                 if (
                     not exists[s][b]
@@ -119,19 +126,19 @@ def compile_policy(policy: Policy, run: Run) -> Table:
                     or (outer[s] and any(row[b][i] == reused for row in outer[s]))
                 ):
                     grid[s][b][i] = unreached
-                elif policy.reuse(state, site, step, branch, None) and seen[s][b]:
+                elif rules[s].reuse(states[s][b], step) and seen[s][b]:
                     grid[s][b][i] = reused
                     predicted = whole[s]  # the branch is, so the denoiser does not run for it
                     if predicted is not None:
                         predicted[b][i] = unreached
-        for b, branch in enumerate(run.branches):
-            for s, site in enumerate(sites):
+        for b in range(len(run.branches)):
+            for s in range(len(sites)):
                 if grid[s][b][i] == computed:
                     seen[s][b] = True
-                    policy.observe(state, site, step, branch, None)
+                    states[s][b] = rules[s].update(states[s][b], step)
     codes = np.array([[list(row) for row in rows] for rows in grid], dtype=np.int8)
     codes = codes.reshape(len(sites), len(run.branches), run.count)
-    return Table(run, sites, codes, tuple(policy.predictor(site, run) for site in sites))
+    return Table(run, sites, codes, tuple(one.predictor for one in assigned.values()))
 
 
 def containers(sites: Sequence[Site]) -> list[list[int]]:
@@ -164,6 +171,30 @@ class Row(Config):
     predictor: AnyPredictor = Field(default_factory=Hold, description="predictor that stands in at the steps marked R")
 
 
+@dataclass(frozen=True)
+class Letters(StaticRule[str]):
+    """A schedule's letters at one site, by branch or under `*` for all; a branch without any is computed."""
+
+    by_branch: Mapping[Branch, str]
+
+    def begin(self, site: Site, branch: Branch, run: Run) -> str:
+        """The branch's letters. Raises ScheduleMismatch if they are for another number of steps or other branches."""
+        for name, steps in self.by_branch.items():
+            if len(steps) != run.count:
+                raise ScheduleMismatch(
+                    f"this schedule is for {len(steps)} steps, the run has {run.count}: "
+                    "run it with that number of steps, or use the policy it was made from"
+                )
+            if name not in ("*", *run.branches):
+                raise ScheduleMismatch(
+                    f"this schedule has a row for the branch '{name}', the run has {', '.join(run.branches)}"
+                )
+        return self.by_branch.get(branch, self.by_branch.get("*", ""))
+
+    def reuse(self, state: str, step: Step) -> bool:
+        return state != "" and state[step.index] == LETTERS[Code.REUSED]
+
+
 @register
 class Schedule(Policy):
     """The explicit table as a policy. Its length is that of the runs it may be applied to."""
@@ -181,41 +212,25 @@ class Schedule(Policy):
         return self
 
     @property
-    def query(self) -> str:
-        return "|".join(dict.fromkeys(row.sites for row in self.rows))
+    def static(self) -> bool:
+        return True
 
-    def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
-        return select(self.query, sites) if self.rows else ()
-
-    def init(self, run: Run) -> dict[tuple[str, Branch], Row]:
-        if self.rows and len(self.rows[0].steps) != run.count:
-            raise ScheduleMismatch(
-                f"this schedule is for {len(self.rows[0].steps)} steps, the run has {run.count}: "
-                "run it with that number of steps, or use the policy it was made from"
-            )
-        table: dict[tuple[str, Branch], Row] = {}
+    def assign(self, run: Run) -> Mapping[Site, Assigned]:
+        if not self.rows:
+            return {}
         index = SiteIndex(run.sites)
+        letters: dict[Site, dict[Branch, str]] = {}
+        predictors: dict[Site, Predictor] = {}
         for row in self.rows:
-            if row.branch not in ("*", *run.branches):
-                raise ScheduleMismatch(
-                    f"this schedule has a row for the branch '{row.branch}', the run has {', '.join(run.branches)}"
-                )
             for site in index.select(row.sites):
-                for branch in run.branches if row.branch == "*" else (row.branch,):
-                    if (site.name, branch) in table:
-                        raise InvalidPolicy(f"two rows of the schedule decide about {site.name} in branch {branch}")
-                    table[site.name, branch] = row
-        return table
-
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        row: Row | None = state.get((site.name, branch))
-        return row is not None and row.steps[step.index] == LETTERS[Code.REUSED]
-
-    def predictor(self, site: Site, run: Run) -> Predictor:
-        for row in self.rows:
-            if any(found.name == site.name for found in select(row.sites, run.sites)):
-                return row.predictor
-        return Hold()
+                mine = letters.setdefault(site, {})
+                if row.branch in mine or (mine and "*" in (row.branch, *mine)):
+                    branch = row.branch if row.branch != "*" else next(iter(mine))
+                    raise InvalidPolicy(f"two rows of the schedule decide about {site.name} in branch {branch}")
+                mine[row.branch] = row.steps
+                predictors.setdefault(site, row.predictor)
+        order = index.select("|".join(dict.fromkeys(row.sites for row in self.rows)))
+        return {site: Assigned(Letters(letters[site]), predictors[site]) for site in order}
 
     @classmethod
     def of(cls, table: Table) -> Schedule:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 
-from fastercache.policies.errors import NoSiteMatched, suggest
+from fastercache.policies.errors import NoGuidance, NoSiteMatched, suggest
 
 Branch = str
 """Name of a guidance branch: `"cond"`, `"uncond"`, or a further one such as `"perturbed"`."""
@@ -209,7 +209,12 @@ class SiteIndex:
 
     def select(self, query: str) -> tuple[Site, ...]:
         """As the function `select`."""
-        return self._sorted(site for term in parse(query) for site in self._term(term))
+        try:
+            return self._sorted(site for term in parse(query) for site in self._term(term))
+        except NoSiteMatched as error:
+            if self.sites and Kind.BRANCH not in self._groups and all(t.head == Kind.BRANCH for t in parse(query)):
+                raise NoGuidance(str(error)) from None
+            raise
 
     def matches(self, query: str) -> tuple[Site, ...]:
         """As the function `matches`."""

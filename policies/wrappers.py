@@ -2,73 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, final
 
 from pydantic import Field
 from torch import Tensor
 
-from fastercache.policies.base import Citation, Policy, Predictor
+from fastercache.policies.base import Assigned, Citation, Policy
 from fastercache.policies.compose import Parts
 from fastercache.policies.registry import AnyPolicy, register
-from fastercache.policies.vocabulary import Branch, Run, Signal, Site, Step
+from fastercache.policies.rules import Rule, StaticRule, WatchingRule
+from fastercache.policies.vocabulary import Branch, Run, Scope, Signal, Site, Step
+
+S = TypeVar("S")
 
 
 class Wrapper(Policy):
-    """Base of policies that pass everything on to `inner` and may veto its reuses."""
+    """Base of policies that assign what `inner` does, and may turn its reuses into computations."""
 
     inner: AnyPolicy = Field(description="the policy whose reuses are restricted")
 
-    def allows(self, state: Any, site: Site, step: Step, branch: Branch) -> bool:
-        """Whether `inner` may reuse here. `state` is the wrapper's own."""
-        return True
-
-    def own_state(self, run: Run) -> Any:
-        """The wrapper's own state of one run."""
-        return None
-
-    def noted(self, state: Any, site: Site, branch: Branch, reused: bool) -> None:
-        """Called with the answer to every question; an outer wrapper may still turn a reuse into a computation."""
-
-    def computed(self, state: Any, site: Site, branch: Branch) -> None:
-        """Called after every computation of a claimed site."""
-
-    @property
-    def query(self) -> str:
-        return self.inner.query
-
-    @property
-    def signal(self) -> Signal | None:
-        return self.inner.signal
+    @abstractmethod
+    def allows(self, step: Step, reused: int) -> bool:
+        """Whether a site may be reused at `step`, after `reused` reuses of it in a row."""
 
     @property
     def static(self) -> bool:
         return self.inner.static
 
-    def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
-        return self.inner.claims(sites)
+    @final
+    def assign(self, run: Run) -> Mapping[Site, Assigned]:
+        wrapped: dict[int, StaticRule[Any] | WatchingRule[Any]] = {}  # one for each rule, so that sites stay together
+        table = {}
+        for site, assigned in self.inner.assign(run).items():
+            rule = assigned.rule
+            if id(rule) not in wrapped:
+                static = isinstance(rule, StaticRule)
+                wrapped[id(rule)] = _Static(self, rule) if static else _Watching(self, rule)
+            table[site] = Assigned(wrapped[id(rule)], assigned.predictor)
+        return table
 
-    def owner(self, site: Site, sites: Sequence[Site]) -> Policy:
-        return self.inner.owner(site, sites)
 
-    def init(self, run: Run) -> tuple[Any, Any]:
-        return self.own_state(run), self.inner.init(run)
+@dataclass(slots=True)
+class _Wrapped(Generic[S]):
+    """The inner rule's state, and how often the site was reused since it was computed."""
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        own, inner = state
-        # The inner policy is always asked, so that accumulating rules see every step.
-        wanted = self.inner.reuse(inner, site, step, branch, signal)
-        reused = wanted and self.allows(own, site, step, branch)
-        self.noted(own, site, branch, reused)
-        return reused
+    inner: S
+    reused: int = 0
 
-    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
-        own, inner = state
-        self.computed(own, site, branch)
-        self.inner.observe(inner, site, step, branch, value)
+    def after(self, wanted: bool, wrapper: Wrapper, step: Step) -> bool:
+        """The answer to a question: the inner rule was asked first, so that accumulating rules see every step."""
+        answer = wanted and wrapper.allows(step, self.reused)
+        self.reused += answer
+        return answer
 
-    def predictor(self, site: Site, run: Run) -> Predictor:
-        return self.inner.predictor(site, run)
+
+class _Constrained(Rule[_Wrapped[S]]):
+    def __init__(self, wrapper: Wrapper, rule: Rule[S]) -> None:
+        self.wrapper, self.inner = wrapper, rule
+
+    def begin(self, site: Site, branch: Branch, run: Run) -> _Wrapped[S]:
+        return _Wrapped(self.inner.begin(site, branch, run))
+
+    def begin_beside(self, first: _Wrapped[S], site: Site, branch: Branch, run: Run) -> _Wrapped[S]:
+        return _Wrapped(self.inner.begin_beside(first.inner, site, branch, run))
+
+
+class _Static(_Constrained[S], StaticRule[_Wrapped[S]]):
+    def __init__(self, wrapper: Wrapper, rule: StaticRule[S]) -> None:
+        super().__init__(wrapper, rule)
+        self.rule = rule
+
+    def reuse(self, state: _Wrapped[S], step: Step) -> bool:
+        return state.after(self.rule.reuse(state.inner, step), self.wrapper, step)
+
+    def update(self, state: _Wrapped[S], step: Step) -> _Wrapped[S]:
+        return _Wrapped(self.rule.update(state.inner, step))
+
+
+class _Watching(_Constrained[S], WatchingRule[_Wrapped[S]]):
+    def __init__(self, wrapper: Wrapper, rule: WatchingRule[S]) -> None:
+        super().__init__(wrapper, rule)
+        self.rule = rule
+
+    @property
+    def signal(self) -> Signal | None:
+        return self.rule.signal
+
+    @property
+    def decides(self) -> Scope:
+        return self.rule.decides
+
+    @property
+    def remembers(self) -> int:
+        return self.rule.remembers
+
+    def reuse(self, state: _Wrapped[S], step: Step, seen: Tensor | None) -> bool:
+        return state.after(self.rule.reuse(state.inner, step, seen), self.wrapper, step)
+
+    def update(self, state: _Wrapped[S], step: Step, value: Tensor) -> _Wrapped[S]:
+        return _Wrapped(self.rule.update(state.inner, step, value))
 
 
 @register
@@ -80,7 +115,7 @@ class WarmUp(Wrapper):
         default=1, description="how many steps at the start are computed"
     )
 
-    def allows(self, state: Any, site: Site, step: Step, branch: Branch) -> bool:
+    def allows(self, step: Step, reused: int) -> bool:
         return step.index >= self.steps
 
 
@@ -96,7 +131,7 @@ class Window(Wrapper):
         default=1.0, description="no reuse from this point on (progress, 0 to 1); 1 includes the last step"
     )
 
-    def allows(self, state: Any, site: Site, step: Step, branch: Branch) -> bool:
+    def allows(self, step: Step, reused: int) -> bool:
         return within(step, self.start, self.stop)
 
 
@@ -109,18 +144,8 @@ class MaxConsecutive(Wrapper):
         default=3, description="how often a site may be reused in a row, in steps"
     )
 
-    def own_state(self, run: Run) -> dict[tuple[str, Branch], int]:
-        return {}
-
-    def allows(self, state: Any, site: Site, step: Step, branch: Branch) -> bool:
-        return bool(state.get((site.name, branch), 0) < self.limit)
-
-    def noted(self, state: Any, site: Site, branch: Branch, reused: bool) -> None:
-        if reused:
-            state[site.name, branch] = state.get((site.name, branch), 0) + 1
-
-    def computed(self, state: Any, site: Site, branch: Branch) -> None:
-        state[site.name, branch] = 0
+    def allows(self, step: Step, reused: int) -> bool:
+        return reused < self.limit
 
 
 def within(step: Step, start: float, stop: float) -> bool:

@@ -1,4 +1,4 @@
-"""The line-up of a bench, as data: every published method and every peer at three settings, and fewer steps.
+"""The line-up of a bench, as data: every method and every peer at three settings, and fewer steps.
 
 The settings go from gentle over middle to strong. They are chosen for 50 steps so that the three span about 1.3x to 3x
 in computed FLOPs where the method can; none was fitted to a model, beyond the constants that are calibrated.
@@ -16,12 +16,16 @@ from fastercache.experiments.bench.entries import Entry, FewerSteps
 from fastercache.experiments.bench.peers import Peer
 from fastercache.policies.errors import InvalidPolicy, UnknownPolicy, suggest
 
+VERSION = 2
+"""Of the methods and settings below; results say which they were made with. 2: planned, Spectrum, AB-Cache, DMD."""
 LEVELS = ("gentle", "middle", "strong")
 FEWER = "fewer steps"
 SHARES = (0.9, 0.8, 0.66, 0.5, 0.34, 0.24, 0.2)
 """Fewer steps: 45, 40, 33, 25, 17, 12 and 10 of 50."""
 
 Fields = Mapping[str, Any]
+Plans = Mapping[float, fc.Policy]
+"""The planned policy for each speedup."""
 PUBLISHED = "published"
 """In place of fields: the setting that a policy's `published` gives by this name."""
 TAYLOR = fc.Taylor(order=1)
@@ -29,9 +33,10 @@ TAYLOR = fc.Taylor(order=1)
 
 @dataclass(frozen=True)
 class Method:
-    """A published method: its name in print, its registered policy, its kind, and what is set at each level.
+    """A method: its name in print, its registered policy, its kind, and what is set at each level.
 
-    `calibrated`: its constants are measured on the model first.
+    `calibrated`: its constants are measured on the model first. `planned`: it is planned on the model first, for the
+    `speedup` of each level.
     """
 
     label: str
@@ -39,10 +44,18 @@ class Method:
     family: str
     settings: tuple[Fields, ...]
     calibrated: bool = False
+    planned: bool = False
     package: ClassVar[str] = "fastercache"
 
-    def entries(self, calibration: Calibration | None) -> list[Entry]:
-        """The policies of all levels; `calibration` is needed where `calibrated` says so."""
+    @property
+    def speedups(self) -> tuple[float, ...]:
+        """What it is planned for, level by level; empty for a method that is not planned."""
+        return tuple(float(fields["speedup"]) for fields in self.settings) if self.planned else ()
+
+    def entries(self, calibration: Calibration | None, plans: Plans | None = None) -> list[Entry]:
+        """The policies of all levels; `calibration` and `plans` are needed where `calibrated` and `planned` say so."""
+        if self.planned:
+            return [(plans or {})[speedup] for speedup in self.speedups]
         cls: Any = fc.policy_class(self.policy)
         make = getattr(calibration, self.policy) if self.calibrated else cls
         return [_published(cls, **fields) if PUBLISHED in fields else make(**fields) for fields in self.settings]
@@ -66,9 +79,10 @@ class PeerMethod:
     family: str
     settings: tuple[Fields, ...]
     calibrated: bool = False
+    planned: ClassVar[bool] = False
     order: int | None = None
 
-    def entries(self, calibration: Calibration | None) -> list[Entry]:
+    def entries(self, calibration: Calibration | None, plans: Plans | None = None) -> list[Entry]:
         """The peers of all levels."""
         extra = {"mag_ratios": list(calibration.mean_ratios)} if self.calibrated and calibration is not None else {}
         return [Peer(self.package, self.method, {**fields, **extra}, self.order) for fields in self.settings]
@@ -84,6 +98,7 @@ def levels(name: str, *values: Any, **fixed: Any) -> tuple[Fields, ...]:
 
 
 FIXED, GUIDANCE, FORECAST = "fixed schedule", "guidance", "forecast"
+PLANNED = "planned from a recording"
 CALIBRATED, WATCHING, PAPER, PLUGIN = "calibrated", "watches the run", "FasterCache and its parts", "others"
 
 METHODS: tuple[Method, ...] = (
@@ -113,6 +128,10 @@ METHODS: tuple[Method, ...] = (
     Method("TaylorSeer", "taylorseer", FORECAST, levels("interval", 2, 3, 4)),
     Method("HiCache", "hicache", FORECAST, levels("interval", 2, 3, 4)),
     Method("FoCa", "foca", FORECAST, levels("interval", 2, 3, 4)),
+    Method("Spectrum", "spectrum", FORECAST, ({"growth": 0.0}, {"growth": 0.25}, {})),
+    Method("AB-Cache", "ab_cache", FORECAST, levels("interval", 2, 3, 4)),
+    Method("DMD", "dmd", FORECAST, levels("interval", 2, 3, 4)),
+    Method("planned", "planned", PLANNED, levels("speedup", 2.5, 3.33, 5.0), planned=True),
     Method("MeanCache", "meancache", FORECAST, levels("interval", 2, 3, 4)),
     Method("TeaCache", "teacache", CALIBRATED, levels("threshold", 0.05, 0.1, 0.15), calibrated=True),
     Method("MagCache", "magcache", CALIBRATED, (
@@ -137,9 +156,8 @@ METHODS: tuple[Method, ...] = (
     Method("BWCache", "bwcache", WATCHING, ({"rest": 0.02}, {}, {"threshold": 0.3, "tail": 0.2})),
 )  # fmt: skip
 
-PARTS = frozenset({"no_cache", "schedule", "planned", "compose", "warm_up", "window", "max_consecutive"})
-"""Registered policies that are no methods of their own: the empty one, the explicit table, a plan for one model, what
-others are built of."""
+PARTS = frozenset({"no_cache", "schedule", "compose", "warm_up", "window", "max_consecutive"})
+"""Registered policies that are no methods of their own: the empty one, the explicit table, what others are built of."""
 
 
 def _attention_broadcast(spatial: int, temporal: int, cross: int, low: int, high: int) -> Fields:
@@ -246,18 +264,23 @@ def lineup(
     calibration: Calibration | None,
     why_not: str = "",
     *,
+    plans: Plans | None = None,
+    why_no_plans: str = "",
     peers: bool = True,
 ) -> list[Contender]:
     """Every row of a bench: fewer steps of `steps`, the methods, the peers.
 
-    `why_not`: the reason why there is no calibration; methods that need one are then refused with it.
+    `why_not`, `why_no_plans`: the reasons why there are no calibration and no plans; methods that need them are then
+    refused with it.
     """
     counts = sorted({max(1, round(share * steps)) for share in SHARES} - {steps}, reverse=True)
     rows = [Contender(FEWER, f"{n} of {steps}", str(n), FEWER, "fastercache", FewerSteps(n)) for n in counts]
     parts: list[Method | PeerMethod] = [*methods, *(PEERS if peers else ())]
     for part in parts:
         refused = why_not if part.calibrated and calibration is None else None
-        entries = part.entries(calibration) if refused is None else [None] * len(part.settings)
+        if part.planned and plans is None:
+            refused = why_no_plans
+        entries = part.entries(calibration, plans) if refused is None else [None] * len(part.settings)
         names = LEVELS if len(part.settings) == len(LEVELS) else ("default",)
         rows += [
             Contender(part.label, in_words(fields), level, part.family, part.package, entry, refused)

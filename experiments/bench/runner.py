@@ -16,8 +16,9 @@ from typing import Any
 import fastercache as fc
 from fastercache.analysis.calibrate import Calibration, calibrate
 from fastercache.experiments.bench.contest import COUNTED, HEAT, UNCACHED, Contest
-from fastercache.experiments.bench.lineup import FEWER, Contender, Method, lineup
+from fastercache.experiments.bench.lineup import FEWER, VERSION, Contender, Method, lineup
 from fastercache.experiments.bench.peers import Peer
+from fastercache.experiments.bench.plans import PLANNED_ON, plans_for
 from fastercache.experiments.bench.standings import Line, Results
 from fastercache.experiments.bench.verdict import (
     RULE,
@@ -45,7 +46,7 @@ class Plan:
 
     Attributes:
         methods: the methods to run. prompts: what everything is measured on. calibration: other prompts, which
-            constants are calibrated on; may be empty.
+            constants are calibrated on, and search those that plans are made on; each may be empty.
         seed: prompt i is generated with `seed + i`. peers: whether other packages' caches take part.
         metrics: what quality is measured by besides PSNR and SSIM.
     """
@@ -53,6 +54,7 @@ class Plan:
     methods: tuple[Method, ...]
     prompts: tuple[str, ...]
     calibration: tuple[str, ...]
+    search: tuple[str, ...] = ()
     seed: int = 0
     peers: bool = True
     metrics: tuple[str, ...] = ()
@@ -67,8 +69,8 @@ def plan_for(
     peers: bool,
     metrics: Sequence[str] = (),
 ) -> Plan:
-    """Measured on held-out captions and calibrated on training ones; of a file's prompts those after the measured ones
-    serve for calibration.
+    """Measured on held-out captions, planned and calibrated on training ones; of a file's prompts those after the
+    measured ones serve for both.
 
     Raises:
         ConfigUnreadable: for fewer prompts than `count`, or a pipeline without captions and no file.
@@ -79,7 +81,8 @@ def plan_for(
     others = prompts[count:] if given is not None else subject.captions("train")
     known = set(prompts[:count])
     spare = [prompt for prompt in others if prompt not in known]
-    return Plan(tuple(methods), tuple(prompts[:count]), tuple(spare[-CALIBRATED_ON:]), seed, peers, tuple(metrics))
+    search, calibration = tuple(spare[:PLANNED_ON]), tuple(spare[-CALIBRATED_ON:])
+    return Plan(tuple(methods), tuple(prompts[:count]), calibration, search, seed, peers, tuple(metrics))
 
 
 def calibrated(subject: Subject, plan: Plan, out: Path) -> tuple[Calibration | None, str]:
@@ -107,13 +110,18 @@ def calibrated(subject: Subject, plan: Plan, out: Path) -> tuple[Calibration | N
 
 
 def bench(subject: Subject, plan: Plan, out: Path) -> Results:
-    """Calibrate, run what is missing, and judge; everything is kept in `out`."""
+    """Calibrate, plan, run what is missing, and judge; everything is kept in `out`."""
     subject = with_steps(subject)
     steps = int(subject.call["num_inference_steps"])
     constants, why_not = None, ""
     if any(part.calibrated for part in plan.methods) or plan.peers:
         constants, why_not = calibrated(subject, plan, out)
-    contenders = lineup(plan.methods, steps, constants, why_not, peers=plan.peers)
+    plans, why_no_plans = None, ""
+    if speedups := [speedup for part in plan.methods for speedup in part.speedups]:
+        plans, why_no_plans = plans_for(subject, plan.search, speedups, out)
+    contenders = lineup(
+        plan.methods, steps, constants, why_not, plans=plans, why_no_plans=why_no_plans, peers=plan.peers
+    )
     contest = Contest(
         subject,
         {c.name: c.entry for c in contenders if c.refused is None},
@@ -158,6 +166,7 @@ def judged(contest: Contest, contenders: Sequence[Contender], steps: int) -> Res
     by_wall = Baseline.of([(contest.row(c.name).speedup_wall or 1.0, psnrs(contest, c.name)) for c in fewer])
     lines = [line_of(contest, c, by_flops, by_wall) for c in contenders]
     return Results(
+        lineup=VERSION,
         pipeline=contest.subject.name,
         steps=steps,
         prompts=len(contest.cases),

@@ -79,11 +79,13 @@ class Results(BaseModel):
     Attributes:
         seconds_uncached: mean of the uncached runs. counted: on how many prompts other packages' FLOPs were counted.
         rule: what the verdicts mean. lines: fewer steps first.
+        lineup: version of the methods and settings that took part.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal["fastercache-bench"] = "fastercache-bench"
     version: Literal[1] = 1
+    lineup: int = 1
     pipeline: str
     steps: int
     prompts: int

@@ -86,18 +86,14 @@ def generate(
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("demo-out"),
     pipe: Annotated[str, typer.Argument(metavar="[PIPE]", help="A reference model.")] = "latte-digits",
-    minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.1, help="Time for both searches, instead of five.")
-    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Run the whole story: record, tune, export, apply from the file, and compare on held-out prompts.
+    """Run the whole story: record, look, plan, export, apply from the file, and compare on held-out prompts.
 
-    At most ten minutes on two cores. Interrupted, the same command goes on where it stopped. Example:
-    `fastercache demo --out demo-out`
+    At most ten minutes on two cores; the outcome does not depend on their speed. Interrupted, the same command goes on
+    where it stopped. Example: `fastercache demo --out demo-out`
     """
     from fastercache.experiments.jobs import demo as story
 
-    plan = story.Plan() if minutes is None else story.Plan(tune_seconds=60 * minutes, seconds=500 + 60 * minutes)
-    finish(story.demo(opened(pipe, device, "auto", None), out, plan, show=not as_json), as_json)
+    finish(story.demo(opened(pipe, device, "auto", None), out, story.Plan(), show=not as_json), as_json)

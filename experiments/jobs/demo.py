@@ -1,6 +1,7 @@
-"""The main job, end to end: record, tune within the quality FasterCache has, export, apply from the file, compare.
+"""The main job, end to end: record, look, plan within the quality FasterCache has, export, apply, compare.
 
-Each stage keeps what it made in the output folder, so an interrupted demo goes on where it stopped.
+Each stage keeps what it made in the output folder, so an interrupted demo goes on where it stopped. Everything is
+bounded by counts and drawn from seeds, so the outcome does not depend on how fast the machine is.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -33,41 +34,27 @@ from fastercache.analysis.plots import (
     timeline_info,
 )
 from fastercache.experiments.bench.contest import UNCACHED, Contest
-from fastercache.experiments.bench.entries import Entry, FewerSteps, in_words
+from fastercache.experiments.bench.entries import Entry, FewerSteps
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.console import progress, results, say
+from fastercache.experiments.jobs import planning
 from fastercache.experiments.jobs.recording import recorded, save_figures
-from fastercache.experiments.jobs.searching import Job, study_of, watched
-from fastercache.experiments.jobs.selecting import select
 from fastercache.experiments.pictures import render
 from fastercache.experiments.pictures.poster import poster, schedule_rows
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.documents import put_aside, read_json, write_json
-from fastercache.policies.vocabulary import matches
-from fastercache.tuner import Budget, Evaluator, Outcome, Record, export
+from fastercache.policies.methods.taylorseer import Forecast
+from fastercache.tuner import Budget, Evaluator
+from fastercache.tuner.planning.material import material
 
-PAPER, STATIC, GENTLE = "FasterCache (paper)", "static interval", "static interval 2"
-TUNED, ANY = "FasterCache, tuned", "any method, tuned"
-FEWER, FEWEST = "fewer steps", "even fewer steps"
+PAPER, BEST, PLANNED = "FasterCache (paper)", "best published", "planned"
 HELD_OUT_SEED = 100_000
 """Held-out prompts get noise of their own, too."""
-
-
-@dataclass(frozen=True)
-class Search:
-    """One search of the demo: what it searches, the folder of its study, the file it ends in, its part of the time."""
-
-    policies: tuple[str, ...]
-    study: str
-    file: str
-    share: float
-
-
-SEARCHES = {
-    TUNED: Search(("fastercache",), "study", "tuned.json", 0.6),
-    ANY: Search(("fastercache", "meancache", "foca", "hicache"), "study-any", "tuned-any.json", 0.4),
-}
-"""The methods of the second are those whose cost is known before they run, so that few trials go far."""
+METHODS: tuple[type[Forecast], ...] = (fc.HiCache, fc.FoCa, fc.TaylorSeer)
+INTERVALS = (6, 5, 4, 3)
+"""The published methods that the plan is set beside, each at these intervals, the fastest first."""
+HOPELESS = 2.0
+"""A method whose first prompts are so much below the budget in the mean is not run on the others, dB."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +62,16 @@ class Plan:
     """How much the demo does.
 
     Attributes:
-        recorded: prompts in the recording.
-        search: prompts the tuner judges a trial by. selection: prompts its best trials are checked on.
+        search: prompts that are recorded, planned on and judged by. looked: others, whose features are recorded.
         held_out: prompts of the final table; nothing was chosen by them.
-        trials, tune_seconds: limits of each search and of both together, whichever comes first.
-        seconds: what the whole demo should take; on a slow machine the searches are shortened for it, to 45 s at least.
+        effort: of the planner, see `fastercache.tuner.planning.planner.EFFORTS`.
         shown: held-out prompts in the comparison.
     """
 
-    recorded: int = 3
-    search: int = 6
-    selection: int = 10
+    search: int = 8
+    looked: int = 2
     held_out: int = 20
-    trials: int = 200
-    tune_seconds: float = 300.0
-    seconds: float = 500.0
+    effort: int = 1
     shown: int = 3
 
 
@@ -104,23 +86,22 @@ class Demo:
 
     def __init__(self, subject: Subject, out: Path, plan: Plan) -> None:
         self.subject, self.out, self.plan = subject, out, plan
-        train, held_out = subject.captions("train"), subject.captions("held_out")
-        self.search_prompts = train[: plan.search]
-        self.selection_prompts = train[plan.search : plan.search + plan.selection]
-        self.recorded_prompts = train[-plan.recorded :]
-        self.held_out_prompts = held_out[: plan.held_out]
-        self.evaluator = Evaluator(subject.pipe, subject.call, store=out / "references")
+        self.search_prompts = subject.captions("train")[: plan.search]
+        self.looked_prompts = subject.captions("train")[-plan.looked :]
+        self.held_out_prompts = subject.captions("held_out")[: plan.held_out]
+        self.evaluator = Evaluator(subject.pipe, subject.call, store=out / "planning" / "references")
+        self.cases = self.evaluator.cases(self.search_prompts)
         self._settle()
 
     def _settle(self) -> None:
         """Forget an older demo in the same folder that had another model or plan."""
         what = json.dumps([self.evaluator.setting.identity, asdict(self.plan)], sort_keys=True, default=str)
         key = hashlib.sha256(what.encode()).hexdigest()
-        path = self.out / "plan.json"
+        path = self.out / "made-for.json"
         if path.is_file() and kept(path, "demo's plan").get("key") != key:
-            for name in ("profile", "held-out", "tensorboard", *(search.study for search in SEARCHES.values())):
+            for name in ("profile", "planning", "held-out", "tensorboard"):
                 shutil.rmtree(self.out / name, ignore_errors=True)
-            for name in ("budget.json", *(search.file for search in SEARCHES.values())):
+            for name in ("budget.json", "published.json", "planned.json", "tuned.json"):
                 (self.out / name).unlink(missing_ok=True)
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key, **asdict(self.plan)}, "demo's plan")
@@ -128,105 +109,101 @@ class Demo:
     # -- stages ------------------------------------------------------------------------------------------------------
     @cached_property
     def profile(self) -> Profile:
-        """The recording, made once."""
+        """The features of a few prompts of their own, recorded once."""
         folder = self.out / "profile"
         if (folder / "profile.json").is_file():
             return Profile.load(folder)
-        return recorded(self.evaluator, self.recorded_prompts, folder)
+        return recorded(self.evaluator, self.looked_prompts, folder)
+
+    def record(self) -> None:
+        """The uncached runs of all search prompts: the planner's recordings and the references of everything else."""
+        self.evaluator.close()
+        with planning.watched(float(len(self.cases))) as told:
+            material(self.evaluator.references, self.cases, told=told)
 
     @cached_property
     def budget(self) -> str:
-        """The quality of FasterCache as published, on the search prompts: what the tuned policy has to keep."""
+        """The quality of FasterCache as published, on the search prompts: what the plan has to keep."""
         path = self.out / "budget.json"
         if path.is_file() and isinstance(found := kept(path, "demo's budget").get("budget"), str):
             return found
-        cases = self.evaluator.cases(self.search_prompts)
-        measured, seconds = [], []
         with progress() as bar:
-            for case in bar.track(cases, description="FasterCache (paper) on the search prompts"):
-                found = self.evaluator.evaluate(fc.FasterCache(), [case])
-                measured.append(found.values["psnr"][0])
-                seconds += found.seconds
+            measured = [
+                self.evaluator.evaluate(fc.FasterCache(), [case]).values["psnr"][0]
+                for case in bar.track(self.cases, description=f"{PAPER} on the search prompts")
+            ]
         # Rounded down, so that the policy the budget was read from meets it.
         budget = str(Budget.parse(f"psnr>={math.floor(statistics.fmean(measured) * 1e4) / 1e4:.4f}"))
-        record = {"budget": budget, "psnr": measured, "seconds": seconds, "prompts": self.search_prompts}
-        write_json(path, record, "demo's budget")
+        write_json(path, {"budget": budget, "psnr": measured, "prompts": self.search_prompts}, "demo's budget")
         return budget
 
-    def time_limit(self, search: Search) -> float:
-        """Seconds for a search: what the plan gives it, or less where videos take longer."""
-        seconds: list[float] = kept(self.out / "budget.json", "demo's budget")["seconds"]
-        ahead: float = (7 * self.plan.held_out + 6 * self.plan.selection) * statistics.median(seconds)
-        return max(45.0, search.share * min(self.plan.tune_seconds, self.plan.seconds - ahead))
+    @cached_property
+    def published(self) -> Forecast | None:
+        """The published method that keeps the budget at the longest interval, there with the best quality.
 
-    def tune(self, search: Search) -> Path:
-        """Search within the budget, select, and export to the search's file."""
-        path = self.out / search.file
-        if path.is_file():
-            return path
-        job = Job(
-            pipe=self.subject.name,
-            prompts=tuple(self.search_prompts),
-            budget=self.budget,
-            held_out=tuple(self.held_out_prompts),
-            policies=search.policies,
-            call=dict(self.subject.call),
-            device=str(self.subject.pipe.device),
-        )
-        job.save(self.out / search.study)
-        self.evaluator.close()  # the study attaches by itself
-        limit = self.time_limit(search)
-        with watched(self.plan.trials, limit) as tick:
-            study = study_of(
-                self.subject,
-                job,
-                self.out / search.study,
-                trials=self.plan.trials,
-                seconds=limit,
-                on_trial=tick,
-                references=self.out / "references",
-                logdir=self.out / "tensorboard" / search.study,
-            )
-        ran = sum(r.outcome in (Outcome.MEASURED, Outcome.STOPPED) for r in study.records)
-        say(f"    {ran} trials, {study.ended}; the best on the search prompts: {_gain(study.best())}")
-        record = select(study, self.evaluator, self.evaluator.cases(self.selection_prompts))
-        say(f"    selected on {self.plan.selection} other prompts: {_gain(record)}")
-        with study.evaluator:
-            return export(study, record).save(path)
-
-    def static(self) -> fc.StaticInterval:
-        """The gentlest fixed interval of all attention sites (self and cross) that saves what FasterCache saves.
-
-        Where none saves as much, the one that comes nearest.
+        None where none of them keeps it.
         """
-        cost = self.evaluator.cost_model(self.evaluator.cases(self.search_prompts)[0])
-        aim = cost.forecast(fc.FasterCache()).ratio
-        query = "attention|cross" if matches("cross", cost.run.sites) else "attention"
-        choices = [fc.StaticInterval(sites=query, interval=n) for n in range(2, 13)]
-        ratios = [cost.forecast(choice).ratio for choice in choices]
-        reached = [i for i, ratio in enumerate(ratios) if ratio <= aim]
-        return choices[reached[0] if reached else int(np.argmin(ratios))]
+        path = self.out / "published.json"
+        tried: dict[str, float] = kept(path, "demo's trials").get("psnr", {}) if path.is_file() else {}
+        demanded = Budget.parse(self.budget)
 
-    def fewer_steps(self, policy: fc.Policy) -> FewerSteps:
-        """As few uncached steps as cost at most what `policy` costs: the baseline that every cache has to beat."""
-        cost = self.evaluator.cost_model(self.evaluator.cases(self.search_prompts)[0])
-        return FewerSteps.within(cost.forecast(policy).ratio, cost.run.count)
+        def stop(values: Any) -> str | None:
+            lost = len(values["psnr"]) > 1 and demanded.margin({"psnr": list(values["psnr"])}) < -HOPELESS
+            return "far below the budget" if lost else None
+
+        with progress() as bar:
+            task = bar.add_task("published methods", total=len(METHODS) * len(INTERVALS))
+            for interval in INTERVALS:
+                found: dict[float, Forecast] = {}
+                for method in METHODS:
+                    policy = method(interval=interval)
+                    name = named(policy)
+                    bar.update(task, description=name, advance=1)
+                    if name not in tried:
+                        values = self.evaluator.evaluate(policy, self.cases, stop).values["psnr"]
+                        tried[name] = statistics.fmean(values)
+                        write_json(path, {"psnr": tried, "budget": self.budget}, "demo's trials")
+                    if demanded.margin({"psnr": [tried[name]]}) >= 0.0:
+                        found[tried[name]] = policy
+                if found:
+                    return found[max(found)]
+        return None
+
+    def planned(self) -> dict[str, Any]:
+        """Plan within the budget and export to `tuned.json`; what `fastercache plan` answers."""
+        path, tuned = self.out / "planned.json", self.out / "tuned.json"
+        if path.is_file() and tuned.is_file() and (found := kept(path, "demo's answer")):
+            return found
+        self.evaluator.close()
+        found = planning.plan(
+            self.subject,
+            self.search_prompts,
+            budget=self.budget,
+            effort=self.plan.effort,
+            folder=self.out / "planning",
+            out=tuned,
+            show=False,
+        )
+        write_json(path, found, "demo's answer")
+        return found
+
+    def fewer_steps(self, policies: Sequence[fc.Policy]) -> dict[str, Entry]:
+        """As few uncached steps as cost at most what each policy costs: the baseline that every cache has to beat."""
+        cost = self.evaluator.cost_model(self.cases[0])
+        counts = {FewerSteps.within(cost.forecast(policy).ratio, cost.run.count).steps for policy in policies}
+        return {f"{n} steps, no cache": FewerSteps(n) for n in sorted(counts, reverse=True)}
 
     def contest(self) -> Contest:
-        """Every policy on the held-out prompts; the tuned ones come from their files, in an attach of their own."""
-        tuned = {name: fc.load(self.out / search.file) for name, search in SEARCHES.items()}
-        entries: dict[str, Entry] = {
-            FEWER: self.fewer_steps(tuned[TUNED].policy),
-            FEWEST: self.fewer_steps(tuned[ANY].policy),
-            GENTLE: fc.StaticInterval(),
-            STATIC: self.static(),
-            PAPER: fc.FasterCache(),
-            **tuned,
-        }
+        """Every policy on the held-out prompts; the plan comes from its file, in an attach of its own."""
+        tuned = fc.load(self.out / "tuned.json")
+        policies: dict[str, fc.Policy] = {PAPER: fc.FasterCache()}
+        if self.published is not None:
+            policies[BEST] = self.published
+        fewer = self.fewer_steps([*policies.values(), tuned.policy])
         self.evaluator.close()
         contest = Contest(
             self.subject,
-            entries,
+            {**policies, PLANNED: tuned, **fewer},
             self.held_out_prompts,
             self.out / "held-out",
             seed=HELD_OUT_SEED,
@@ -238,19 +215,20 @@ class Demo:
         return contest
 
     def pictures(self, contest: Contest, rows: list[Row]) -> dict[str, str]:
-        """The comparison GIF and the overview PNG."""
+        """The comparison GIF, the overview, the timeline of the plan, and quality over speedup."""
         shown = [contest.videos(i) for i in range(contest.keep)]
-        others = (STATIC, PAPER, TUNED, ANY)
+        by_name = {row.name: row for row in rows}
+        others = [name for name in (PAPER, BEST, PLANNED) if name in by_name]
+        cheapest = next(name for name in reversed(contest.entries) if isinstance(contest.entries[name], FewerSteps))
         groups = [render.comparison(v[UNCACHED], [(name, v[name]) for name in others]) for v in shown]
         gif = render.save(self.out / "comparison.gif", render.stacked(groups))
-        by_name = {row.name: row for row in rows}
-        strips = [(_caption(by_name[name]), _strip([v[name] for v in shown])) for name in (UNCACHED, *others)]
+        strips = [(_caption(by_name[name]), _strip([v[name] for v in shown])) for name in (UNCACHED, *others, cheapest)]
         trace = self.trace()
         figure = poster(
             self.profile.matrix("attention", "rel_l1"),
             "self-attention: relative L1 between steps",
             schedule_rows(trace.table),
-            f"the tuned schedule: {by_name[TUNED].speedup_flops:.2f}x fewer FLOPs",
+            f"the planned schedule: {by_name[PLANNED].speedup_flops:.2f}x fewer FLOPs",
             strips,
         )
         figure.savefig(self.out / "overview.png")
@@ -258,9 +236,15 @@ class Demo:
         points = [
             ParetoPoint(row.name, row.speedup_flops, row.quality.get("psnr", 0.0), contest.error(row.name))
             for row in rows
+            if not isinstance(contest.entries[row.name], FewerSteps)
         ]
-        prompts = f"{len(contest.cases)} held-out prompts"
-        pareto = save_png(draw_pareto(pareto_info(points, prompts=prompts)), self.out / "pareto.png")
+        curve = [
+            ParetoPoint("fewer steps, no cache", by_name[name].speedup_flops, by_name[name].quality["psnr"])
+            for name, entry in contest.entries.items()
+            if isinstance(entry, FewerSteps)
+        ]
+        info = pareto_info(points, prompts=f"{len(contest.cases)} held-out prompts", curve=curve)
+        pareto = save_png(draw_pareto(info), self.out / "pareto.png")
         board = self.out / "tensorboard" / "tuned"
         shutil.rmtree(board, ignore_errors=True)
         with Board(board) as writer:
@@ -273,10 +257,10 @@ class Demo:
         }
 
     def trace(self) -> fc.Trace:
-        """What the tuned FasterCache, read from its file, does in a run."""
+        """What the plan, read from its file, does in a run."""
         self.evaluator.close()
-        with fc.attach(self.subject.pipe, self.out / SEARCHES[TUNED].file) as session:
-            self.evaluator.setting.generate(self.evaluator.cases(self.search_prompts)[0])
+        with fc.attach(self.subject.pipe, self.out / "tuned.json") as session:
+            self.evaluator.setting.generate(self.cases[0])
             return session.last
 
 
@@ -290,8 +274,9 @@ def kept(path: Path, what: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _gain(record: Record) -> str:
-    return f"{record.speedup_flops:.2f}x at {statistics.fmean(record.values['psnr']):.2f} dB"
+def named(policy: Forecast) -> str:
+    """A published method and its interval in words."""
+    return f"{policy.name} at interval {policy.interval}"
 
 
 def _strip(videos: list[Any]) -> NDArray[np.uint8]:
@@ -317,42 +302,39 @@ def demo(subject: Subject, out: Path, plan: Plan, *, show: bool) -> dict[str, An
     """Run all stages; see the module. Returns what `demo.json` holds."""
     began = time.perf_counter()
     job = Demo(subject, out, plan)
-    with stage(1, f"recording {plan.recorded} prompts: where are the features redundant?"):
+    with stage(1, f"record {plan.search} search prompts uncached; look on {plan.looked} others where features repeat"):
+        job.record()
         figures = save_figures(job.profile, out)
-    with stage(2, f"the budget: FasterCache as published on {plan.search} search prompts"):
+    with stage(2, "the quality to keep: FasterCache as published, on the search prompts"):
         say(f"    {job.budget}")
-    files = {}
-    for number, (name, search) in enumerate(SEARCHES.items(), start=3):
-        policies = ", ".join(search.policies)
-        with stage(number, f"{name}: searching {policies} within it, at most {job.time_limit(search):.0f} s"):
-            files[search.file.removesuffix(".json")] = str(job.tune(search))
-    with stage(5, f"everything on {plan.held_out} held-out prompts, tuned policies read back from their files"):
+    with stage(3, f"the best of {len(METHODS)} published methods at fixed intervals that keeps it"):
+        say("    none keeps it" if job.published is None else f"    {named(job.published)}")
+    with stage(4, "plan within it, fit, verify, export"):
+        found = job.planned()
+        computed = len(found["computed_steps"])
+        say(f"    {computed} steps computed, {found['generations']:.1f} generations' worth of denoiser calls")
+    with stage(5, f"compare on {plan.held_out} held-out prompts, the plan read back from its file"):
         contest = job.contest()
     rows = contest.rows()
     with stage(6, "pictures"):
-        files = {**figures, **job.pictures(contest, rows), **files, "table": str(out / "demo.json")}
+        files = {**figures, **job.pictures(contest, rows), "tuned": str(out / "tuned.json")}
+        files |= {f"plan_{name}": found["files"][f"{name}_picture"] for name in ("front", "steps")}
+        files["table"] = str(out / "demo.json")
     payload = {
         "rows": [row.payload() for row in rows],
         "budget": job.budget,
-        "prompts": {"recorded": plan.recorded, "search": plan.search, "held_out": plan.held_out},
+        "generations": found["generations"],
+        "computed_steps": found["computed_steps"],
+        "prompts": {"search": plan.search, "held_out": plan.held_out},
         "files": files,
         "seconds": time.perf_counter() - began,
     }
     write_json(out / "demo.json", payload, "demo's results")
     if show:
         results.print(table(rows, f"{subject.name}, {len(contest.cases)} held-out prompts, budget {job.budget}"))
-        by_name = {row.name: row.policy for row in rows}
-        say(f"{GENTLE}: {_described(by_name[GENTLE])}; {STATIC}: {_described(by_name[STATIC])}", results)
-        steps = subject.call["num_inference_steps"]
-        for few, name in ((FEWER, TUNED), (FEWEST, ANY)):
-            count = by_name[few]["num_inference_steps"]
-            say(f"{few}: {count} of {steps} and no cache, at what '{name}' costs", results)
-        for name in SEARCHES:
-            say(f"{name}: {in_words(by_name[name])}", results)
+        if job.published is not None:
+            say(f"{BEST}: {named(job.published)}", results)
+        say(f"{PLANNED}: computes steps {', '.join(map(str, found['computed_steps']))}", results)
         for name, path in files.items():
-            say(f"{name:>12}  {path}", results)
+            say(f"{name:>22}  {path}", results)
     return payload
-
-
-def _described(policy: dict[str, Any]) -> str:
-    return f"all of '{policy['sites']}' every {policy['interval']} steps"

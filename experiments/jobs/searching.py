@@ -19,6 +19,7 @@ from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
 from fastercache.experiments.console import counted, progress, results, say
+from fastercache.experiments.jobs.outcome import sentence
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, read_model, write_json
 from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
@@ -215,6 +216,7 @@ def ship(
         held = f"{rows[0].prompts} held-out and " if job.held_out else ""
         prompts = f"{held}{counted(own.prompts, 'search prompt')}"
         results.print(table(rows, f"{subject.name}, {record.policy.name} within {job.budget}: {prompts}"))
+        say(sentence(study.records, record), results)
         if kept is not None:
             verb = "kept" if kept else "missed"
             say(f"the budget {job.budget} is {verb} on the held-out prompts: {found}", results)
@@ -232,6 +234,7 @@ def ship(
         "budget": job.budget,
         "kept_on_held_out": kept,
         "left_out": _left_out(study),
+        "found": sentence(study.records, record),
         "trial": record.number,
         "trials": len(study.records),
         "ended": study.ended,

@@ -1,13 +1,15 @@
 """What a full denoiser call costs and leaves behind, counted by torch's own flop counter, never estimated.
 
-Each input signature of the denoiser is counted once: one extra call with everything computed, whose output is thrown
-away, gives the total and the inclusive share of every hooked module. A later call's FLOPs are that total less what it
-skipped, which is exact because skipped modules are simply not called. The same pass notes the shapes of every site's
-value, so that memory is known before the run, and whether the model changes a value in place after returning it.
+Each input signature of the denoiser is counted once: one extra call with everything computed, on a copy that shares the
+weights only and whose output is thrown away, gives the total and the inclusive share of every hooked module. A later
+call's FLOPs are that total less what it skipped, which is exact because skipped modules are simply not called. The same
+pass notes the shapes of every site's value, so that memory is known before the run, and whether the model changes a
+value in place after returning it.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fastercache.model.hooks import Handler, Inner, SiteForward
 from fastercache.model.layout import flatten_output
+from fastercache.model.skeleton import has_hooks, skeleton
 
 Signature = tuple[Any, ...]
 Dimensions = tuple[int, ...]
@@ -135,6 +138,7 @@ class FlopBook:
     def cost(
         self,
         prefix: str,
+        module: nn.Module,
         hooks: dict[str, SiteForward],
         inner: Inner,
         args: tuple[Any, ...],
@@ -144,32 +148,58 @@ class FlopBook:
         key = (prefix, signature(args, kwargs))
         if key not in self._costs:
             started = time.perf_counter()
-            self._costs[key] = _count(hooks, inner, args, kwargs)
+            self._costs[key] = _count(module, hooks, inner, args, kwargs)
             self.seconds += time.perf_counter() - started
         return self._costs[key]
 
 
-def _count(hooks: dict[str, SiteForward], inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cost:
+def _count(
+    module: nn.Module, hooks: dict[str, SiteForward], inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Cost:
+    """One call on a copy that shares the weights only, so that no cache and no hook of others notices it.
+
+    Where hooks bring the weights or split the tokens, the call goes through the model itself.
+    """
     counter = flop_counter()
     notes = _Notes(counter)
-    previous = {path: (hook.handler, hook.hits) for path, hook in hooks.items()}
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    modules = [hook.module for hook in hooks.values()]
+    bare = skeleton(module)
+    # Inference tensors carry no version counter, so the pass makes ordinary ones.
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad():
+        if bare is not None:
+            for path in hooks:
+                part = bare.get_submodule(path)
+                part.forward = functools.partial(_noted, notes.handler(path), part.forward)  # type: ignore[method-assign]
+            with counter:
+                output = bare(*args, **kwargs)
+        else:
+            with _noting(hooks, notes), _eager([hook.module for hook in hooks.values()]), counter:
+                output = inner(*args, **kwargs)
+    notes.note("", output)
+    notes.settle()
+    inclusive = {path: notes.inclusive.get(path, 0) for path in hooks}
+    # Users' hooks, which the copy has not, may change any value in place.
+    changed = frozenset(hooks) if bare is not None and has_hooks(module) else frozenset(notes.changed)
+    return Cost(counter.get_total_flops(), inclusive, notes.outputs, changed, notes.turns)
+
+
+def _noted(handler: Handler, forward: Inner, *args: Any, **kwargs: Any) -> Any:
+    return handler(forward, args, kwargs)
+
+
+@contextmanager
+def _noting(hooks: dict[str, SiteForward], notes: _Notes) -> Iterator[None]:
+    """Let the hooks write down what passes through them, instead of what they do else."""
+    previous = {path: (hook.handler, hook.hits) for path, hook in hooks.items()}
     try:
         for path, hook in hooks.items():
             hook.show_traced(False)
             hook.handler = notes.handler(path)
-        # Inference tensors carry no version counter, so the pass makes ordinary ones.
-        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad(), _eager(modules), counter:
-            output = inner(*args, **kwargs)
+        yield
     finally:
         for path, (handler, hits) in previous.items():
             hooks[path].handler, hooks[path].hits = handler, hits
             hooks[path].show_traced(True)
-    notes.note("", output)
-    notes.settle()
-    inclusive = {path: notes.inclusive.get(path, 0) for path in hooks}
-    return Cost(counter.get_total_flops(), inclusive, notes.outputs, frozenset(notes.changed), notes.turns)
 
 
 class _Notes:

@@ -52,6 +52,11 @@ def _traced_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     return output
 
 
+def is_traced(module: nn.Module) -> bool:
+    """Whether the module's forward is the traced form."""
+    return getattr(module.__dict__.get("forward"), "__func__", None) is _traced_forward
+
+
 def _untrace_copy(module: nn.Module) -> None:
     """Take off the traced form that a copy of a module inherited; no session of its own will."""
     own = module.__dict__

@@ -167,7 +167,7 @@ class Assembly:
             return
         arrived = self._outputs if COND in call.branches else call.branches
         for branch in [b for b in arrived if b != COND]:
-            fresh = branch in self._computed and COND in self._computed
+            fresh = branch in self._computed  # the difference to the conditional output as it is, predicted or not
             inside = Call(call.step, (branch,), call.batch)
             if not unit.watchers and (not fresh or unit.idle(inside)):
                 if fresh:

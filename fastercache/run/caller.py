@@ -37,16 +37,16 @@ class Caller:
             except TypeError:  # a class whose instances cannot change theirs
                 pass
 
-    def _subclass(self, base: type) -> type:
+    def _subclass(self, base: Any) -> Any:
         caller = self
 
         @functools.wraps(base.__call__)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return caller._called(functools.partial(base.__call__, self), args, kwargs)  # type: ignore[operator]
+            return caller._called(functools.partial(base.__call__, self), args, kwargs)
 
         def reduce(self: Any, protocol: Any) -> Any:
             """Copies and pickles are of the pipeline's own class."""
-            _, _, *rest = base.__reduce_ex__(self, max(int(protocol), 2))  # type: ignore[arg-type]
+            _, _, *rest = base.__reduce_ex__(self, max(int(protocol), 2))
             return _new, (base,), *rest
 
         names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}

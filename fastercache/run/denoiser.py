@@ -173,7 +173,7 @@ class Denoiser:
         """What watches the first block, if a rule or a predictor needs it."""
         wanted: set[Signal | None] = set()
         for unit in self.units.values():
-            wanted.add(unit.jury.owner.signal if unit.jury is not None else None)
+            wanted.add(unit.jury.signal if unit.jury is not None else None)
             wanted.add(unit.history.predictor.needs if unit.history is not None else None)
         watched = frozenset(s for s in wanted if s is not None and s is not Signal.INPUT)
         if not watched or not self.blocks:
@@ -202,7 +202,7 @@ class Denoiser:
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ValueShapes:
         """Count a full call with these arguments, note which modules' values need copying, and give value shapes: of
         this denoiser's sites, and of the same sites of another of its class."""
-        cost = self.book.cost(self.prefix, self.hooks, self.root.inner, args, kwargs)
+        cost = self.book.cost(self.prefix, self.module, self.hooks, self.root.inner, args, kwargs)
         assert self.state is not None
         parts = len(self.branches.groups[0])
         for unit in self.units.values():
@@ -238,8 +238,10 @@ class Denoiser:
         for unit in self.units.values():
             if unit.history is not None and unit.history.entries:
                 found.update(unit.history.storages())
-        states = {id(u.jury.state): u.jury.state for u in self.units.values() if u.jury is not None}
-        return found | storages(list(states.values()))
+        for unit in self.units.values():
+            if unit.jury is not None:
+                found.update(storages(unit.jury.states))
+        return found
 
     def clear(self) -> None:
         """Drop every cached value."""
@@ -343,11 +345,13 @@ class Denoiser:
     ) -> None:
         """Add this call's FLOPs to the trace: what was computed, and what all of it would have been."""
         assert self.trace is not None
-        full = self.book.cost(self.prefix, self.hooks, inner, args, kwargs)
+        full = self.book.cost(self.prefix, self.module, self.hooks, inner, args, kwargs)
         index = self.clock.index
         self.trace.calls += 1
         self.trace.flops_full[index] += full.total
         if inside is not None:
             sliced = part_kwargs is not kwargs
-            cost = self.book.cost(self.prefix, self.hooks, inner, part_args, part_kwargs) if sliced else full
+            cost = (
+                self.book.cost(self.prefix, self.module, self.hooks, inner, part_args, part_kwargs) if sliced else full
+            )
             self.trace.flops[index] += cost.computed(inside.skipped) + inside.sighted.flops

@@ -8,8 +8,9 @@ from functools import partial
 
 import torch
 
-from fastercache.policies.base import Predictor
+from fastercache.policies.base import Assigned
 from fastercache.policies.errors import FasterCacheError
+from fastercache.policies.rules import WatchingRule
 from fastercache.policies.schedule import Code, Table
 from fastercache.policies.vocabulary import COND, OUTER, Branch, Kind, Signal, Site, Step
 from fastercache.run.store import History
@@ -62,11 +63,11 @@ class ValueShapes:
     values: Callable[[Site], list[Shape]]
     input: Shape
 
-    def seen(self, site: Site, predictor: Predictor) -> Shape | None:
-        """Of what a predictor needs: hidden states have the shape of the site's first value."""
-        if predictor.needs is None:
+    def seen(self, site: Site, signal: Signal | None) -> Shape | None:
+        """Of a signal, None for none: hidden states have the shape of the site's first value."""
+        if signal is None:
             return None
-        return self.input if predictor.needs is Signal.INPUT else self.values(site)[0]
+        return self.input if signal is Signal.INPUT else self.values(site)[0]
 
 
 def plan_static(
@@ -82,7 +83,7 @@ def plan_static(
     reads = table.reads()
     for s, (site, predictor) in enumerate(zip(table.sites, table.predictors, strict=True)):
         history = History(predictor, dtype, seen_by_first=site.kind in OUTER)
-        one, seen = shapes.values(site), shapes.seen(site, predictor)
+        one, seen = shapes.values(site), shapes.seen(site, predictor.needs)
         last = dict(zip(order, reads[s], strict=True))
         codes = dict(zip(order, table.codes[s].tolist(), strict=True))
         # A branch's difference is always stored alone; other values of one call share an entry.
@@ -102,22 +103,27 @@ def plan_static(
 
 
 def bound_dynamic(
-    sites: Sequence[Site],
-    predictors: Sequence[Predictor],
+    assigned: Mapping[Site, Assigned],
     branches: tuple[Branch, ...],
     shapes: ValueShapes,
     dtype: torch.dtype | None,
     count: int,
 ) -> MemoryPlan:
-    """What a dynamic policy can hold at most: every site, every branch, its predictor's whole history."""
+    """What a dynamic policy can hold at most: at every site and branch its predictor's whole past, and as many watched
+    or computed values as its rule says that it remembers."""
     by_site = {}
-    for site, predictor in zip(sites, predictors, strict=True):
+    for site, one in assigned.items():
+        predictor = one.predictor
         history = History(predictor, dtype, seen_by_first=site.kind in OUTER)
-        seen = shapes.seen(site, predictor)
+        seen = shapes.seen(site, predictor.needs)
         values = [_empty(shape, 1) for shape in shapes.values(site)]
         history.add(Step(0, count, 0.0), (COND,), values, own=True, seen=None if seen is None else _empty(seen, 1))
         others = len(branches) - 1 if site.kind is Kind.BRANCH else len(branches)
         by_site[site.name] = history.nbytes * predictor.depth * others
+        if isinstance(one.rule, WatchingRule):
+            given = shapes.seen(site, one.rule.signal)
+            largest = max(_empty(shape, 1).nbytes for shape in (*shapes.values(site), *([given] if given else [])))
+            by_site[site.name] += largest * one.rule.remembers * len(branches)
     return MemoryPlan([sum(by_site.values())] * count, by_site, exact=False)
 
 

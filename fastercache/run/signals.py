@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -15,13 +15,14 @@ from fastercache.model.families import Layout
 from fastercache.model.flops import Signature, flop_counter, signature
 from fastercache.model.hooks import Inner, SiteForward
 from fastercache.model.layout import BlockIO, canonical, flatten_output, leading_tensor
-from fastercache.policies.base import Policy
 from fastercache.policies.errors import AttachError
-from fastercache.policies.vocabulary import COND, Branch, Kind, Scope, Signal, Site, Step
+from fastercache.policies.rules import StaticRule, WatchingRule
+from fastercache.policies.vocabulary import COND, OUTER, Branch, Scope, Signal, Site, Step
 from fastercache.run.parallel import Ranks
 from fastercache.run.store import rows_of
 
 Source = Callable[[Signal], Tensor | None]
+S = TypeVar("S")
 
 
 @dataclass(slots=True)
@@ -133,24 +134,28 @@ def leader(branches: tuple[Branch, ...]) -> Branch:
     return COND if COND in branches else branches[0]
 
 
-class Jury:
-    """Asks a dynamic policy about one site, and tells it what was computed there."""
+class Jury(Generic[S]):
+    """Asks one site's rule while the model runs, tells it what was computed there, and holds its states by branch."""
 
-    def __init__(self, policy: Policy, owner: Policy, state: Any, site: Site, ranks: Ranks | None = None) -> None:
-        self.policy, self.owner, self.state, self.site = policy, owner, state, site
+    def __init__(
+        self, rule: StaticRule[S] | WatchingRule[S], site: Site, states: dict[Branch, S], ranks: Ranks | None = None
+    ) -> None:
+        self.rule, self.site, self.states = rule, site, states
         self.ranks = ranks  # the processes that must decide alike
-        self._inside = ranks is not None and site.kind in (Kind.STACK, Kind.BLOCK, Kind.MODULE)
+        watching = isinstance(rule, WatchingRule)
+        self.signal = rule.signal if watching else None
+        self.scope = rule.decides if watching else Scope.BRANCH
+        self._inside = ranks is not None and site.kind not in OUTER
         self._led: tuple[int, bool] = (-1, False)  # the step that the conditional branch decided, and how
 
     def ask(self, step: Step, branches: tuple[Branch, ...], source: Source) -> tuple[Branch, ...]:
-        """The branches that the policy would reuse."""
-        signal = source(self.owner.signal) if self.owner.signal is not None else None
-        if self._inside and self.owner.signal is not Signal.INPUT:
+        """The branches that the rule would reuse."""
+        signal = source(self.signal) if self.signal is not None else None
+        if self._inside and self.signal is not Signal.INPUT:
             signal = self._whole(signal)
-        scope = self.owner.decides
-        if scope is Scope.CALL:
+        if self.scope is Scope.CALL:
             return branches if self._verdict(step, leader(branches), signal) else ()
-        if scope is Scope.COND:
+        if self.scope is Scope.COND:
             if COND in branches:
                 part = _part(signal, COND, branches)
                 self._led = (step.index, self._verdict(step, COND, part))
@@ -158,8 +163,12 @@ class Jury:
                 return branches if self._led[1] else ()
         return tuple(b for b in branches if self._verdict(step, b, _part(signal, b, branches)))
 
-    def _verdict(self, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        verdict = self.policy.reuse(self.state, self.site, step, branch, signal)
+    def _verdict(self, step: Step, branch: Branch, seen: Tensor | None) -> bool:
+        state = self.states[branch]
+        if isinstance(self.rule, WatchingRule):
+            verdict = self.rule.reuse(state, step, seen)
+        else:
+            verdict = self.rule.reuse(state, step)
         return verdict if self.ranks is None else self.ranks.agreed(verdict)
 
     def _whole(self, part: Tensor | None) -> Tensor | None:
@@ -168,15 +177,21 @@ class Jury:
 
     def teach(self, step: Step, branches: tuple[Branch, ...], value: Tensor | None) -> None:
         """Pass on a computed value, whose rows are ordered as `branches`."""
-        scope = self.owner.decides
         if self._inside:
             value = self._whole(value)
-        if scope is Scope.CALL:
-            self.policy.observe(self.state, self.site, step, leader(branches), value)
+        if self.scope is Scope.CALL:
+            self._computed(step, leader(branches), value)
             return
         for branch in branches:
-            if scope is Scope.BRANCH or branch == COND or self._led[0] != step.index:
-                self.policy.observe(self.state, self.site, step, branch, _part(value, branch, branches))
+            if self.scope is Scope.BRANCH or branch == COND or self._led[0] != step.index:
+                self._computed(step, branch, _part(value, branch, branches))
+
+    def _computed(self, step: Step, branch: Branch, value: Tensor | None) -> None:
+        state = self.states[branch]
+        if not isinstance(self.rule, WatchingRule):
+            self.states[branch] = self.rule.update(state, step)
+        elif value is not None:
+            self.states[branch] = self.rule.update(state, step, value)
 
 
 def _part(value: Tensor | None, branch: Branch, branches: tuple[Branch, ...]) -> Tensor | None:

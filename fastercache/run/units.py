@@ -30,7 +30,7 @@ class Unit:
         self.site = site
         self.path = prefix_path
         self.policy: Policy | None = None
-        self.jury: Jury | None = None  # of a dynamic policy
+        self.jury: Jury[Any] | None = None  # of a dynamic policy
         self.watchers: list[Watcher] = []
         self.history: History | None = None
         self.plan: SitePlan | None = None  # of a static policy

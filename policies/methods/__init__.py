@@ -1,5 +1,6 @@
 """The published methods, one file each: a new one is a file here and its line below."""
 
+from fastercache.policies.methods.ab_cache import ABCache as ABCache
 from fastercache.policies.methods.adacache import CODEBOOKS as CODEBOOKS
 from fastercache.policies.methods.adacache import AdaCache as AdaCache
 from fastercache.policies.methods.adacache import BWCache as BWCache
@@ -7,6 +8,7 @@ from fastercache.policies.methods.cfg_cache import CFGCache as CFGCache
 from fastercache.policies.methods.deepcache import DeepCache as DeepCache
 from fastercache.policies.methods.delta_dit import DeltaDiT as DeltaDiT
 from fastercache.policies.methods.dicache import DiCache as DiCache
+from fastercache.policies.methods.dmd import DMDCache as DMDCache
 from fastercache.policies.methods.dynamic import Dynamic as Dynamic
 from fastercache.policies.methods.dynamic_reuse import DynamicReuse as DynamicReuse
 from fastercache.policies.methods.easycache import EasyCache as EasyCache
@@ -30,6 +32,7 @@ from fastercache.policies.methods.pyramid_attention_broadcast import (
 )
 from fastercache.policies.methods.seacache import SeaCache as SeaCache
 from fastercache.policies.methods.smoothcache import SmoothCache as SmoothCache
+from fastercache.policies.methods.spectrum import Spectrum as Spectrum
 from fastercache.policies.methods.static_interval import NoCache as NoCache
 from fastercache.policies.methods.static_interval import StaticInterval as StaticInterval
 from fastercache.policies.methods.taylorseer import FoCa as FoCa

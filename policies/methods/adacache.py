@@ -3,71 +3,108 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from fastercache.policies.base import Citation
+from fastercache.policies.base import Citation, Hold, Predictor, SitePolicy
 from fastercache.policies.errors import UnknownPolicy, suggest
-from fastercache.policies.methods.dynamic import Dynamic, Threshold, relative_l1
-from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Branch, Run, Site, Step
+from fastercache.policies.methods.dynamic import Threshold, relative_l1
+from fastercache.policies.registry import AnyPredictor, register
+from fastercache.policies.rules import WatchingRule
+from fastercache.policies.vocabulary import Branch, Run, Scope, Site, Step
 
 
 @dataclass
 class Watch:
-    """What one decision maker knows of all its sites.
+    """What one decision maker knows of all its sites together.
 
     Attributes:
-        values: each site's last computed value, and the step it was computed at.
         changes: how much each site changed, at the newest computed step.
         step: that step's index; -1 before the first.
         until: the next step to be computed; those before it are reused.
         trigger: the step at which a rule that triggers once did.
     """
 
-    values: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     changes: list[float] = field(default_factory=list)
     step: int = -1
     until: int = 0
     trigger: int | None = None
 
 
-class BlockWatching(Dynamic):
-    """Base of rules that look at how much the blocks changed from one computed step to the next."""
+@dataclass(slots=True)
+class Block:
+    """One block: what its decision maker knows, its last computed value, and the index of the step of that."""
 
+    watch: Watch
+    step: int = -1
+    value: Tensor | None = None
+
+
+class BlockWatching(SitePolicy, WatchingRule[Block]):
+    """Base of rules that look at how much the blocks changed from one computed step to the next. `scope`: who decides
+    for whom, as in `Dynamic`."""
+
+    unsearched: ClassVar[frozenset[str]] = frozenset({"scope"})
     sites: str = Field(default="block", description="site query: the blocks that are watched and reused")
+    scope: Scope = Field(
+        default=Scope.CALL,
+        description=(
+            "who decides for whom: each `branch` for itself, each `call` as a whole, or the `cond` branch for all"
+        ),
+    )
+    stand_in: AnyPredictor = Field(default_factory=Hold, description="predictor that stands in for a skipped value")
 
-    def init(self, run: Run) -> dict[Branch, Watch]:  # type: ignore[override]  # one memory for all sites
-        return {}
+    @property
+    def query(self) -> str:
+        return self.sites
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        watch: Watch = state.setdefault(branch, Watch())
+    @property
+    def signal(self) -> None:
+        return None
+
+    @property
+    def decides(self) -> Scope:
+        return self.scope
+
+    @property
+    def remembers(self) -> int:
+        return 1
+
+    def predictor(self, site: Site, run: Run) -> Predictor:
+        return self.stand_in
+
+    def begin(self, site: Site, branch: Branch, run: Run) -> Block:
+        return Block(Watch())
+
+    def begin_beside(self, first: Block, site: Site, branch: Branch, run: Run) -> Block:
+        return Block(first.watch)
+
+    def reuse(self, state: Block, step: Step, seen: Tensor | None) -> bool:
+        watch = state.watch
         if watch.changes and step.index > watch.step:
             watch.until = self.due(watch, sum(watch.changes) / len(watch.changes), step.count)
             watch.changes = []
         return step.index < watch.until
 
-    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
-        watch: Watch = state.setdefault(branch, Watch())
+    def update(self, state: Block, step: Step, value: Tensor) -> Block:
+        watch = state.watch
         if step.index > watch.step:
             watch.step, watch.changes = step.index, []
-        if value is None:
-            return
-        before = watch.values.get(site.name)
-        if before is not None and step.index > before[0]:
-            watch.changes.append(self.change(value, before[1], step.index - before[0]))
-        watch.values[site.name] = (step.index, value)
+        if state.value is not None and step.index > state.step:
+            watch.changes.append(self.change(value, state.value, step.index - state.step))
+        return Block(watch, step.index, value)
 
     def change(self, new: Tensor, old: Tensor, gap: int) -> float:
         """How much one block changed over `gap` steps."""
         return relative_l1(new, old)
 
+    @abstractmethod
     def due(self, watch: Watch, mean: float, count: int) -> int:
         """Index of the next step to compute in a run of `count`, the blocks having changed by `mean` on average."""
-        raise NotImplementedError(f"{type(self).__name__} must implement due(watch, mean, count)")
 
 
 Codebook = tuple[tuple[float, int], ...]

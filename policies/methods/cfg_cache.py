@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from fastercache.policies.base import Citation, Policy, Predictor
+from fastercache.policies.base import Citation, Predictor, SitePolicy
 from fastercache.policies.methods.dynamic_reuse import FASTERCACHE
 from fastercache.policies.methods.static_interval import due
 from fastercache.policies.predictors.frequency import GuidanceDelta
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Branch, Kind, Run, Site, Step
+from fastercache.policies.rules import StaticRule
+from fastercache.policies.vocabulary import Kind, Run, Site, Step
 from fastercache.policies.wrappers import within
 
 
 @register
-class CFGCache(Policy):
+class CFGCache(SitePolicy, StaticRule[None]):
     """The unconditional branch is computed every `interval` steps; in between it is the conditional one plus the cached
     difference of the two, weighted by frequency band:
 
@@ -85,7 +85,7 @@ class CFGCache(Policy):
     def query(self) -> str:
         return str(Kind.BRANCH)
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+    def reuse(self, state: None, step: Step) -> bool:
         return within(step, self.start, self.stop) and not due(step, self.interval, self.start, self.offset)
 
     def predictor(self, site: Site, run: Run) -> Predictor:

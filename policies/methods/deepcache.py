@@ -49,7 +49,7 @@ class DeepCache(SiteInterval):
     def query(self) -> str:
         return self.sites or f"stack[{self.depth}:-{self.depth}]"
 
-    def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
+    def where(self, sites: Sequence[Site]) -> tuple[Site, ...]:
         # A U-Net has no stack: its blocks change resolution and hand each other skips, so there is no one residual.
         levels = not self.sites and not any(site.kind is Kind.STACK for site in sites)
         return select(f"block[{self.depth}:-{self.depth}]" if levels else self.query, sites)

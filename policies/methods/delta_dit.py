@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
 from fastercache.policies.base import Citation, Hold, Predictor
-from fastercache.policies.methods.static_interval import Interval
+from fastercache.policies.methods.static_interval import Periodic
 from fastercache.policies.registry import AnyPredictor, register
+from fastercache.policies.rules import StaticRule
 from fastercache.policies.vocabulary import Branch, Run, Site, Step, select
 
 
 @register
-class DeltaDiT(Interval):
+class DeltaDiT(Periodic, StaticRule[bool]):
     """What a range of blocks adds is cached: the rear range's while progress < `gate`, from there the front range's.
 
     Outlines form early and depend on the front blocks, details late and on the rear ones, so each stage computes the
@@ -48,7 +48,7 @@ class DeltaDiT(Interval):
     def query(self) -> str:
         return "stack"
 
-    def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
+    def where(self, sites: Sequence[Site]) -> tuple[Site, ...]:
         terms = []
         for whole in select("stack", sites):  # one for each denoiser
             blocks = whole.span[1]
@@ -56,9 +56,12 @@ class DeltaDiT(Interval):
             terms += [f"{whole}[0:{size}]", f"{whole}[{max(blocks - size, size)}:{blocks}]"]
         return select("|".join(terms), sites)
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        front = site.span[0] == 0
-        return front == (step.progress >= self.gate) and super().reuse(state, site, step, branch, signal)
+    def begin(self, site: Site, branch: Branch, run: Run) -> bool:
+        """Whether the site is the front range."""
+        return site.span[0] == 0
+
+    def reuse(self, state: bool, step: Step) -> bool:
+        return state == (step.progress >= self.gate) and self.rests(step, self.interval)
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.stand_in

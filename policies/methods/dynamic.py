@@ -7,14 +7,16 @@ what stands in for it (`stand_in`). TeaCache's rule with a Taylor forecast is `T
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from fastercache.policies.base import Hold, Policy, Predictor
+from fastercache.policies.base import Hold, Predictor, SitePolicy
 from fastercache.policies.registry import AnyPredictor
+from fastercache.policies.rules import WatchingRule
 from fastercache.policies.vocabulary import Branch, Run, Scope, Signal, Site, Step
 
 
@@ -32,30 +34,26 @@ def relative_l1(new: Tensor, old: Tensor) -> float:
     return ratio
 
 
-@dataclass(slots=True)
+@dataclass
 class Memo:
     """What one decision maker (a site, and a branch or call) remembers.
 
     Attributes:
         total: what was accumulated since the last computed step.
         skipped: how many steps were reused since.
-        computed: whether anything was computed yet.
         seen: the signal of the step before.
         anchor: the signal at the last computed step.
         now: the signal of this step.
-        extra: what else a rule keeps.
     """
 
     total: float = 0.0
     skipped: int = 0
-    computed: bool = False
     seen: Tensor | None = None
     anchor: Tensor | None = None
     now: Tensor | None = None
-    extra: Any = None
 
 
-class Dynamic(Policy):
+class Dynamic(SitePolicy, WatchingRule[Memo]):
     """Base of policies that decide while the model runs.
 
     Subclasses implement `judge`, and `learn` where computed values matter. A step whose reuse was vetoed, or had
@@ -80,39 +78,34 @@ class Dynamic(Policy):
         return self.sites
 
     @property
-    def static(self) -> bool:
-        return False
-
-    @property
     def decides(self) -> Scope:
         return self.scope
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.stand_in
 
-    def init(self, run: Run) -> dict[tuple[str, Branch], Memo]:
-        return {}
+    def begin(self, site: Site, branch: Branch, run: Run) -> Memo:
+        return Memo()
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        memo: Memo = state.setdefault((site.name, branch), Memo())
-        if memo.now is not None:
-            memo.seen = memo.now
-        memo.now = signal.clone() if signal is not None and self.signal is Signal.INPUT else signal
-        if not self.judge(memo, step, memo.now):
+    def reuse(self, state: Memo, step: Step, seen: Tensor | None) -> bool:
+        if state.now is not None:
+            state.seen = state.now
+        state.now = seen.clone() if seen is not None and self.signal is Signal.INPUT else seen
+        if not self.judge(state, step, state.now):
             return False
-        memo.skipped += 1
+        state.skipped += 1
         return True
 
-    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
-        memo: Memo = state.setdefault((site.name, branch), Memo())
-        self.learn(memo, step, value)
-        memo.total, memo.skipped, memo.computed, memo.anchor = 0.0, 0, True, memo.now
+    def update(self, state: Memo, step: Step, value: Tensor) -> Memo:
+        self.learn(state, step, value)
+        state.total, state.skipped, state.anchor = 0.0, 0, state.now
+        return state
 
+    @abstractmethod
     def judge(self, memo: Memo, step: Step, signal: Tensor | None) -> bool:
         """Whether this step may be reused; asked at every step, so that rules can accumulate."""
-        raise NotImplementedError(f"{type(self).__name__} must implement judge(memo, step, signal)")
 
-    def learn(self, memo: Memo, step: Step, value: Tensor | None) -> None:
+    def learn(self, memo: Memo, step: Step, value: Tensor) -> None:
         """Called with each computed value, before the memo's counts are set back."""
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from fastercache.policies.base import Citation, Policy, Predictor
+from fastercache.policies.base import Citation, Predictor, SitePolicy
 from fastercache.policies.methods.static_interval import anchor, due
 from fastercache.policies.predictors.history import Difference, Ramp
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Branch, Run, Site, Step
+from fastercache.policies.rules import StaticRule
+from fastercache.policies.vocabulary import Run, Site, Step
 from fastercache.policies.wrappers import within
 
 FASTERCACHE = Citation(
@@ -24,7 +24,7 @@ FASTERCACHE = Citation(
 
 
 @register
-class DynamicReuse(Policy):
+class DynamicReuse(SitePolicy, StaticRule[int | None]):
     """Self-attention outputs are computed every `interval` steps; in between they are extrapolated,
 
         F_{t-1} = F_t + (F_t - F_{t+2}) w(t)                                     [eq. 5]
@@ -72,17 +72,13 @@ class DynamicReuse(Policy):
     def query(self) -> str:
         return self.sites
 
-    def init(self, run: Run) -> dict[tuple[str, Branch], int]:
-        return {}  # (site, branch) -> index of the step it was last computed at
-
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+    def reuse(self, state: int | None, step: Step) -> bool:
         if not within(step, self.start, self.stop) or due(step, self.interval, self.start, self.offset):
             return False
-        last = state.get((site.name, branch))
-        return last is not None and step.index - last < self.interval
+        return state is not None and step.index - state < self.interval
 
-    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
-        state[site.name, branch] = step.index
+    def update(self, state: int | None, step: Step) -> int:
+        return step.index
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         weight: float | Ramp

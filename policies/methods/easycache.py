@@ -12,7 +12,32 @@ from fastercache.policies.base import Citation, Predictor
 from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold
 from fastercache.policies.predictors.forecasts import Relative
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Kind, Run, Scope, Signal, Site, Step
+from fastercache.policies.vocabulary import Branch, Kind, Run, Scope, Signal, Site, Step
+
+
+@dataclass(slots=True)
+class _Rate:
+    """Input and output at the last computed step, the output's mean magnitude, and the rate k between the last two."""
+
+    x: Tensor
+    v: Tensor
+    scale: float
+    k: float | None
+
+    @classmethod
+    def after(cls, before: _Rate | None, x: Tensor, v: Tensor) -> _Rate:
+        scale = max(float(v.abs().mean()), 1e-12)
+        if before is None or before.x.shape != x.shape or before.v.shape != v.shape:
+            return cls(x, v, scale, None)
+        moved = float((x.float() - before.x.float()).abs().mean())
+        return cls(x, v, scale, float((v - before.v).abs().mean()) / moved if moved > 0 else None)
+
+
+@dataclass
+class RateMemo(Memo):
+    """With the rate at which the output follows the input."""
+
+    rate: _Rate | None = None
 
 
 @register
@@ -63,31 +88,21 @@ class EasyCache(Dynamic):
         return Relative(inner=self.stand_in) if relative else self.stand_in
 
     def judge(self, memo: Memo, step: Step, signal: Tensor | None) -> bool:
-        rate: _Rate | None = memo.extra
+        assert isinstance(memo, RateMemo)
+        rate = memo.rate
         if rate is None or rate.k is None or memo.seen is None or signal is None or signal.shape != memo.seen.shape:
             return False
         memo.total += rate.k * float((signal.float() - memo.seen.float()).abs().mean()) / rate.scale
         return step.progress >= self.start and step.index < step.count - 1 and memo.total < self.threshold
 
-    def learn(self, memo: Memo, step: Step, value: Tensor | None) -> None:
-        if value is None or memo.now is None:
-            return
-        memo.extra = _Rate.after(memo.extra, memo.now, value.float())
+    def begin(self, site: Site, branch: Branch, run: Run) -> Memo:
+        return RateMemo()
 
+    @property
+    def remembers(self) -> int:
+        return 6  # in single precision, which half precision's values take twice the room in
 
-@dataclass(slots=True)
-class _Rate:
-    """Input and output at the last computed step, the output's mean magnitude, and the rate k between the last two."""
-
-    x: Tensor
-    v: Tensor
-    scale: float
-    k: float | None
-
-    @classmethod
-    def after(cls, before: _Rate | None, x: Tensor, v: Tensor) -> _Rate:
-        scale = max(float(v.abs().mean()), 1e-12)
-        if before is None or before.x.shape != x.shape or before.v.shape != v.shape:
-            return cls(x, v, scale, None)
-        moved = float((x.float() - before.x.float()).abs().mean())
-        return cls(x, v, scale, float((v - before.v).abs().mean()) / moved if moved > 0 else None)
+    def learn(self, memo: Memo, step: Step, value: Tensor) -> None:
+        assert isinstance(memo, RateMemo)
+        if memo.now is not None:
+            memo.rate = _Rate.after(memo.rate, memo.now, value.float())

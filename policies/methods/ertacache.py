@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fastercache.policies.base import Citation, Now, Past, Policy, Predictor
+from fastercache.policies.base import Citation, Now, Past, Predictor, SitePolicy
 from fastercache.policies.methods.calibrated import Lags, lagged
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Branch, Run, Site, Step
+from fastercache.policies.rules import StaticRule
+from fastercache.policies.vocabulary import Run, Site, Step
 
 
 @register
@@ -36,7 +37,7 @@ class Rectified(Predictor):
 
 
 @register
-class ERTACache(Policy):
+class ERTACache(SitePolicy, StaticRule[int | None]):
     """The stack's residual is reused while its profiled change since the last computed step is below `threshold`:
 
         mean|r_t - r_computed| / mean|r_t| < threshold,   r reused = g_t r_computed + b_t
@@ -92,18 +93,14 @@ class ERTACache(Policy):
     def query(self) -> str:
         return self.sites
 
-    def init(self, run: Run) -> dict[tuple[str, Branch], int]:
-        return {}
-
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        last = state.get((site.name, branch))
-        if last is None or step.progress < self.start or step.index - last > self.max_skip:
+    def reuse(self, state: int | None, step: Step) -> bool:
+        if state is None or step.progress < self.start or step.index - state > self.max_skip:
             return False
-        error = lagged(self.errors, step.index, step.index - last, step.count)
+        error = lagged(self.errors, step.index, step.index - state, step.count)
         return error is not None and error < self.threshold
 
-    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
-        state[site.name, branch] = step.index
+    def update(self, state: int | None, step: Step) -> int:
+        return step.index
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return Rectified(gains=self.gains, offsets=self.offsets)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from fastercache.policies.base import Citation, Hold, Policy, Predictor
+from fastercache.policies.base import Citation, Hold, Predictor, SitePolicy
 from fastercache.policies.methods.dynamic import Threshold, relative_l1
-from fastercache.policies.methods.static_interval import Interval, due
+from fastercache.policies.methods.static_interval import Interval, Periodic
 from fastercache.policies.predictors.forecasts import Zero
 from fastercache.policies.predictors.frequency import GuidanceDelta, band_radius, split_bands
 from fastercache.policies.predictors.history import Linear
 from fastercache.policies.registry import AnyPredictor, register
+from fastercache.policies.rules import StaticRule, WatchingRule
 from fastercache.policies.vocabulary import COND, Branch, Kind, Run, Site, Step
 from fastercache.policies.wrappers import within
 
@@ -43,7 +44,7 @@ class GuidanceReuse(Interval):
 
 
 @register
-class BranchReuse(Interval):
+class BranchReuse(Periodic, StaticRule[int]):
     """Each branch's whole output at an interval of its own: the conditional one every `interval`-th step, every other
     one each `other_interval`-th, with any predictor of the outputs themselves.
 
@@ -71,9 +72,12 @@ class BranchReuse(Interval):
     def query(self) -> str:
         return self.sites
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        interval = self.interval if branch == COND else self.other_interval
-        return within(step, self.start, self.stop) and not due(step, interval, self.start, self.offset)
+    def begin(self, site: Site, branch: Branch, run: Run) -> int:
+        """The branch's interval."""
+        return self.interval if branch == COND else self.other_interval
+
+    def reuse(self, state: int, step: Step) -> bool:
+        return self.rests(step, state)
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.stand_in
@@ -89,7 +93,7 @@ class _Drift:
 
 
 @register
-class AdaptiveGuidance(Policy):
+class AdaptiveGuidance(SitePolicy, WatchingRule[_Drift | None]):
     """CFG-Cache whose interval follows how fast the guidance difference drifts.
 
     At each full step the relative L1 change of the difference per step, d, is measured in the low band, the high band,
@@ -130,26 +134,23 @@ class AdaptiveGuidance(Policy):
         return str(Kind.BRANCH)
 
     @property
-    def static(self) -> bool:
-        return False
+    def signal(self) -> None:
+        return None
 
-    def init(self, run: Run) -> dict[Branch, _Drift]:
-        return {}
+    @property
+    def remembers(self) -> int:
+        return 1
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        drift: _Drift | None = state.get(branch)
-        return drift is not None and within(step, self.start, self.stop) and step.index < drift.due
+    def reuse(self, state: _Drift | None, step: Step, seen: Tensor | None) -> bool:
+        return state is not None and within(step, self.start, self.stop) and step.index < state.due
 
-    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
-        if value is None:
-            return
-        before: _Drift | None = state.get(branch)
+    def update(self, state: _Drift | None, step: Step, value: Tensor) -> _Drift:
         due = step.index + 1
-        if before is not None:
-            change = self._change(value, before.delta) / (step.index - before.step)
+        if state is not None:
+            change = self._change(value, state.delta) / (step.index - state.step)
             reach = self.threshold / change if change > 0 else float(self.max_interval)
             due = step.index + min(max(int(reach), 1), self.max_interval)
-        state[branch] = _Drift(step.index, value, due)
+        return _Drift(step.index, value, due)
 
     def _change(self, new: Tensor, old: Tensor) -> float:
         if self.band == "all" or new.shape != old.shape:
@@ -164,7 +165,7 @@ class AdaptiveGuidance(Policy):
 
 
 @register
-class GuidanceInterval(Policy):
+class GuidanceInterval(SitePolicy, StaticRule[None]):
     """Guidance only while `start` <= progress < `stop`; outside, the other branch is not computed and taken to equal
     the conditional one, which is what switching guidance off means.
 
@@ -194,7 +195,7 @@ class GuidanceInterval(Policy):
     def query(self) -> str:
         return str(Kind.BRANCH)
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+    def reuse(self, state: None, step: Step) -> bool:
         return not within(step, self.start, self.stop)
 
     def predictor(self, site: Site, run: Run) -> Predictor:

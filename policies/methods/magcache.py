@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from fastercache.policies.base import Citation, Hold, Policy, Predictor
+from fastercache.policies.base import Citation, Hold, Predictor, SitePolicy
 from fastercache.policies.methods.calibrated import Curve, nearest
 from fastercache.policies.registry import AnyPredictor, register
+from fastercache.policies.rules import StaticRule
 from fastercache.policies.vocabulary import Branch, Run, Site, Step
 
 
@@ -18,13 +18,14 @@ from fastercache.policies.vocabulary import Branch, Run, Site, Step
 class _Drift:
     """Since the last computed step: the product of ratios, the summed error, the steps skipped."""
 
+    ratios: Curve | None  # of the branch
     product: float = 1.0
     error: float = 0.0
     skipped: int = 0
 
 
 @register
-class MagCache(Policy):
+class MagCache(SitePolicy, StaticRule[_Drift]):
     """The stack's residual is held while its magnitude is expected to stay:
 
         p *= gamma_t,   E += |1 - p|,   n += 1;   reuse while E <= threshold and n <= max_skip
@@ -73,21 +74,19 @@ class MagCache(Policy):
     def query(self) -> str:
         return self.sites
 
-    def init(self, run: Run) -> dict[tuple[str, Branch], _Drift]:
-        return {}
+    def begin(self, site: Site, branch: Branch, run: Run) -> _Drift:
+        return _Drift(self.ratios.get(branch, self.ratios.get("*")))
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        ratios = self.ratios.get(branch, self.ratios.get("*"))
-        if ratios is None or step.index < int(self.retention * step.count + 0.5):
+    def reuse(self, state: _Drift, step: Step) -> bool:
+        if state.ratios is None or step.index < int(self.retention * step.count + 0.5):
             return False
-        drift = state.setdefault((site.name, branch), _Drift())
-        drift.product *= nearest(ratios, step.index, step.count)
-        drift.error += abs(1.0 - drift.product)
-        drift.skipped += 1
-        return bool(drift.error <= self.threshold and drift.skipped <= self.max_skip)
+        state.product *= nearest(state.ratios, step.index, step.count)
+        state.error += abs(1.0 - state.product)
+        state.skipped += 1
+        return state.error <= self.threshold and state.skipped <= self.max_skip
 
-    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
-        state.pop((site.name, branch), None)
+    def update(self, state: _Drift, step: Step) -> _Drift:
+        return _Drift(state.ratios)
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.stand_in

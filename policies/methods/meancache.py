@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
 from fastercache.policies.base import Citation, Predictor
 from fastercache.policies.errors import UnknownPolicy, suggest
 from fastercache.policies.methods.static_interval import SiteInterval
 from fastercache.policies.predictors.forecasts import AverageVelocity
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Branch, Run, Site, Step
+from fastercache.policies.vocabulary import Run, Site, Step
 
 PLANS: dict[str, tuple[int, ...]] = {
     "qwen-image-25": (*range(17), 24, 32, 40, 43, 45, 47, 48, 49),
@@ -57,13 +56,10 @@ class MeanCache(SiteInterval):
         description="the computed steps, each as a point of the run (progress, 0 to 1); empty: go by `interval`",
     )
 
-    def init(self, run: Run) -> frozenset[int]:
-        return frozenset(round(u * (run.count - 1)) for u in self.plan)
-
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        if not state or self.interval == 1:
-            return super().reuse(state, site, step, branch, signal)
-        return step.index not in state
+    def reuse(self, state: None, step: Step) -> bool:
+        if not self.plan or self.interval == 1:
+            return super().reuse(state, step)
+        return step.index not in {round(u * (step.count - 1)) for u in self.plan}
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return AverageVelocity(span=self.span)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from fastercache.policies.base import Citation, Hold, Policy, Predictor
+from fastercache.policies.base import Citation, Hold, Predictor, SitePolicy
 from fastercache.policies.errors import ScheduleMismatch
 from fastercache.policies.registry import AnyPredictor, register
+from fastercache.policies.rules import StaticRule
 from fastercache.policies.vocabulary import Branch, Run, Site, Step
 
 
 @register
-class Planned(Policy):
+class Planned(SitePolicy, StaticRule[frozenset[int]]):
     """The denoiser runs at the planned steps only; at all others a predictor stands in for its output.
 
     `fastercache plan` finds the steps and fits the weights from one recording (docs/planning.md). A plan belongs to one
@@ -50,14 +50,15 @@ class Planned(Policy):
     def query(self) -> str:
         return "denoiser"
 
-    def init(self, run: Run) -> frozenset[int]:
+    def begin(self, site: Site, branch: Branch, run: Run) -> frozenset[int]:
+        """The steps to compute. Raises ScheduleMismatch for a run of another number of steps."""
         if run.count != self.steps:
             raise ScheduleMismatch(
                 f"this plan is for {self.steps} steps, the run has {run.count}: plan again for that number of steps"
             )
         return frozenset(self.computed)
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+    def reuse(self, state: frozenset[int], step: Step) -> bool:
         return step.index not in state
 
     def predictor(self, site: Site, run: Run) -> Predictor:

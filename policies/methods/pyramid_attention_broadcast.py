@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from fastercache.policies.base import Citation, Policy
+from fastercache.policies.base import Citation, SitePolicy
 from fastercache.policies.errors import UnknownPolicy, suggest
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Branch, Role, Site, Step, matches, select
+from fastercache.policies.rules import StaticRule
+from fastercache.policies.vocabulary import Branch, Role, Run, Site, Step, matches, select
 
 Range = Annotated[int, Field(ge=1, le=12)]
 Timestep = Annotated[float, Field(ge=0.0, le=1000.0)]
 
 
 @register
-class PyramidAttentionBroadcast(Policy):
+class PyramidAttentionBroadcast(SitePolicy, StaticRule[int]):
     """A site of a role with range r is computed when step % r == 0 or the timestep lies outside (`low`, `high`).
 
     Ranges are per role; 1 leaves a role alone, and a role the model does not have is passed over. The window is in
@@ -63,12 +63,16 @@ class PyramidAttentionBroadcast(Policy):
     def query(self) -> str:
         return "|".join(role for role, interval in self._ranges().items() if interval > 1) or "attention"
 
-    def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
+    def where(self, sites: Sequence[Site]) -> tuple[Site, ...]:
         return matches(self.query, sites) or select(self.query, sites)
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+    def begin(self, site: Site, branch: Branch, run: Run) -> int:
+        """The range of the site's role."""
         assert site.role is not None  # only roles are claimed
-        return self.low < step.timestep < self.high and step.index % self._ranges()[site.role] != 0
+        return self._ranges()[site.role]
+
+    def reuse(self, state: int, step: Step) -> bool:
+        return self.low < step.timestep < self.high and step.index % state != 0
 
     @classmethod
     def preset(cls, model: str) -> PyramidAttentionBroadcast:

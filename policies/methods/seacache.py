@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -12,7 +12,7 @@ from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold
 from fastercache.policies.predictors.frequency import wiener
 from fastercache.policies.predictors.history import Linear
 from fastercache.policies.registry import AnyPredictor, register
-from fastercache.policies.vocabulary import Branch, Signal, Site, Step
+from fastercache.policies.vocabulary import Signal, Step
 
 
 @register
@@ -61,10 +61,10 @@ class SeaCache(Dynamic):
     def signal(self) -> Signal:
         return Signal.INPUT
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        if signal is not None:
-            signal = wiener(signal, noise_level(step), self.power, self.channels)
-        return super().reuse(state, site, step, branch, signal)
+    def reuse(self, state: Memo, step: Step, seen: Tensor | None) -> bool:
+        if seen is not None:
+            seen = wiener(seen, noise_level(step), self.power, self.channels)
+        return super().reuse(state, step, seen)
 
     def judge(self, memo: Memo, step: Step, signal: Tensor | None) -> bool:
         if (

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from fastercache.policies.base import Citation, Policy
+from fastercache.policies.base import Citation, SitePolicy
 from fastercache.policies.methods.calibrated import Lags, lagged
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Branch, Run, Site, Step, select
+from fastercache.policies.rules import StaticRule
+from fastercache.policies.vocabulary import Branch, Run, Site, Step, matches
+
+
+@dataclass(slots=True)
+class _Known:
+    """A site's measured errors by lag, and the index of the step it was last computed at."""
+
+    lags: Lags
+    last: int | None = None
 
 
 @register
-class SmoothCache(Policy):
+class SmoothCache(SitePolicy, StaticRule[_Known]):
     """A layer type is reused while mean|L(t) - L(computed)| / mean|L(t)|, measured beforehand, is below `alpha`, at
     most `lookahead` steps in a row.
 
@@ -58,20 +66,15 @@ class SmoothCache(Policy):
     def query(self) -> str:
         return "|".join(self.curves)
 
-    def init(self, run: Run) -> tuple[dict[str, Lags], dict[tuple[str, Branch], int]]:
-        by_site = {site.name: lags for query, lags in self.curves.items() for site in select(query, run.sites)}
-        return by_site, {}
+    def begin(self, site: Site, branch: Branch, run: Run) -> _Known:
+        named = [query for query in self.curves if matches(query, (site,))]
+        return _Known(self.curves[named[-1]])
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        by_site, computed = state
-        last = computed.get((site.name, branch))
-        if last is None or step.index - last > self.lookahead:
+    def reuse(self, state: _Known, step: Step) -> bool:
+        if state.last is None or step.index - state.last > self.lookahead:
             return False
-        error = lagged(by_site[site.name], step.index, step.index - last, step.count)
+        error = lagged(state.lags, step.index, step.index - state.last, step.count)
         return error is not None and error < self.alpha
 
-    def observe(self, state: Any, site: Site, step: Step, branch: Branch, value: Tensor | None) -> None:
-        state[1][site.name, branch] = step.index
-
-    def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
-        return select(self.query, sites)
+    def update(self, state: _Known, step: Step) -> _Known:
+        return _Known(state.lags, step.index)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from fastercache.policies.base import Citation, Hold, Policy, Predictor
+from fastercache.policies.base import Citation, Hold, Predictor, SitePolicy
 from fastercache.policies.registry import AnyPredictor, register
-from fastercache.policies.vocabulary import Branch, Run, Site, Step
+from fastercache.policies.rules import StaticRule
+from fastercache.policies.vocabulary import Run, Site, Step
 from fastercache.policies.wrappers import within
 
 
 @register
-class NoCache(Policy):
+class NoCache(SitePolicy, StaticRule[None]):
     """Claims sites and reuses none: the baseline of every comparison and of the runtime's own overhead."""
 
     name: ClassVar[str] = "no_cache"
@@ -26,8 +25,8 @@ class NoCache(Policy):
     def query(self) -> str:
         return self.sites
 
-    def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
-        return super().claims(sites)
+    def reuse(self, state: None, step: Step) -> bool:
+        return False
 
 
 def anchor(run_count: int, start: float) -> int:
@@ -44,8 +43,8 @@ def due(step: Step, interval: int, start: float, offset: int | None) -> bool:
     return (step.index - origin) % interval == 0
 
 
-class Interval(Policy):
-    """Base of policies that compute every `interval`-th step from `start` to `stop` (in progress), in every branch."""
+class Periodic(SitePolicy):
+    """Base of policies that compute every `interval`-th step from `start` to `stop` (in progress)."""
 
     unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
     interval: Annotated[int, Field(ge=1, le=12)] = Field(
@@ -64,8 +63,16 @@ class Interval(Policy):
         description="index of a step from which intervals are counted; by default the first step at `start`",
     )
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        return within(step, self.start, self.stop) and not due(step, self.interval, self.start, self.offset)
+    def rests(self, step: Step, interval: int) -> bool:
+        """Whether a rule of this window and `interval` reuses at `step`."""
+        return within(step, self.start, self.stop) and not due(step, interval, self.start, self.offset)
+
+
+class Interval(Periodic, StaticRule[None]):
+    """Base of policies that do so at all their sites in every branch."""
+
+    def reuse(self, state: None, step: Step) -> bool:
+        return self.rests(step, self.interval)
 
 
 class SiteInterval(Interval):

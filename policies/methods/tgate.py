@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from fastercache.policies.base import Citation, Policy
+from fastercache.policies.base import Citation, SitePolicy
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Branch, Role, Site, Step
+from fastercache.policies.rules import StaticRule
+from fastercache.policies.vocabulary import Branch, Role, Run, Site, Step
 from fastercache.policies.wrappers import within
 
 
 @register
-class TGate(Policy):
+class TGate(SitePolicy, StaticRule[Role | None]):
     """Cross-attention is computed up to `gate` (in progress) and held from there on; self-attention is computed every
     `self_interval`-th step between `start` and the gate, and always after it.
 
@@ -49,7 +49,10 @@ class TGate(Policy):
     def query(self) -> str:
         return "cross|attention" if self.self_interval > 1 else "cross"
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        if site.role is Role.CROSS:
+    def begin(self, site: Site, branch: Branch, run: Run) -> Role | None:
+        return site.role
+
+    def reuse(self, state: Role | None, step: Step) -> bool:
+        if state is Role.CROSS:
             return not within(step, 0.0, self.gate)
         return within(step, self.start, self.gate) and step.index % self.self_interval != 0

@@ -3,6 +3,9 @@
 Begin with `history`: a prediction that is linear in the past is a list of weights on the values kept.
 """
 
+from fastercache.policies.predictors.adams_bashforth import AdamsBashforth as AdamsBashforth
+from fastercache.policies.predictors.chebyshev import Chebyshev as Chebyshev
+from fastercache.policies.predictors.exponential import Exponential as Exponential
 from fastercache.policies.predictors.fitted import Fitted as Fitted
 from fastercache.policies.predictors.fitted import Stretch as Stretch
 from fastercache.policies.predictors.forecasts import Aligned as Aligned

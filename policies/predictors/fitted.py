@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from fastercache.policies.base import Config, Now, Past, Predictor
 from fastercache.policies.errors import ScheduleMismatch
+from fastercache.policies.predictors.history import weighted
 from fastercache.policies.registry import register
 from fastercache.policies.vocabulary import Signal
 
@@ -94,10 +94,8 @@ def mixed(stretch: Stretch, outputs: Sequence[Tensor], source: Tensor | None) ->
     Args:
         stretch: the weights. outputs: computed values, the newest first. source: x, or None to leave its term out.
     """
-    first = outputs[0]
-    total = first.to(torch.promote_types(first.dtype, torch.float32)) * stretch.outputs[0]
-    for weight, value in zip(stretch.outputs[1:], outputs[1:], strict=False):
-        total.add_(value, alpha=weight)
+    weights, values = list(stretch.outputs), list(outputs)
     if stretch.input and source is not None:
-        total.add_(source, alpha=stretch.input)
-    return total.to(first.dtype)
+        weights.append(stretch.input)
+        values.append(source)
+    return weighted(weights, values)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
@@ -119,6 +120,15 @@ def combination(history: Sequence[Past], weights: Sequence[float]) -> Tensor:
     for weight, value in pairs:
         total.add_(value, alpha=weight)
     return total
+
+
+def weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """sum_i w_i F_i for any weights, in one pass over memory for each value, accumulated in float32 at least."""
+    first = values[0]
+    total = first.to(torch.promote_types(first.dtype, torch.float32)) * weights[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total.add_(value, alpha=weight)
+    return total.to(first.dtype)
 
 
 def derivatives(history: Sequence[Past], order: int) -> list[NDArray[np.float64]]:

@@ -165,3 +165,52 @@ def test_separate_guidance_calibrates_too() -> None:
     assert (
         set(found.ratios) == {"cond", "uncond"} and found.steps == 5 and set(found.curves) == {"spatial", "cross", "ff"}
     )
+
+
+def test_two_denoisers_are_each_compared_with_themselves() -> None:
+    """Wan 2.2: the first runs steps 0 to b - 1, the second the rest; constants at each step are those of the one that
+    runs there, and every calibrated method then reuses in both."""
+    s = build("wan-2.2")
+    with calibrate(s.pipe, lags=2) as calibrator:
+        values: dict[tuple[str, str], list[Any]] = {}
+        calibrator.session.watch(
+            "stack", lambda o: values.setdefault((o.site.denoiser, o.branch), []).append(o.value.float().clone())
+        )
+        s.generate()
+        calibration = calibrator.result()
+    first = len(values["transformer", "cond"])
+    assert 0 < first < calibration.steps
+    assert len(calibration.inputs[0]) == len(calibration.outputs[0]) == calibration.steps - 2
+    assert calibration.ratios["cond"][0] == calibration.ratios["cond"][first] == 1.0
+    old, new = values["transformer_2", "cond"][:2]
+    norms = [v.norm(dim=-1) for v in (old, new)]
+    assert calibration.ratios["cond"][first + 1] == pytest.approx(float((norms[1] / norms[0]).mean()), rel=1e-4)
+    assert calibration.errors[0][first] == 1.0 > calibration.errors[0][first + 1]
+    over = [
+        (b - a).abs().mean() / b.abs().mean() for a, b in (values["transformer_2", x][:2] for x in ("cond", "uncond"))
+    ]
+    assert calibration.errors[0][first + 1] == pytest.approx(float(sum(over) / 2), rel=1e-3)
+    for policy in (calibration.magcache(threshold=1.0, retention=0.0), calibration.ertacache(threshold=1.0, start=0.0)):
+        with fc.attach(s.pipe, policy) as session:
+            s.generate()
+            reused = {
+                site.denoiser: bool((c == fc.Code.REUSED).any())
+                for site, c in zip(session.last.sites, session.last.codes, strict=True)
+            }
+        assert reused == {"transformer": True, "transformer_2": True}, policy.name
+
+
+def test_a_value_that_is_always_zero_is_told(latte: Specimen) -> None:
+    handle = latte.pipe.transformer.proj_out.register_forward_hook(lambda m, a, o: torch.zeros_like(o))
+    with calibrate(latte.pipe, lags=2) as calibrator:
+        latte.generate()
+    handle.remove()
+    with pytest.raises(fc.RecordingError, match="no relative change of"):
+        calibrator.result()
+
+
+def test_a_run_of_one_step_is_too_short(latte: Specimen) -> None:
+    with calibrate(latte.pipe, lags=2) as calibrator:
+        latte.generate(steps=1)
+    with pytest.raises(fc.RecordingError):
+        calibrator.result()

@@ -223,3 +223,21 @@ def test_drawing_leaves_the_users_matplotlib_settings_alone() -> None:
     before = dict(matplotlib.rcParams)
     plots.draw_redundancy(plots.redundancy_info(recorded()))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_no_name_stands_on_another_nor_on_a_point() -> None:
+    close = [plots.ParetoPoint(f"a policy with a name {i}", 2.0 + 0.01 * i, 40.0 + 0.02 * i) for i in range(5)]
+    curve = [plots.ParetoPoint("fewer steps", x, y) for x, y in ((4.0, 30.0), (2.0, 39.9), (1.2, 45.0))]
+    info = plots.pareto_info([*close, plots.ParetoPoint("far", 5.0, 35.0)], curve=curve)
+    assert [p.speedup for p in info.curve] == [1.2, 2.0, 4.0] and len(info.front) == 2
+    figure = plots.draw_pareto(info)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    names = {p.name for p in info.points}
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text() in names]
+    assert len(boxes) == len(names)
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+        assert not any(box.contains(*axes.transData.transform((p.speedup, p.quality))) for p in (*info.points, *curve))
+    (line,) = [line for line in axes.get_lines() if line.get_label() == "fewer steps"]
+    assert list(line.get_xdata()) == [1.2, 2.0, 4.0]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 import fastercache as fc
 from fastercache.experiments import cli
 from fastercache.experiments.bench import lineup, standings, verdict
+from fastercache.experiments.bench import plans as making
 from fastercache.experiments.bench import runner as work
 from fastercache.experiments.bench.contest import UNCACHED, heats
 from fastercache.experiments.bench.entries import FewerSteps, once
@@ -223,12 +225,55 @@ def test_the_lineup_has_every_registered_method_at_three_valid_settings() -> Non
     assert not listed & lineup.PARTS
     for method in lineup.METHODS:
         assert len(method.settings) == 3
-        if not method.calibrated:
+        if not method.calibrated and not method.planned:
             assert len({json.dumps(fc.dump(p)) for p in method.entries(None)}) == 3, method.label  # type: ignore[arg-type]
     names = [c.name for c in lineup.lineup(lineup.METHODS, 50, None, "no")]
     assert len(names) == len(set(names))
     counts = [c.entry.steps for c in lineup.lineup((), 50, None) if isinstance(c.entry, FewerSteps)]
     assert counts == [45, 40, 33, 25, 17, 12, 10]
+
+
+def fast(speedup: float) -> fc.Planned:
+    return fc.Planned(steps=50, computed=tuple(range(0, 50, round(speedup))))
+
+
+def test_planned_takes_part_at_the_speedups_that_it_was_planned_for() -> None:
+    methods = lineup.chosen(["planned"])
+    (speedups,) = [method.speedups for method in methods]
+    assert speedups == (2.5, 3.33, 5.0)
+    plans = {speedup: fast(speedup) for speedup in speedups}
+    ran = [c for c in lineup.lineup(methods, 50, None, plans=plans, peers=False) if c.label == "planned"]
+    assert [c.entry for c in ran] == list(plans.values())
+    assert [c.setting for c in ran] == ["speedup 2.5", "speedup 3.33", "speedup 5.0"]
+    refused = lineup.lineup(methods, 50, None, why_no_plans="no prompts", peers=False)[-3:]
+    assert [(c.entry, c.refused) for c in refused] == [(None, "no prompts")] * 3
+
+
+def test_plans_are_made_once_on_prompts_that_are_not_measured(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[float] = []
+
+    class Maker:
+        steps = 50
+
+        def for_speedup(self, speedup: float) -> Any:
+            opened.append(speedup)
+            return SimpleNamespace(policy=lambda steps: fast(speedup))
+
+    monkeypatch.setattr(making, "open_planner", lambda *args, **more: Maker())
+    made = work.plan_for(subject, lineup.chosen(["planned"]), [f"prompt {i}" for i in range(15)], 4, 0, False)
+    assert made.search == tuple(f"prompt {i}" for i in range(4, 12))
+    first = making.plans_for(subject, made.search, (2.0, 5.0), tmp_path)
+    assert first == ({2.0: fast(2.0), 5.0: fast(5.0)}, "") and opened == [2.0, 5.0]
+    assert making.plans_for(subject, made.search, (2.0, 5.0), tmp_path) == first and opened == [2.0, 5.0]
+    (file,) = tmp_path.glob("planning-*/plans.json")
+    file.write_text('{"2": {"policy": "planned", "steps": 50}}')
+    assert making.plans_for(subject, made.search, (2.0,), tmp_path)[0] == {2.0: fast(2.0)} and opened[2:] == [2.0]
+    assert making.plans_for(subject, (), (2.0,), tmp_path) == (
+        None,
+        "no prompts are left to plan on: give more than --count in the file",
+    )
 
 
 @pytest.mark.usefixtures("own_registry")

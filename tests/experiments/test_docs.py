@@ -19,6 +19,7 @@ from diffusers import ContextParallelConfig
 from torch.distributed.device_mesh import init_device_mesh
 
 import fastercache as fc
+from fastercache import zoo
 from fastercache.experiments import reference
 from fastercache.experiments.bench import standings
 from fastercache.experiments.jobs import checking
@@ -178,7 +179,7 @@ def test_context_parallelism(tmp_path: Path) -> None:
 # -- a policy and a metric of one's own -------------------------------------------------------------------------------
 @pytest.mark.usefixtures("own_registry")
 def test_the_policy_of_the_walk_through(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    policy, use, predictor, metric = python("docs/writing-a-policy.md")
+    policy, use, stateful, watching, predictor, needy, *_, metric = python("docs/writing-a-policy.md")
     assert len(policy.strip().splitlines()) < 40
     module = ModuleType("my_policies")
     monkeypatch.setitem(sys.modules, "my_policies", module)
@@ -188,7 +189,16 @@ def test_the_policy_of_the_walk_through(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(fc.InvalidPolicy, match="did you mean 'interval'"):
         module.Ends(intervall=3)
 
-    space = execute(predictor, "docs/writing-a-policy.md", {"fc": fc, "ClassVar": module.ClassVar})
+    space: dict[str, Any] = dict(module.__dict__) | {"Tensor": torch.Tensor}
+    s = zoo.build("wan")
+    for code in (stateful, watching, needy):
+        exec(compile(code, "writing-a-policy.md", "exec"), space)
+    with_input = fc.StaticInterval(sites="denoiser", interval=2, stand_in=space["Moved"]())
+    for example in (space["Rest"](), space["Still"](), with_input):
+        with fc.attach(s.pipe, example) as session:
+            s.generate()
+            assert session.last.share() > 0, example.name
+    exec(compile(predictor, "writing-a-policy.md", "exec"), space)
     policy_with_it = fc.StaticInterval(interval=3, stand_in=space["Damped"]())
     assert fc.load_policy(fc.dump(policy_with_it)) == policy_with_it
 

@@ -17,15 +17,14 @@ PIPE = "latte-digits"
 CODE = '''
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
 import fastercache as fc
 
 
-class Late(fc.Policy):
+class Late(fc.SitePolicy, fc.StaticRule[None]):
     """Temporal attention is computed every `gap`-th step, from the step `after` on."""
 
     name: ClassVar[str] = "late"
@@ -36,7 +35,7 @@ class Late(fc.Policy):
     def query(self) -> str:
         return "temporal"
 
-    def reuse(self, state: Any, site: fc.Site, step: fc.Step, branch: str, signal: Tensor | None) -> bool:
+    def reuse(self, state: None, step: fc.Step) -> bool:
         return step.index > self.after and step.index % self.gap != 0
 '''
 LEAKY = (

@@ -17,7 +17,6 @@ from fastercache import zoo
 from fastercache.model.finder import find_blocks
 from fastercache.model.hooks import SiteForward
 from fastercache.policies.base import Policy
-from fastercache.policies.vocabulary import Signal
 from fastercache.zoo.specimen import Specimen
 
 PAIR = fc.FasterCache(start=0.2, cfg_start=0.2, cfg_interval=3)
@@ -179,16 +178,9 @@ def test_what_torch_compile_returned_is_refused_the_same_way(latte: Specimen, po
 
 
 def test_a_dynamic_policy_inside_compiled_blocks_is_refused(latte: Specimen, compiled: list[nn.Module]) -> None:
-    class Dynamic(fc.StaticInterval):
-        name = "test_dynamic_inside"
-
-        @property
-        def signal(self) -> Signal:
-            return Signal.INPUT
-
     for block in compiled:
         block.compile(backend="eager")
-    with fc.attach(latte.pipe, Dynamic()), pytest.raises(fc.AttachError, match="freeze"):
+    with fc.attach(latte.pipe, fc.SeaCache(sites="attention")), pytest.raises(fc.AttachError, match="freeze"):
         latte.generate(steps=4)
 
 

@@ -10,14 +10,13 @@ from torch import Tensor
 
 import fastercache as fc
 from fastercache.inventory import take_inventory
-from fastercache.policies.base import Policy
 from fastercache.policies.vocabulary import Branch, Run, Signal, Site, Step
 from fastercache.testing import LAWS, LawBroken, check_policy
 from fastercache.testing.laws import Checker
 from fastercache.zoo.specimen import Specimen
 
 
-class Drift(Policy):
+class Drift(fc.SitePolicy, fc.WatchingRule[list[Tensor]]):
     """A dynamic policy: reuse while the watched value moved less than `threshold` since the last computed step."""
 
     name: ClassVar[str] = "test_drift"
@@ -33,18 +32,16 @@ class Drift(Policy):
     def signal(self) -> Signal:
         return self.watched
 
-    def init(self, run: Run) -> dict[tuple[str, Branch], Tensor]:
-        return {}
+    def begin(self, site: Site, branch: Branch, run: Run) -> list[Tensor]:
+        return []
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        assert signal is not None
-        key = (site.name, branch)
-        old = state.get(key)
-        if old is not None and old.shape == signal.shape:
-            moved = float((signal - old).abs().mean() / old.abs().mean())
+    def reuse(self, state: list[Tensor], step: Step, seen: Tensor | None) -> bool:
+        assert seen is not None
+        if state and state[0].shape == seen.shape:
+            moved = float((seen - state[0]).abs().mean() / state[0].abs().mean())
             if moved < self.threshold and step.index % 3:
                 return True
-        state[key] = signal.clone()
+        state[:] = [seen.clone()]
         return False
 
 
@@ -92,17 +89,21 @@ def test_reuse_changes_the_output(latte: Specimen) -> None:
             assert not torch.equal(latte.generate(), bare), name
 
 
-class Leaky(fc.StaticInterval):
+class Leaky(fc.SitePolicy, fc.WatchingRule[None]):
     """Breaks law 7 on purpose: what it decides depends on how often it was asked, in all runs together."""
 
     name: ClassVar[str] = "test_leaky"
     asked: ClassVar[list[int]] = [0]
 
     @property
+    def query(self) -> str:
+        return "attention"
+
+    @property
     def signal(self) -> Signal:
         return Signal.INPUT
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
+    def reuse(self, state: None, step: Step, seen: Tensor | None) -> bool:
         self.asked[0] += 1
         return step.index > 0 and self.asked[0] % 7 < 3
 

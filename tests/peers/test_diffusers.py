@@ -188,7 +188,7 @@ class TheirPair(fc.Predictor):
         return newer
 
 
-class TheirAttention(fc.Policy):
+class TheirAttention(fc.SitePolicy, fc.StaticRule[str]):
     """diffusers' rule: every second step of the window, but the conditional half alone and on no full step."""
 
     name: ClassVar[str] = "their_attention"
@@ -199,9 +199,12 @@ class TheirAttention(fc.Policy):
     def query(self) -> str:
         return "attention"
 
-    def reuse(self, state: Any, site: fc.Site, step: fc.Step, branch: str, signal: Tensor | None) -> bool:
-        full = not self.branch.reuse(None, site, step, "uncond", None)
-        return branch == fc.COND and step.progress >= self.start and step.index % 2 != 0 and not full
+    def begin(self, site: fc.Site, branch: str, run: fc.Run) -> str:
+        return branch
+
+    def reuse(self, state: str, step: fc.Step) -> bool:
+        full = not self.branch.reuse(None, step)
+        return state == fc.COND and step.progress >= self.start and step.index % 2 != 0 and not full
 
     def predictor(self, site: fc.Site, run: fc.Run) -> fc.Predictor:
         return TheirPair()

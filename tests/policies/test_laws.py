@@ -10,6 +10,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from fastercache.attachment import find_sites
 from fastercache.policies import (
     FORA,
+    ABCache,
     AdaCache,
     AdaptiveGuidance,
     BranchReuse,
@@ -19,6 +20,7 @@ from fastercache.policies import (
     DeepCache,
     DeltaDiT,
     DiCache,
+    DMDCache,
     DualBlockCache,
     EasyCache,
     ERTACache,
@@ -34,6 +36,7 @@ from fastercache.policies import (
     PyramidAttentionBroadcast,
     SeaCache,
     SmoothCache,
+    Spectrum,
     Taylor,
     TaylorSeer,
     TeaCache,
@@ -55,6 +58,9 @@ POLICIES: dict[str, Policy] = {
     "taylorseer": TaylorSeer(interval=2, start=0.0, order=2),
     "hicache": HiCache(interval=2, start=0.0),
     "foca": FoCa(interval=2, start=0.0),
+    "ab_cache": ABCache(interval=2, start=0.0),
+    "spectrum": Spectrum(start=0.0),
+    "dmd": DMDCache(interval=2, start=0.0),
     "deepcache": DeepCache(),
     "smoothcache": SmoothCache(curves={"attention": FLAT}),
     "magcache": MagCache(ratios={"*": (1.0,) * 6}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from fastercache.policies import (
     Code,
     Compose,
     Difference,
+    EasyCache,
     FasterCache,
     Hold,
     InvalidPolicy,
@@ -20,7 +23,6 @@ from fastercache.policies import (
     Run,
     Schedule,
     ScheduleMismatch,
-    Signal,
     Site,
     StaticInterval,
     Taylor,
@@ -88,13 +90,8 @@ def test_without_a_second_branch_guidance_reuse_rests_in_a_composition() -> None
 
 
 def test_a_dynamic_policy_does_not_compile() -> None:
-    class Watching(StaticInterval):
-        @property
-        def signal(self) -> Signal:
-            return Signal.INPUT
-
     with pytest.raises(InvalidPolicy, match="decides while the model runs"):
-        compile_policy(Watching(), run())
+        compile_policy(EasyCache(), run())
 
 
 def test_last_reads_names_only_values_that_a_reuse_reads() -> None:
@@ -137,3 +134,43 @@ def test_rows_must_agree_in_length_and_not_overlap() -> None:
         Schedule(rows=(Row(sites="ff", steps="CR"), Row(sites="block", steps="CRC")))
     with pytest.raises(InvalidPolicy, match="two rows"):
         compile_policy(Schedule(rows=(Row(sites="ff", steps="CR"), Row(sites="all", steps="CR"))), run(2))
+
+
+def test_a_schedule_of_many_rows_is_laid_out_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in looks at a site's path, which every query begins with: not in seconds."""
+    looks: dict[int, int] = {}
+    for blocks in (50, 100):
+        sites = tuple(
+            Site(f"blocks.{d}.{leaf}", Kind.MODULE, role, d, (d, d + 1))
+            for d in range(blocks)
+            for leaf, role in (("attn", Role.SPATIAL), ("ff", Role.FF))
+        )
+        rows = tuple(Row(sites=site.name, steps="CR") for site in sites)
+        counted = 0
+
+        def path(self: Site) -> str:
+            nonlocal counted
+            counted += 1
+            return self.name
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Site, "path", property(path))
+            table = compile_policy(Schedule(rows=rows), Run.of(2, sites=sites))
+        assert (table.codes == [0, 1]).all() and len(table.sites) == len(sites)
+        looks[blocks] = counted
+    assert looks[100] <= 2.2 * looks[50]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"policy": "teacache", "coefficients": [float("nan")]},
+        {"policy": "magcache", "ratios": {"*": [float("inf")] * 8}},
+        {"policy": "smoothcache", "curves": {"ff": [[float("nan")] * 8]}},
+        {"policy": "ertacache", "errors": [[0.0] * 8], "gains": [[float("inf")] * 8]},
+        {"policy": "static_interval", "stand_in": {"predictor": "rectified", "offsets": [[float("nan")]]}},
+    ],
+)
+def test_a_constant_that_is_no_number_is_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(InvalidPolicy, match="finite number"):
+        load_policy(data)

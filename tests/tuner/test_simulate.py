@@ -63,13 +63,8 @@ def test_of_two_experts_each_step_runs_one(policy: fc.Policy) -> None:
 
 
 def test_dynamic_policies_have_no_forecast(evaluator: Evaluator) -> None:
-    class Dynamic(fc.NoCache):
-        @property
-        def signal(self) -> fc.Signal:
-            return fc.Signal.INPUT
-
     with pytest.raises(fc.InvalidPolicy):
-        evaluator.cost_model(evaluator.cases(["x"])[0]).forecast(Dynamic())
+        evaluator.cost_model(evaluator.cases(["x"])[0]).forecast(fc.EasyCache())
 
 
 def table(policy: fc.Policy, count: int = 9) -> fc.Table:

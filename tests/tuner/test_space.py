@@ -10,7 +10,6 @@ import pytest
 from pydantic import Field
 
 import fastercache as fc
-from fastercache.policies.base import Policy
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.tuner import SearchSpace, default_seeds
 from fastercache.tuner.fields import from_unit, to_unit
@@ -23,7 +22,7 @@ SITES = (
 )
 
 
-class Custom(Policy):
+class Custom(fc.SitePolicy, fc.StaticRule[None]):
     """A third party's policy, not even registered."""
 
     name: ClassVar[str] = "custom"
@@ -41,6 +40,9 @@ class Custom(Policy):
     @property
     def query(self) -> str:
         return "attention"
+
+    def reuse(self, state: None, step: fc.Step) -> bool:
+        return False
 
 
 def draws(space: SearchSpace, count: int = 200) -> list[dict[str, Any]]:

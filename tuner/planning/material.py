@@ -30,7 +30,7 @@ class Material:
     Attributes:
         cases: prompts and seeds. videos: their uncached videos, (F, 3, H, W) each.
         runs: how to generate each again, and its uncached values. profile: of all runs.
-        spent: generations that were made for it; what was on disk cost nothing.
+        spent: generations that it took, in this call or an earlier one: a resumed plan has no more left than another.
     """
 
     cases: tuple[Case, ...]
@@ -67,19 +67,19 @@ def material(
     """
     if not cases:
         raise RecordingError("planning needs at least one search prompt: give --count or --prompts")
-    videos, runs, profiles, spent = [], [], [], 0
+    videos, runs, profiles = [], [], []
     for number, case in enumerate(cases):
-        told(f"recording prompt {number + 1} of {len(cases)}", float(spent))
+        told(f"recording prompt {number + 1} of {len(cases)}", float(number))
         place = _place(references, case)
         known = _read(references, case, place)
         if known is None:
             known = _recorded(references, case, place, max_bytes)
-            spent += 1
         video, profile, run = known
         videos.append(video)
         runs.append(run)
         profiles.append(profile)
-    return Material(tuple(cases), tuple(videos), tuple(runs), TrajectoryProfile.merged(profiles), float(spent))
+    merged = TrajectoryProfile.merged(profiles)
+    return Material(tuple(cases), tuple(videos), tuple(runs), merged, float(len(cases)))
 
 
 Known = tuple[Tensor, TrajectoryProfile, SearchRun]

@@ -21,7 +21,7 @@ K = 2
 class Fitted(fc.Predictor):
     """F(step) = sum_p w_p(step) F_p + w_x(step) x(step) - 0.1 x(newest computed), the weights by step index."""
 
-    name: ClassVar[str] = "fitted"
+    name: ClassVar[str] = "fitted_here"
 
     @property
     def depth(self) -> int:
@@ -48,10 +48,10 @@ def stand_in(outputs: list[Tensor], step: int, x: Tensor, x_computed: Tensor) ->
     return total
 
 
-class Planned(fc.Policy):
+class Planned(fc.SitePolicy, fc.StaticRule[None]):
     """Every second step of the denoiser's output."""
 
-    name: ClassVar[str] = "planned"
+    name: ClassVar[str] = "planned_here"
     sites: str = "denoiser"
     stand_in: AnyPredictor = Fitted()
 
@@ -59,7 +59,7 @@ class Planned(fc.Policy):
     def query(self) -> str:
         return self.sites
 
-    def reuse(self, state: Any, site: fc.Site, step: fc.Step, branch: str, signal: Tensor | None) -> bool:
+    def reuse(self, state: None, step: fc.Step) -> bool:
         return step.index in (2, 3, 5)
 
     def predictor(self, site: fc.Site, run: fc.Run) -> fc.Predictor:
@@ -181,5 +181,5 @@ def test_a_predictor_without_predict_cannot_be_made() -> None:
     class Nothing(fc.Predictor):
         name: ClassVar[str] = "nothing"
 
-    with pytest.raises(TypeError, match="predict"):
+    with pytest.raises(fc.InvalidPolicy, match="Nothing must implement predict"):
         Nothing()  # type: ignore[abstract]

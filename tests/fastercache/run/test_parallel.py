@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 import fastercache as fc
 from fastercache import zoo
 from fastercache.policies.base import Policy
-from fastercache.policies.vocabulary import Branch, Scope, Signal, Site, Step
+from fastercache.policies.vocabulary import Scope, Signal, Step
 from fastercache.run.parallel import Ranks
 from fastercache.testing.probes import coarse, fine
 from fastercache.zoo.specimen import Specimen
@@ -28,11 +28,16 @@ STEPS = 6
 LOOKED_AT: list[float] = []
 
 
-class Loud(fc.StaticInterval):
+class Loud(fc.SitePolicy, fc.WatchingRule[None]):
     """Reuses where the watched value is small; notes what it looked at. It learns nothing, so parts would differ."""
 
     name: ClassVar[str] = "test_loud"
+    sites: str = "attention"
     threshold: float = 0.0
+
+    @property
+    def query(self) -> str:
+        return self.sites
 
     @property
     def signal(self) -> Signal:
@@ -42,9 +47,9 @@ class Loud(fc.StaticInterval):
     def decides(self) -> Scope:
         return Scope.CALL
 
-    def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-        assert signal is not None
-        LOOKED_AT.append(float(signal.float().mean()))
+    def reuse(self, state: None, step: Step, seen: Tensor | None) -> bool:
+        assert seen is not None
+        LOOKED_AT.append(float(seen.float().mean()))
         return LOOKED_AT[-1] < self.threshold
 
 
@@ -177,26 +182,26 @@ class Chosen(Ranks):
 
 def test_the_first_rank_s_answer_about_the_whole_value_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     specimen = zoo.build("wan")
-    seen: list[int] = []
+    sizes: list[int] = []
 
     class Sized(Loud):
         name: ClassVar[str] = "test_sized"
 
-        def reuse(self, state: Any, site: Site, step: Step, branch: Branch, signal: Tensor | None) -> bool:
-            assert signal is not None
-            seen.append(signal.shape[1])
+        def reuse(self, state: None, step: Step, seen: Tensor | None) -> bool:
+            assert seen is not None
+            sizes.append(seen.shape[1])
             return True
 
     with fc.attach(specimen.pipe, Sized(sites="stack")) as session:
         specimen.generate(steps=4)
-        tokens = seen[0]
+        tokens = sizes[0]
         assert session.last.share() > 0
         chosen = Chosen(None, torch.device("cpu"))
         monkeypatch.setattr(Ranks, "of", classmethod(lambda cls, denoiser: chosen))
-        seen.clear()
+        sizes.clear()
         specimen.generate(steps=4)
         assert session.last.share() == 0
-        assert set(seen) == {2 * tokens}
+        assert set(sizes) == {2 * tokens}
 
 
 def test_a_predictor_that_measures_hidden_states_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from fastercache.zoo import build
 from fastercache.zoo.specimen import Specimen
 
 
-class Watching(fc.Policy):
+class Watching(fc.SitePolicy, fc.WatchingRule[str]):
     """Notes every question and every lesson; reuses at odd steps once it has something."""
 
     name: ClassVar[str] = "watching"
@@ -35,20 +35,19 @@ class Watching(fc.Policy):
         return self.wanted
 
     @property
-    def static(self) -> bool:
-        return False
-
-    @property
     def decides(self) -> fc.Scope:
         return self.scope
 
-    def reuse(self, state: Any, site: fc.Site, step: fc.Step, branch: str, signal: Tensor | None) -> bool:
-        self._asked.append((step.index, branch, None if signal is None else signal.clone()))
+    def begin(self, site: fc.Site, branch: str, run: fc.Run) -> str:
+        return branch
+
+    def reuse(self, state: str, step: fc.Step, seen: Tensor | None) -> bool:
+        self._asked.append((step.index, state, None if seen is None else seen.clone()))
         return self.reuses and step.index % 2 == 1
 
-    def observe(self, state: Any, site: fc.Site, step: fc.Step, branch: str, value: Tensor | None) -> None:
-        assert value is not None
-        self._told.append((step.index, branch, value.shape[0]))
+    def update(self, state: str, step: fc.Step, value: Tensor) -> str:
+        self._told.append((step.index, state, value.shape[0]))
+        return state
 
 
 @pytest.fixture(scope="module")

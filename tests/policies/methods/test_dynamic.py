@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,7 @@ from fastercache.policies.methods.dynamic import relative_l1
 from fastercache.policies.methods.seacache import noise_level
 from fastercache.policies.methods.teacache import polynomial
 from fastercache.policies.predictors.frequency import wiener
+from fastercache.policies.rules import WatchingRule, begin_all
 from fastercache.policies.vocabulary import Step
 
 STACK = Site("stack[1:4]", Kind.STACK, None, 1, (1, 4))
@@ -60,6 +62,9 @@ def walk(rate: float, count: int = COUNT, shape: tuple[int, ...] = (2, 3, 4), se
     return values
 
 
+STACK_OF_4 = Site("stack", Kind.STACK, None, 0, (0, 4))
+
+
 def drive(
     policy: Policy,
     signals: Sequence[Tensor] | None = None,
@@ -67,16 +72,20 @@ def drive(
     sites: Sequence[Site] = (STACK,),
 ) -> str:
     """Decisions at the first of `sites`, asked and told as the runtime does it."""
-    run = Run.of(COUNT, branches=("cond",), sites=(Site("stack", Kind.STACK, None, 0, (0, 4)), *sites))
-    state = policy.init(run)
+    model = (*blocks(4), STACK_OF_4, Site("denoiser", Kind.DENOISER), Site("branch", Kind.BRANCH))
+    run = Run.of(COUNT, branches=("cond",), sites=model)
+    (rule, *_) = (one.rule for one in policy.assign(run).values())
+    assert isinstance(rule, WatchingRule)
+    firsts: dict[tuple[int, str], dict[str, Any]] = {}
+    states = {site: begin_all(rule, site, run, firsts)["cond"] for site in sites}
     letters, seen = "", False
     for i, step in enumerate(run.steps):
         answers = []
         for site in sites:
-            wanted = policy.reuse(state, site, step, "cond", None if signals is None else signals[i]) and seen
+            wanted = rule.reuse(states[site], step, None if signals is None else signals[i]) and seen
             answers.append(wanted)
             if not wanted:
-                policy.observe(state, site, step, "cond", None if values is None else values[i])
+                states[site] = rule.update(states[site], step, torch.zeros(1) if values is None else values[i])
         assert len(set(answers)) == 1, "sites of one policy must agree here"
         seen = seen or not answers[0]
         letters += "R" if answers[0] else "C"
@@ -314,7 +323,7 @@ def test_rule_value_and_predictor_are_separate_parts(policy: Policy) -> None:
     sites = [Site("stack", Kind.STACK, None, 0, (0, 8))]
     assert not changed.static and [s.name for s in changed.claims(sites)] == ["stack"]
     predictor = changed.predictor(sites[0], Run.of(5))
-    assert predictor.history == 3
+    assert predictor.depth == 3
     assert load_policy(dump(changed)) == changed
     with pytest.raises(InvalidPolicy, match="decides while the model runs"):
         compile_policy(policy, Run.of(5, sites=[*sites, *blocks(8), Site("denoiser", Kind.DENOISER)]))
@@ -324,6 +333,6 @@ def test_a_composition_watches_each_parts_own_signal() -> None:
     a, b = FirstBlockCache(sites="stack[1:4]"), SeaCache(sites="denoiser", stand_in=Linear())
     sites = [Site("stack", Kind.STACK, None, 0, (0, 4)), *blocks(4), Site("denoiser", Kind.DENOISER)]
     policy = Compose([WarmUp(inner=a), b])
-    stack, whole = policy.claims(sites)
-    assert policy.owner(stack, sites).signal is Signal.FIRST_BLOCK_RESIDUAL
-    assert policy.owner(whole, sites).signal is Signal.INPUT
+    rules = {site.kind: one.rule for site, one in policy.assign(Run.of(5, sites=sites)).items()}
+    signals = {kind: rule.signal for kind, rule in rules.items() if isinstance(rule, WatchingRule)}
+    assert signals == {Kind.STACK: Signal.FIRST_BLOCK_RESIDUAL, Kind.DENOISER: Signal.INPUT}

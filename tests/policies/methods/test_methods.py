@@ -13,8 +13,10 @@ from numpy.polynomial.hermite import hermval
 from fastercache.policies import (
     FORA,
     PLANS,
+    ABCache,
     DeepCache,
     DeltaDiT,
+    DMDCache,
     ERTACache,
     FoCa,
     HiCache,
@@ -29,8 +31,10 @@ from fastercache.policies import (
     PyramidAttentionBroadcast,
     Role,
     Run,
+    Signal,
     Site,
     SmoothCache,
+    Spectrum,
     Step,
     Taylor,
     TaylorSeer,
@@ -104,6 +108,21 @@ def test_fora_holds_every_module() -> None:
 def test_taylorseer_family_computes_the_warm_up_and_then_every_nth() -> None:
     for policy in (TaylorSeer(interval=3), HiCache(interval=3), FoCa(interval=3)):
         assert set(table(policy, 50).values()) == {"CCC" + ("CRR" * 16)[:47]}
+
+
+def test_ab_cache_and_dmd_compute_a_warm_up_and_then_every_nth_step() -> None:
+    for policy, site in ((ABCache(interval=3), "denoiser"), (DMDCache(interval=3, start=5 / 49), "stack")):
+        assert table(policy, 50) == {site: "CCCCC" + ("CRR" * 16)[:45]}
+
+
+def test_spectrum_lets_its_gaps_grow() -> None:
+    """The published settings compute 14 of 50 steps: gaps of floor(2 + 0.75 m) after a warm-up of 5 [2603.01623]."""
+    got = table(Spectrum(), 50)
+    computed = [i for i, letter in enumerate(got["stack"]) if letter == "C"]
+    assert computed == [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46] and set(got) == {"stack"}
+    assert table(Spectrum(growth=0.0, interval=3, start=0.0), 8)["stack"] == "CRRCRRCR"
+    assert table(Spectrum(growth=1.0, start=0.0, offset=3), 10)["stack"] == "CCCCRCRRCR"
+    assert table(Spectrum(growth=1.0, interval=1), 10)["stack"] == "C" * 10
 
 
 def test_delta_dit_caches_the_rear_first_and_the_front_after_the_gate() -> None:
@@ -297,7 +316,14 @@ def test_zero_and_relative() -> None:
     steps = Run.of(5).steps
     past = [Past(steps[0], torch.full((2, 3), 4.0))]
     torch.testing.assert_close(Zero().predict(past, Now(steps[1])), torch.zeros(2, 3))
-    assert Relative(inner=Taylor(order=2)).history == 3 and Relative().relative and not Hold().relative
+    difference = Relative(inner=Taylor(order=2))
+    assert difference.depth == 3 and difference.needs is Signal.INPUT and Hold().needs is None
+    moved = [
+        Past(step, difference.keep(torch.full((2,), 5.0 * i), torch.full((2,), 3.0 * i)))
+        for i, step in enumerate(steps[:3])
+    ]
+    # output - input is 0, 2, 4, so 6 at the next step, plus the input of then
+    torch.testing.assert_close(difference.predict(moved, Now(steps[3], torch.full((2,), 7.0))), torch.full((2,), 13.0))
 
 
 def test_every_method_cites_its_paper() -> None:

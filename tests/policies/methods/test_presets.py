@@ -105,7 +105,7 @@ def test_band_weights_compound_as_published(name: str) -> None:
 @pytest.mark.parametrize("name", ["latte", "open-sora-plan", "cogvideox", "vchitect"])
 def test_attention_weights_are_the_published_constants(name: str) -> None:
     rules = RULES[name]
-    predictor = FasterCache.preset(name).predictor(SITES[0], Run.of(rules.steps, sites=SITES))
+    predictor = FasterCache.preset(name).assign(Run.of(rules.steps, sites=SITES))[SITES[0]].predictor
     assert isinstance(predictor, Difference)
     assert predictor.weight == rules.weight(40)
 

@@ -113,6 +113,6 @@ def test_a_prediction_never_changes_or_aliases_the_values_it_is_made_of() -> Non
 def test_history_says_how_many_values_matter() -> None:
     arrays = values(5)
     for predictor in (Hold(), Linear(), Taylor(order=2), Difference(order=2), Difference(order=0)):
-        n = predictor.history
+        n = predictor.depth
         full = predict(predictor, [0, 2, 3, 5, 8], arrays, 9)
         np.testing.assert_array_equal(full, predict(predictor, [0, 2, 3, 5, 8][-n:], arrays[-n:], 9))

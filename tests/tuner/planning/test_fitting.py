@@ -1,0 +1,195 @@
+"""Fitting beside least squares in a bare sampling loop, and its replay through the runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from numpy.typing import NDArray
+
+import fastercache as fc
+from fastercache import zoo
+from fastercache.analysis.sampling import Recording, TrajectoryRecorder
+from fastercache.analysis.trajectory_profile import TrajectoryProfile
+from fastercache.experiments.jobs.planning_families import recorded
+from fastercache.policies.errors import FasterCacheError
+from fastercache.policies.methods.planned import Planned
+from fastercache.tuner.planning.fitting import FittedRuns, Memory, Sampler, SearchRun, fit
+from tests.tuner.planning.bare import STEPS, Loops, Pipe
+
+Floats = NDArray[np.float64]
+SEEDS = (0, 1, 2)
+PLAN = (0, 1, 3, 6)
+
+
+def material(pipe: Pipe, seeds: tuple[int, ...] = SEEDS) -> tuple[Sampler, list[SearchRun]]:
+    found: list[Recording] = []
+    with TrajectoryRecorder(pipe, done=found.append):
+        for seed in seeds:
+            pipe(seed)
+    profile = TrajectoryProfile.of(found, _Told(pipe))
+    runs = [SearchRun(lambda p, s=seed: p(s), one.values) for seed, one in zip(seeds, found, strict=True)]
+    return Sampler(profile.response, profile.relations), runs
+
+
+class _Told:
+    """What a profile asks of a pipeline beside its runs."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.transformer, self.scheduler, self.guidance_scale = pipe.transformer, pipe.scheduler, 1.0
+
+
+def steered(plan: tuple[int, ...], history: int, seeds: tuple[int, ...] = SEEDS) -> tuple[Loops, dict[int, Floats]]:
+    """The fit by hand: hold one output over each stretch that brings x_j closest to the uncached run's.
+
+    Returns the cached runs, and by first skipped step the weights of [F_newest, F_older ..., x_newest].
+    """
+    truth = Loops.run(seeds)
+    weights: dict[int, Floats] = {}
+    held: dict[int, Floats] = {}
+
+    def rule(k: int, cached: Loops) -> Floats | None:
+        if k in plan:
+            return None
+        past = [s for s in plan if s < k][::-1][:history]
+        end = min((s for s in plan if s > k), default=STEPS)
+        if past[0] + 1 == k:
+            features = [cached.outputs[s] for s in past] + [cached.latents[past[0]]]
+            reach = cached.sigmas[end] - cached.sigmas[k]
+            target = (truth.latents[end] - cached.latents[k]) / reach
+            matrix = np.stack([f.ravel() for f in features], axis=1)
+            weights[k] = np.linalg.lstsq(matrix, target.ravel(), rcond=None)[0]
+            held[past[0]] = (matrix @ weights[k]).reshape(target.shape)
+        return held[past[0]]
+
+    return Loops.run(seeds, rule), weights
+
+
+@pytest.mark.parametrize("history", [1, 2, 3])
+def test_weights_equal_least_squares_in_a_bare_loop(history: int) -> None:
+    """The steering target: x_j of the cached run is brought to the uncached run's, whatever was wrong before."""
+    pipe = Pipe()
+    sampler, runs = material(pipe)
+    found = fit(pipe, runs, sampler, PLAN, history=history)
+    cached, weights = steered(PLAN, history)
+    assert [(s.after, s.start) for s in found.stretches] == [(1, 2), (3, 4), (6, 7)]
+    for stretch in found.stretches:
+        np.testing.assert_allclose([*stretch.outputs, stretch.input], weights[stretch.start], rtol=2e-2, atol=2e-3)
+    last = np.stack([result.double().numpy().ravel() for result in found.results])
+    truth = Loops.run(SEEDS).latents[-1]
+    np.testing.assert_allclose(last, cached.latents[-1], atol=1e-4)
+    np.testing.assert_allclose(found.errors[-1], np.mean((last - truth) ** 2, axis=1), rtol=1e-2)
+    assert found.calls == len(PLAN) * len(SEEDS) and found.complete and found.ends == [1, 3, 6, 8]
+
+
+def test_no_other_weights_of_the_last_stretch_do_better() -> None:
+    pipe = Pipe()
+    sampler, runs = material(pipe)
+    found = fit(pipe, runs, sampler, PLAN, history=2)
+    best = float(np.sum(found.errors[-1]))
+    last = found.stretches[-1]
+    truth = Loops.run(SEEDS).latents[-1]
+    for place in range(3):
+        for change in (-0.02, 0.02):
+            numbers = np.array([*last.outputs, last.input])
+            numbers[place] += change
+            moved = last.model_copy(update={"outputs": tuple(numbers[:-1].tolist()), "input": float(numbers[-1])})
+            policy = planned(found, (*found.stretches[:-1], moved))
+            with fc.attach(pipe.transformer, policy, guidance="none") as session:
+                error = 0.0
+                for row, seed in enumerate(SEEDS):
+                    pipe.scheduler.set_timesteps(STEPS)
+                    session.start(pipe.scheduler.timesteps)
+                    error += float(np.mean((pipe(seed).double().numpy().ravel() - truth[row]) ** 2))
+            assert error > best
+
+
+def planned(found: FittedRuns, stretches: Any = None) -> Planned:
+    predictor = found.predictor
+    assert predictor is not None
+    if stretches is not None:
+        predictor = predictor.model_copy(update={"stretches": tuple(stretches)})
+    return Planned(steps=STEPS, computed=found.computed, stand_in=predictor)
+
+
+def test_memory_of_shared_beginnings_saves_calls_and_changes_nothing() -> None:
+    pipe = Pipe()
+    sampler, runs = material(pipe)
+    memory = Memory()
+    fit(pipe, runs, sampler, (0, 1, 3, 6), memory=memory)
+    fresh = fit(pipe, runs, sampler, (0, 1, 3, 5))
+    shared = fit(pipe, runs, sampler, (0, 1, 3, 5), memory=memory)
+    assert shared.stretches == fresh.stretches
+    assert all(torch.equal(a, b) for a, b in zip(shared.results, fresh.results, strict=True))
+    assert (fresh.calls, shared.calls) == (12, 3)
+    assert fit(pipe, runs, sampler, (0, 1, 3, 5), memory=memory).calls == 0
+    memory.only((0, 1, 3, 6))
+    assert set(memory.kept) == {(0,), (0, 1), (0, 1, 3), (0, 1, 3, 6)}
+    assert fit(pipe, runs, sampler, (0, 2, 3, 6), memory=memory).calls == 9
+
+
+def test_a_plan_is_given_up_when_asked() -> None:
+    pipe = Pipe()
+    sampler, runs = material(pipe)
+    seen: list[int] = []
+
+    def go_on(found: FittedRuns) -> bool:
+        seen.append(found.ends[-1])
+        return found.ends[-1] < 3
+
+    found = fit(pipe, runs, sampler, PLAN, go_on=go_on)
+    assert seen == [1, 3] and not found.complete and found.calls == 2 * len(SEEDS) and not found.results
+    assert torch.equal(pipe(0), Pipe()(0))
+
+
+def test_every_step_computed_needs_no_weights() -> None:
+    pipe = Pipe()
+    sampler, runs = material(pipe)
+    found = fit(pipe, runs, sampler, tuple(range(STEPS)))
+    assert found.predictor is None
+    assert all(torch.equal(result, pipe(seed)) for result, seed in zip(found.results, SEEDS, strict=True))
+    np.testing.assert_allclose(found.errors[-1], 0.0, atol=1e-12)
+
+
+def test_the_first_step_of_each_denoiser_must_be_computed() -> None:
+    specimen = zoo.build("wan-2.2")
+    sampler, found = recorded(specimen, (0,), 6)
+    second = sampler.relations.starts[1]
+    with pytest.raises(FasterCacheError, match=f"step {second} is left out"):
+        fit(specimen.pipe, found.runs, sampler, (0, second + 1))
+
+
+def test_values_of_another_denoiser_are_no_history() -> None:
+    specimen = zoo.build("wan-2.2")
+    sampler, found = recorded(specimen, (0,), 6)
+    second = sampler.relations.starts[1]
+    plan = (*range(second + 1),)
+    fitted = fit(specimen.pipe, found.runs, sampler, plan)
+    assert [len(stretch.outputs) for stretch in fitted.stretches] == [1]
+
+
+@pytest.mark.parametrize("family", ["latte", "wan", "wan-2.2", "cogvideox-i2v"])
+def test_the_runtime_replays_the_fit_bit_for_bit(family: str) -> None:
+    specimen = zoo.build(family)
+    sampler, found = recorded(specimen, (0, 1), 6)
+    computed = tuple(sorted({0, 1, 3, *sampler.relations.starts}))
+    fitted = fit(specimen.pipe, found.runs, sampler, computed, history=2)
+    policy = Planned(steps=6, computed=computed, stand_in=fitted.predictor)
+    with fc.attach(specimen.pipe, policy) as session:
+        for seed, result in enumerate(fitted.results):
+            assert torch.equal(specimen.generate(steps=6, seed=seed), result)
+        assert session.last.speedup_flops > 1.2
+
+
+def test_a_nonlinear_sampler_is_fitted_step_by_step() -> None:
+    specimen = zoo.build("latte")
+    specimen.pipe.scheduler = DDIMScheduler(clip_sample=True, clip_sample_range=0.5)
+    sampler, found = recorded(specimen, (0, 1), 6)
+    assert not sampler.held and sampler.response.kind == "nonlinear"
+    fitted = fit(specimen.pipe, found.runs, sampler, (0, 2), history=2)
+    assert [(s.after, s.start) for s in fitted.stretches] == [(0, 1), (2, 3), (2, 4), (2, 5)]
+    with fc.attach(specimen.pipe, Planned(steps=6, computed=(0, 2), stand_in=fitted.predictor)):
+        assert torch.equal(specimen.generate(steps=6, seed=1), fitted.results[1])
