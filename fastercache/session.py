@@ -161,7 +161,9 @@ class Session:
         self._compiled = None
 
     def _claim(self, policy: Policy) -> None:
-        if not policy.claims(self.sites):
+        with sites_wanted_of(denoiser.module for denoiser in self._denoisers):
+            claimed = policy.claims(self.sites)
+        if not claimed:
             raise AttachError(f"{policy.name} claims no site of this model, so it would do nothing")
 
     def _sites_shown(self) -> None:
@@ -305,8 +307,7 @@ class Session:
         """Give every claimed site's unit its decisions or its policy's state, and every watched one its watchers."""
         policy = self.policy
         if self._compiled is None or self._compiled.policy is not policy or self._compiled.run != run:
-            with sites_wanted_of(denoiser.module for denoiser in self._denoisers):
-                self._compiled = RunPlan.of(policy, run)
+            self._compiled = RunPlan.of(policy, run)
         plan = self._compiled
         firsts: dict[tuple[int, str], dict[Branch, Any]] = {}
         for denoiser in self._denoisers:

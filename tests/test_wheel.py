@@ -136,7 +136,8 @@ def test_the_plain_installation_applies_policies_and_names_the_extra_for_the_res
         import fastercache as fc
         from diffusers import LatteTransformer3DModel
 
-        small = dict(num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=2, sample_size=8)
+        small = dict(num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=2)
+        small |= dict(sample_size=8, patch_size=2)
         model = LatteTransformer3DModel(**small, cross_attention_dim=16, caption_channels=16, video_length=2)
         x, text = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 3, 16)
         with fc.attach(model, fc.StaticInterval(interval=2), guidance="none") as session, torch.no_grad():

@@ -14,7 +14,7 @@ import fastercache as fc
 from fastercache.analysis.calibrate import Calibration
 from fastercache.experiments.bench.entries import Entry, FewerSteps
 from fastercache.experiments.bench.peers import Peer
-from fastercache.policies.errors import UnknownPolicy, suggest
+from fastercache.policies.errors import InvalidPolicy, UnknownPolicy, suggest
 
 VERSION = 2
 """Of the methods and settings below; results say which they were made with. 2: planned, Spectrum, AB-Cache, DMD."""
@@ -233,18 +233,26 @@ class Contender:
         return f"{self.label}{whose} {self.level}"
 
 
+def _without_default(policy: str) -> list[str]:
+    return [name for name, field in fc.policy_class(policy).model_fields.items() if field.is_required()]
+
+
 def chosen(names: Sequence[str]) -> tuple[Method, ...]:
     """The methods of `--policies`: `all`, or registered names. Those without settings here run with their defaults.
 
     Raises:
         UnknownPolicy: for a name that is no method, naming the nearest.
+        InvalidPolicy: for a policy that has no defaults to run with.
     """
     listed = {method.policy for method in METHODS}
-    others = [name for name in fc.known_policies() if name not in listed | PARTS]
+    needs = {name: _without_default(name) for name in fc.known_policies() if name not in listed | PARTS}
+    others = [name for name, fields in needs.items() if not fields]
     known = (*METHODS, *(Method(name, name, PLUGIN, ({},)) for name in others))
     if list(names) == ["all"]:
         return known
     for name in names:
+        if fields := needs.get(name):
+            raise InvalidPolicy(f"{name} has no defaults to run with: {', '.join(fields)} must be given; leave it out")
         if name not in listed | set(others):
             raise UnknownPolicy(f"no method is called '{name}'{suggest(name, [*listed, *others, 'all'])}")
     return tuple(method for method in known if method.policy in names)

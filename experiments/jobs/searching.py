@@ -162,9 +162,10 @@ def search(
     job: Job, folder: Path, out: Path, *, trials: int, seconds: float | None, storage: str | None = None, show: bool
 ) -> dict[str, Any]:
     """Search, measure the best policy on the held-out prompts, export it to `out`."""
-    tell(Budget.parse(job.budget))
+    budget = Budget.parse(job.budget)
     job.save(folder, storage)
     subject = job.open()
+    tell(budget)
     with watched(trials, seconds) as tick:
         logdir = folder / "tensorboard"
         study = study_of(

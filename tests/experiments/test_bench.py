@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -274,6 +274,18 @@ def test_plans_are_made_once_on_prompts_that_are_not_measured(
         None,
         "no prompts are left to plan on: give more than --count in the file",
     )
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_policy_of_somebody_s_that_has_no_defaults_is_left_out_of_all_and_told_by_name() -> None:
+    class Given(fc.StaticInterval):
+        name: ClassVar[str] = "given"
+        level: int
+
+    fc.register(Given)
+    assert "given" not in {method.policy for method in lineup.chosen(["all"])}
+    with pytest.raises(fc.InvalidPolicy, match=r"given has no defaults .*: level must be given"):
+        lineup.chosen(["given", "fora"])
 
 
 def test_an_unknown_method_is_one_line_that_names_the_nearest() -> None:

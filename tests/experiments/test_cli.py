@@ -258,14 +258,14 @@ def test_a_tuned_config_is_applied_from_its_file(study: tuple[Path, dict[str, An
 
 
 # -- what can go wrong -------------------------------------------------------------------------------------------------
-def refused(*words: str) -> str:
-    """The one line a mistaken command prints on standard error; it exits 2 and prints nothing else."""
+def refused(*words: str, after: int = 0) -> str:
+    """The one line a mistaken command prints on standard error, `after` so many others; it exits 2."""
     result = run(*words)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     lines = result.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    return lines[0]
+    assert len(lines) == after + 1 and lines[-1].startswith("error: "), result.stderr
+    return lines[-1]
 
 
 def test_unknown_policy() -> None:
@@ -342,7 +342,7 @@ def test_too_few_prompts() -> None:
 
 def test_budget_that_no_trial_meets(tmp_path: Path) -> None:
     words = tuning(tmp_path, "--set", "interval=8", "--set", "cfg_interval=12")
-    line = refused(*[word.replace("psnr>=20", "psnr>=99.9") for word in words])
+    line = refused(*[word.replace("psnr>=20", "psnr>=99.9") for word in words], after=1)  # the budget in words
     assert "psnr>=99.9" in line and "closest" in line and not (tmp_path / "tuned.json").exists()
 
 

@@ -169,8 +169,8 @@ def test_what_torch_compile_returned_is_refused_the_same_way(latte: Specimen, po
     """`torch.compile(model)` is a wrapper: no site inside it is found at all."""
     plain = fc.tuned.model_identity(latte.pipe)
     latte.pipe.transformer = torch.compile(latte.pipe.transformer, backend="eager")
-    with fc.attach(latte.pipe, policy), pytest.raises(fc.AttachError, match=r"LatteT.* compile_repeated_blocks"):
-        latte.generate(steps=4)
+    with pytest.raises(fc.AttachError, match=r"LatteT.*compile_repeated_blocks"):
+        fc.attach(latte.pipe, policy)
     with fc.attach(latte.pipe, fc.StaticInterval(sites="denoiser")) as session:
         latte.generate(steps=4)
         assert session.last.speedup_flops == pytest.approx(2.0)
