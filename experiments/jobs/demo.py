@@ -38,6 +38,7 @@ from fastercache.experiments.bench.entries import Entry, FewerSteps
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs import planning
+from fastercache.experiments.jobs.planning import HELD_OUT_SEED
 from fastercache.experiments.jobs.recording import recorded, save_figures
 from fastercache.experiments.pictures import render
 from fastercache.experiments.pictures.poster import poster, schedule_rows
@@ -48,8 +49,6 @@ from fastercache.tuner import Budget, Evaluator
 from fastercache.tuner.planning.material import material
 
 PAPER, BEST, PLANNED = "FasterCache (paper)", "best published", "planned"
-HELD_OUT_SEED = 100_000
-"""Held-out prompts get noise of their own, too."""
 METHODS: tuple[type[Forecast], ...] = (fc.HiCache, fc.FoCa, fc.TaylorSeer)
 INTERVALS = (6, 5, 4, 3)
 """The published methods that the plan is set beside, each at these intervals, the fastest first."""

@@ -18,7 +18,7 @@ import fastercache as fc
 from fastercache.experiments.bench.contest import Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.console import progress, quiet, words
-from fastercache.experiments.jobs.planning import open_planner, watched
+from fastercache.experiments.jobs.planning import HELD_OUT_SEED, open_planner, watched
 from fastercache.experiments.pipelines import open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import write_json
 from fastercache.tuner.planning.planner import EFFORTS
@@ -57,7 +57,12 @@ def measure(
         words.print(f"{name}: {point.psnr:.2f} dB on {len(search)} search prompts, {planner.spent:.1f} generations")
     entries |= PUBLISHED.get(pipe, {})
     contest = Contest(
-        subject, entries, shipped_captions(pipe, "held_out")[:count], folder / "contest", seed=seed, keep=0
+        subject,
+        entries,
+        shipped_captions(pipe, "held_out")[:count],
+        folder / "contest",
+        seed=seed + HELD_OUT_SEED,
+        keep=0,
     )
     with progress() as bar:
         task = bar.add_task("held-out prompts", total=len(contest.entries) * len(contest.cases))

@@ -32,6 +32,8 @@ from fastercache.tuner.planning.record import PlanRecord
 from fastercache.tuner.setting import Case, References, Setting, hardware, run
 
 PLANNED = "planned"
+HELD_OUT_SEED = 100_000
+"""Held-out prompt i is generated with the seed + this + i, as the benchmark does: its noise is unseen too."""
 
 
 def plan(
@@ -248,7 +250,9 @@ def _contest(
     steps, count = policy.steps, len(policy.computed)  # type: ignore[attr-defined]
     rivals = {f"{count} of {steps} steps": FewerSteps(count)}
     asked = (*(budget.metrics if budget is not None else ()), *metrics)
-    return Contest(subject, {PLANNED: policy, **rivals}, list(held_out), folder, seed=seed, keep=0, metrics=asked)
+    return Contest(
+        subject, {PLANNED: policy, **rivals}, list(held_out), folder, seed=seed + HELD_OUT_SEED, keep=0, metrics=asked
+    )
 
 
 def _say(
