@@ -105,9 +105,11 @@ def open_planner(
     setting = Setting(subject.pipe, subject.call, seed)
     cases = setting.cases(prompts)
     recorded = material(References(setting, folder / "references"), cases, told=told)
-    record = PlanRecord(
-        storage or folder / "plans.journal", _made_for(setting, cases, effort), name=_study(folder, storage)
+    made_for = _made_for(setting, cases, effort)
+    name = (
+        f"{'plans' if storage is None else folder.name}-{made_for[:8]}"  # one study for each effort and set of prompts
     )
+    record = PlanRecord(storage or folder / "plans.journal", made_for, name=name)
     return Planner(
         setting,
         recorded,
@@ -122,10 +124,6 @@ def open_planner(
 def _made_for(setting: Setting, cases: Sequence[Case], effort: int) -> str:
     key = json.dumps([setting.identity, [[case.prompt, case.seed] for case in cases], effort], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:32]
-
-
-def _study(folder: Path, storage: str | None) -> str:
-    return "plans" if storage is None else folder.name
 
 
 @contextmanager
