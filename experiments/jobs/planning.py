@@ -106,9 +106,8 @@ def open_planner(
     cases = setting.cases(prompts)
     recorded = material(References(setting, folder / "references"), cases, told=told)
     made_for = _made_for(setting, cases, effort)
-    name = (
-        f"{'plans' if storage is None else folder.name}-{made_for[:8]}"  # one study for each effort and set of prompts
-    )
+    # One study for each effort and set of prompts, beside shared references.
+    name = f"{'plans' if storage is None else folder.name}-{made_for[:8]}"
     record = PlanRecord(storage or folder / "plans.journal", made_for, name=name)
     return Planner(
         setting,
