@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from fastercache.experiments import console, failures
 from fastercache.experiments.commands import against, check, cost, find, look, make, planning
 
-WRONG_WORDS = typer.BadParameter.__mro__[1]
+WRONG_WORDS: type[Exception] = typer.BadParameter.__mro__[1]
 """What is raised for a command line that no command takes: options that do not exist, values of another type."""
 
 
@@ -29,9 +29,9 @@ class Commands(TyperGroup):
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command line, and exit unless `standalone_mode` is False."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(*args, **extra, standalone_mode=False)  # type: ignore[misc]
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(*args, **extra, standalone_mode=False)  # type: ignore[misc]
         except typer.Abort:
             code = 1
         except WRONG_WORDS as error:
@@ -41,7 +41,7 @@ class Commands(TyperGroup):
                 typer.echo(where.get_help(), err=True)
             else:
                 path = "fastercache" if where is None else where.command_path
-                console.fail(f"{error.format_message().rstrip('.')}; see {path} --help")
+                console.fail(f"{error.format_message().rstrip('.')}; see {path} --help")  # type: ignore[attr-defined]
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -39,8 +39,7 @@ class Wrapper(Policy):
         for site, assigned in self.inner.assign(run).items():
             rule = assigned.rule
             if id(rule) not in wrapped:
-                static = isinstance(rule, StaticRule)
-                wrapped[id(rule)] = _Static(self, rule) if static else _Watching(self, rule)
+                wrapped[id(rule)] = _Static(self, rule) if isinstance(rule, StaticRule) else _Watching(self, rule)
             table[site] = Assigned(wrapped[id(rule)], assigned.predictor)
         return table
 

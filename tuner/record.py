@@ -87,9 +87,11 @@ class Record:
         noted = Notes.of(trial)
         if not trial.state.is_finished() or noted.policy is None:
             return None
+        if noted.outcome is None and not is_interrupted(trial):
+            return None
         return cls(
             number=trial.number,
-            outcome=Outcome.INTERRUPTED if is_interrupted(trial) else Outcome(noted.outcome),
+            outcome=Outcome.INTERRUPTED if is_interrupted(trial) or noted.outcome is None else Outcome(noted.outcome),
             source=noted.source,
             policy=load_policy(noted.policy),
             params=dict(trial.params),

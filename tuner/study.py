@@ -145,7 +145,7 @@ class Study:
         can beat the incumbent any more. Trials that were resumed count; trials skipped without a video do not."""
         started = time.monotonic()
         self._enqueue_seeds()
-        recovered = -HEARTBEAT
+        recovered = -float(HEARTBEAT)
         fruitless = 0
         self.ended = "1 trial done" if trials == 1 else f"{trials} trials done"
         try:

@@ -41,7 +41,7 @@ class Row:
     def payload(self) -> dict[str, Any]:
         """The row as JSON values, by the key names of `--json`; each metric under its name, PSNR and SSIM always."""
         values = asdict(self)
-        quality = dict.fromkeys(("psnr", "ssim")) | values.pop("quality")
+        quality: dict[str, Any] = dict.fromkeys(("psnr", "ssim")) | values.pop("quality")
         return quality | values
 
 

@@ -169,7 +169,7 @@ def _count(
         if bare is not None:
             for path in hooks:
                 part = bare.get_submodule(path)
-                part.forward = functools.partial(_noted, notes.handler(path), part.forward)  # type: ignore[method-assign]
+                part.forward = functools.partial(_noted, notes.handler(path), part.forward)
             with counter:
                 output = bare(*args, **kwargs)
         else:

@@ -77,12 +77,12 @@ def grid_of(family: Family | None, kwargs: dict[str, Any], output: Tensor, strea
     shape = _grid_shape(rule, kwargs)
     count = output.shape[1]
     if shape is not None:
-        *sizes, patch = shape
-        own = sizes[0] * sizes[1] * sizes[2]
+        frames, height, width, patch = shape
+        own = frames * height * width
         if own == count:
-            return patch_grid(*sizes, patch)
+            return patch_grid(frames, height, width, patch)
         if own < count == _tokens(rule, kwargs):
-            return leading_grid(patch_grid(*sizes, patch), own, count)
+            return leading_grid(patch_grid(frames, height, width, patch), own, count)
     raise AttachError(
         f"the denoiser's output is packed tokens of shape {tuple(output.shape)}, and the call does not tell their "
         "height and width: CFG-Cache needs them; use a policy without the branch site for this model"

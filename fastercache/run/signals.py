@@ -142,9 +142,9 @@ class Jury(Generic[S]):
     ) -> None:
         self.rule, self.site, self.states = rule, site, states
         self.ranks = ranks  # the processes that must decide alike
-        watching = isinstance(rule, WatchingRule)
-        self.signal = rule.signal if watching else None
-        self.scope = rule.decides if watching else Scope.BRANCH
+        self.signal, self.scope = None, Scope.BRANCH
+        if isinstance(rule, WatchingRule):
+            self.signal, self.scope = rule.signal, rule.decides
         self._inside = ranks is not None and site.kind not in OUTER
         self._led: tuple[int, bool] = (-1, False)  # the step that the conditional branch decided, and how
 
