@@ -54,7 +54,7 @@ def fixed_weights(predictor: Predictor, computed: Steps, steps: Sequence[Step], 
         mixed = predictor.predict([Past(steps[s], units[p]) for p, s in enumerate(past)], Now(steps[k]))
         weights = tuple(float(v) for v in reversed(mixed.tolist()))
         if not found or (found[-1].after, found[-1].outputs) != (past[-1], weights):
-            found.append(Stretch(after=past[-1], start=k, outputs=weights))
+            found.append(Stretch(after=past[-1], start=k, outputs=weights, input=0.0))
     return found
 
 
