@@ -33,7 +33,7 @@ def export(
         record.policy,
         steps=run.count,
         guidance_scale=scale if len(run.branches) > 1 else None,
-        guidance=study.guidance,
+        guidance=study.guidance if len(run.branches) > 1 else "none",
         budget=str(study.budget),
         measured=Results(search=searched(study, record), held_out=held_out),
         certificate=certificate,

@@ -192,7 +192,7 @@ class Checker:
         with self.attach() as session:
             output = self.specimen.generate()
             steps = session.last.run.count
-            style = session._denoisers[0].branches.guidance
+            style = session.guidance if len(session.last.run.branches) > 1 else "none"
         config = TunedConfig.describe(self.specimen.pipe, self.policy, steps=steps, guidance_scale=None, guidance=style)
         with tempfile.TemporaryDirectory() as folder, self.attach(config.save(Path(folder) / "tuned.json")):
             applied = self.specimen.generate()

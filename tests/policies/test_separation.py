@@ -43,10 +43,11 @@ def letters(trace: Any, site: str) -> list[str]:
 @pytest.mark.parametrize("family", ["latte", "wan"])
 def test_teacaches_rule_with_taylors_forecast(specimens: dict[str, Specimen], family: str) -> None:
     """Which steps are reused is TeaCache's sum of changes; what stands in is the line through computed residuals."""
-    policy = choose("teacache", ["threshold=0.5", 'stand_in={"predictor": "taylor", "order": 1}'], None)
-    assert policy == fc.TeaCache(threshold=0.5, stand_in=fc.Taylor(order=1))
+    given = ["threshold=0.5", "coefficients=[1, 0]", 'stand_in={"predictor": "taylor", "order": 1}']
+    policy = choose("teacache", given, None)
+    assert policy == fc.TeaCache(threshold=0.5, coefficients=(1.0, 0.0), stand_in=fc.Taylor(order=1))
     seen, trace = run(specimens[family], policy, "stack")
-    held = run(specimens[family], fc.TeaCache(threshold=0.5), "stack")[1]
+    held = run(specimens[family], fc.TeaCache(threshold=0.5, coefficients=(1.0, 0.0)), "stack")[1]
     rows = letters(trace, "stack")
     assert rows[0] == rows[1] and 1 < rows[0].count("R") < STEPS - 2  # the call decides for both of its branches ...
     first = rows[0].index("R")

@@ -20,8 +20,8 @@ from fastercache.tuner.space import METHOD
 from tests.tuner.conftest import CALL, SEARCH
 
 WRAPPERS = {"warm_up", "window", "max_consecutive"}
-NOTHING = {"no_cache", "schedule", "compose"} | WRAPPERS
-"""What holds no field of its own to search: they repeat or contain something else."""
+NOTHING = {"no_cache", "schedule", "planned", "compose"} | WRAPPERS
+"""What holds no field of its own to search: they repeat or contain something else, or `plan` makes them."""
 LOOSE = "psnr>=5"
 
 

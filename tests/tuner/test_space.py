@@ -150,7 +150,7 @@ class FromTwo(fc.StaticInterval):
 class Stubborn(fc.StaticInterval):
     """Reuses whatever its interval."""
 
-    def reuse(self, state: Any, site: fc.Site, step: fc.Step, branch: str, signal: Any) -> bool:
+    def reuse(self, state: Any, step: fc.Step) -> bool:
         return step.index > 0
 
 

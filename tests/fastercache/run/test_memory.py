@@ -70,7 +70,7 @@ def test_all_counting_of_a_session_s_first_run_is_known_and_left_out_of_its_seco
     """Else a fresh session's timed run would be charged for counting FLOPs, most of which happens before step one."""
     import time
 
-    from fastercache import flops
+    from fastercache.model import flops
 
     count = flops._count
 

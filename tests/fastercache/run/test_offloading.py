@@ -99,7 +99,11 @@ def test_a_hook_around_diffusers_own_would_compute_with_absent_weights(
     on_disk(wan.pipe)
     monkeypatch.setattr("fastercache.model.hooks.wrapped_by_diffusers", lambda module: [])
     with fc.attach(wan.pipe, FIRST):
-        assert not torch.allclose(wan.generate(), expected, atol=1e-4, equal_nan=True)
+        try:  # absent weights hold whatever the memory held: finite or not
+            output = wan.generate()
+        except fc.NotFinite:
+            return
+    assert not torch.allclose(output, expected, atol=1e-4)
 
 
 def test_a_copy_under_diffusers_hooks_is_refused_because_it_would_run_the_original(wan: Specimen) -> None:
