@@ -322,8 +322,10 @@ class Denoiser:
             raise
         finally:
             state.call = None
+        # A stack that is reused answers in its blocks' place: such a block was called, and its site was not reached.
+        skipped = {path for path, share in call.skipped if share == 1.0}
         for hook, unit in passing:
-            if hook.hits:
+            if hook.hits and unit.path not in skipped:
                 unit.mark(call.step, call.branches)
         for hook, units in self._quiet:
             if hook.hits:
