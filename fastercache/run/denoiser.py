@@ -293,7 +293,7 @@ class Denoiser:
         assert self.state is not None
         state = self.state
         state.call = call
-        passing: list[tuple[SiteForward, Unit]] = []
+        passing: list[tuple[SiteForward, Unit, list[StackUnit]]] = []
         traced: list[tuple[SiteForward, ModuleUnit]] = []
         for hook, pairs in self._governed:
             if hook.traced:
@@ -303,12 +303,15 @@ class Denoiser:
                     traced.append((hook, unit))
                 continue
             hook.hits = 0
-            busy = []
-            for unit, handler in pairs:
+            busy: list[Handler] = []
+            stacks: list[StackUnit] = []
+            for unit, handler in pairs:  # the stacks come first
                 if unit.idle(call):
-                    passing.append((hook, unit))
-                else:
-                    busy.append(handler)
+                    passing.append((hook, unit, stacks))
+                    continue
+                busy.append(handler)
+                if isinstance(unit, StackUnit):
+                    stacks.append(unit)
             hook.handler = chain(busy)
         if self._tower is not None:
             first = self._tower.block
@@ -322,10 +325,9 @@ class Denoiser:
             raise
         finally:
             state.call = None
-        # A stack that is reused answers in its blocks' place: such a block was called, and its site was not reached.
-        skipped = {path for path, share in call.skipped if share == 1.0}
-        for hook, unit in passing:
-            if hook.hits and unit.path not in skipped:
+        for hook, unit, stacks in passing:
+            # A stack that is reused answers in its blocks' place: such a block was called, and its site was not reached.
+            if hook.hits and not any(unit.site.inside(stack.site) and stack.reuses(call) for stack in stacks):
                 unit.mark(call.step, call.branches)
         for hook, units in self._quiet:
             if hook.hits:
