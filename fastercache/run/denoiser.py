@@ -326,7 +326,7 @@ class Denoiser:
         finally:
             state.call = None
         for hook, unit, stacks in passing:
-            # A stack that is reused answers in its blocks' place: such a block was called, and its site was not reached.
+            # A stack that is reused answers in its blocks' place: such a block was called, its site was not reached.
             if hook.hits and not any(unit.site.inside(stack.site) and stack.reuses(call) for stack in stacks):
                 unit.mark(call.step, call.branches)
         for hook, units in self._quiet:
