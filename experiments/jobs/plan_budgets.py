@@ -65,7 +65,6 @@ def measure(pipe: str, folder: Path, *, budgets: int, held_out: int, effort: int
     levels = np.random.default_rng(seed).uniform(LOW, HIGH, budgets)
     for level in levels[len(known.found) :]:
         planner = open_planner(subject, search, effort=effort, seed=seed, folder=folder)
-        planner.spent = float(EFFORTS[effort].recorded)
         point = planner.for_budget(Budget.parse(f"psnr>={level:.2f}"))
         policy = point.policy(planner.steps)
         values = next((kept.held_out for kept in known.found if kept.policy == policy), None)

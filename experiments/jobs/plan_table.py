@@ -48,7 +48,6 @@ def measure(
     for speedup in speedups:
         with watched(EFFORTS[effort].generations) as told:
             planner = open_planner(subject, search, effort=effort, seed=seed, folder=folder, told=told)
-            planner.spent = float(EFFORTS[effort].recorded)  # each row pays for the recording, though it is made once
             point = planner.for_speedup(speedup)
         name = f"planned, {len(point.computed)} of {steps} steps"
         entries[name], spent[name] = point.policy(steps), planner.spent

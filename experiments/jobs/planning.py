@@ -236,7 +236,7 @@ def _front_info(front: Front, point: Point, others: tuple[tuple[str, float, floa
 
 def _contest(
     subject: Subject,
-    policy: fc.Policy,
+    policy: fc.Planned,
     held_out: Sequence[str],
     folder: Path,
     seed: int,
@@ -244,7 +244,7 @@ def _contest(
     metrics: Sequence[str],
 ) -> Contest:
     """The plan beside as many steps without a cache as cost the same, on the held-out prompts."""
-    steps, count = policy.steps, len(policy.computed)  # type: ignore[attr-defined]
+    steps, count = policy.steps, len(policy.computed)
     rivals = {f"{count} of {steps} steps": FewerSteps(count)}
     asked = (*(budget.metrics if budget is not None else ()), *metrics)
     return Contest(

@@ -327,7 +327,7 @@ class Denoiser:
             state.call = None
         for hook, unit, stacks in passing:
             # A stack that is reused answers in its blocks' place: such a block was called, its site was not reached.
-            if hook.hits and not any(unit.site.inside(stack.site) and stack.reuses(call) for stack in stacks):
+            if hook.hits and not any(unit.site.inside(stack.site) and stack.skips(call) for stack in stacks):
                 unit.mark(call.step, call.branches)
         for hook, units in self._quiet:
             if hook.hits:

@@ -44,7 +44,7 @@ class StackUnit(Unit):
         self._reused: tuple[Branch, ...] = ()
         self._seen: Tensor | None = None
 
-    def reuses(self, call: Call) -> bool:
+    def skips(self, call: Call) -> bool:
         """Whether the run of blocks was skipped as a whole in this call, in which it was asked."""
         return self._reused == call.branches
 

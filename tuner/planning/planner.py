@@ -20,16 +20,13 @@ from fastercache.tuner.planning.damage import Damage
 from fastercache.tuner.planning.fitting import FittedRuns, Sampler, SearchRun, Steps, fit, replay
 from fastercache.tuner.planning.fixed import better_of
 from fastercache.tuner.planning.front import Front, Point
-from fastercache.tuner.planning.material import Material
+from fastercache.tuner.planning.material import Material, Told
 from fastercache.tuner.planning.paths import Path, plans
 from fastercache.tuner.planning.portfolio import portfolio
 from fastercache.tuner.planning.referee import Referee
 from fastercache.tuner.planning.refine import refine
 from fastercache.tuner.planning.search import Judged, search
 from fastercache.tuner.setting import Setting
-
-Told = Callable[[str, float], None]
-"""Progress: what is being done, and generations spent so far."""
 
 
 @dataclass(frozen=True)
