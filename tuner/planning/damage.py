@@ -10,8 +10,7 @@ the sampler's impulse response. So a stretch from i to j does the isolated damag
 summed over the recorded runs, and all inner products that it needs are entries of the Gram matrices. For a sampler
 `x_{k+1} = a_k x_k + b_k F_k` it is S_j^2 times the squared error of x_j, `S_j = |prod_{m>=j} a_m|`.
 
-The damage of a plan is the sum over its stretches, or what is left of it where the fit of later stretches repairs a
-share (`carry`): `E_j = carry_ij E_i + D(i, j)`.
+The damage of a plan is the sum over its stretches. `rehearsal` has what the fit of later stretches repairs.
 """
 
 from __future__ import annotations
@@ -26,6 +25,9 @@ from fastercache.analysis.trajectory import Trajectory
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+KEPT = 1 << 15
+"""Histories whose stretches are kept."""
+
 
 class Damage:
     """Isolated damage of stretches, from the Gram matrices of all runs.
@@ -36,14 +38,7 @@ class Damage:
         history: K, how many computed outputs a predictor combines.
         latent: whether it combines x_i too.
         ridge: added to the diagonal of the normalised normal equations.
-        noise: (n,) or None: mean squared error that F_s is expected to have in a cached run (its input is off the
-            reference's path). Weights that amplify it are paid for: errors-in-variables least squares.
-        sensitivity: (n + 1,) or None: further weights on the damage of a stretch that ends at j.
-        carry: (n + 1, n + 1) or None: entry (i, j) is the share of the error before step i that is left before step j
-            once the stretch between them was fitted; 1 by default. `teaching` learns it from cached runs.
-        exponent: damage is `(S_j * root mean squared error)^exponent`; 2 adds squares.
         starts: first step of each denoiser; values of another denoiser are no history.
-        weights: (P,) or None: weight of each run, e.g. its inverse error, so that hard prompts do not decide alone.
     """
 
     def __init__(
@@ -54,25 +49,15 @@ class Damage:
         history: int = 5,
         latent: bool = True,
         ridge: float = 1e-10,
-        noise: Floats | None = None,
-        sensitivity: Floats | None = None,
-        carry: Floats | None = None,
-        exponent: float = 2.0,
         starts: Sequence[int] = (0,),
-        weights: Floats | None = None,
     ) -> None:
         n = trajectory.steps
-        share = np.ones(trajectory.runs) if weights is None else np.asarray(weights, dtype=np.float64)
         self.steps = n
         self.starts = tuple(sorted(starts))
         self.history = history
         self.latent = latent
         self.ridge = ridge
-        self.exponent = exponent
-        self.sensitivity = np.ones(n + 1) if sensitivity is None else np.asarray(sensitivity, dtype=np.float64)
-        self.carry = np.ones((n + 1, n + 1)) if carry is None else np.asarray(carry, dtype=np.float64)
-        self.noise = np.zeros(n) if noise is None else np.asarray(noise, dtype=np.float64)
-        self._gram = np.tensordot(share / share.sum(), trajectory.products, axes=1)  # (2n+1, 2n+1)
+        self._gram = trajectory.products.mean(axis=0)  # (2n+1, 2n+1)
         outputs = slice(n + 1, 2 * n + 1)
         # inner products of every vector with the weighted outputs added up to step m (exclusive): (2n+1, n+1)
         self._summed = np.zeros((2 * n + 1, n + 1))
@@ -81,6 +66,7 @@ class Damage:
         products = self._gram[outputs, outputs] * np.outer(impulse, impulse)
         weighted[1:, 1:] = products.cumsum(axis=0).cumsum(axis=1)
         self._squares = weighted
+        self._rows: dict[tuple[int, ...], Floats] = {}
 
     def stretches(self, recent: Ints) -> Floats:
         """Damage of every stretch that follows a computed step.
@@ -95,8 +81,6 @@ class Damage:
         rows, known = self._features(recent)
         gram = self._gram[rows[:, :, None], rows[:, None, :]]  # (U, f, f), of outputs, and of the latent at last
         k = recent.shape[1]
-        diagonal = np.arange(k)
-        gram[:, diagonal, diagonal] += np.where(recent >= 0, self.noise[np.maximum(recent, 0)], 0.0)
         targets = (self._summed[:, i + 1 :] - self._summed[:, i + 1 : i + 2])[rows]  # (U, f, n-i)
         change = np.broadcast_to(np.eye(rows.shape[1]), gram.shape).copy()  # rows: newest, differences, latent
         for p in range(1, k):
@@ -116,8 +100,16 @@ class Damage:
         square = np.diagonal(self._squares)[i + 1 :] - 2.0 * self._squares[i + 1, i + 1 :] + corner
         error = square - np.einsum("ufj,ufj->uj", weights, 2.0 * targets - gram @ weights)
         error[:, 0] = 0.0
-        damage: Floats = np.maximum(error, 0.0) * self.sensitivity[i + 1 :] ** 2
-        return damage if self.exponent == 2.0 else np.asarray(damage ** (self.exponent / 2.0))
+        damage: Floats = np.maximum(error, 0.0)
+        return damage
+
+    def _row(self, recent: tuple[int, ...]) -> Floats:
+        """Damage of every stretch after one history; kept, because plans that are compared share most of theirs."""
+        if recent not in self._rows:
+            if len(self._rows) >= KEPT:
+                self._rows.clear()
+            self._rows[recent] = self.stretches(np.array([recent], dtype=np.int64))[0]
+        return self._rows[recent]
 
     def _features(self, recent: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """Rows of the Gram matrix of the outputs and the latent, (U, f), and which of the features exist."""
@@ -141,16 +133,8 @@ class Damage:
         return found
 
     def of(self, computed: Sequence[int]) -> float:
-        """Damage of a whole plan: what its stretches add, carried to the end."""
-        return float(self.along(computed)[-1])
-
-    def along(self, computed: Sequence[int]) -> Floats:
-        """Damage accumulated at the end of each stretch of a plan, (B,): `E_j = carry_ij E_i + D_ij`."""
-        values, total = [], 0.0
-        for i, j, added in zip(computed, [*computed[1:], self.steps], self.by_stretch(computed), strict=True):
-            total = float(self.carry[i, j]) * total + float(added)
-            values.append(total)
-        return np.array(values)
+        """Damage of a whole plan: what its stretches add."""
+        return float(self.by_stretch(computed).sum())
 
     def by_stretch(self, computed: Sequence[int]) -> Floats:
         """Damage of each stretch of a plan, (B,)."""
@@ -159,6 +143,5 @@ class Damage:
         for q, (i, j) in enumerate(zip(computed, ends, strict=True)):
             first = self.first_of(i)
             past = [step for step in computed[max(q - self.history + 1, 0) : q + 1] if step >= first][::-1]
-            recent = np.array([past + [-1] * (self.history - len(past))], dtype=np.int64)
-            values.append(self.stretches(recent)[0, j - i - 1])
+            values.append(self._row((*past, *[-1] * (self.history - len(past))))[j - i - 1])
         return np.array(values)

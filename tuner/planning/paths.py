@@ -123,7 +123,7 @@ def _arrivals(damage: Damage, nodes: Sequence[_Node], j: int, reach: int) -> tup
         if not len(node.count):
             continue
         counts.append(node.count)
-        costs.append(damage.carry[i, j] * node.cost + node.follow[node.which, j - i - 1])
+        costs.append(node.cost + node.follow[node.which, j - i - 1])
         rows = np.arange(len(node.count))
         origins.append(np.stack([np.full_like(rows, i), rows], axis=1))
     if not counts:

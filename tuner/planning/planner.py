@@ -25,6 +25,7 @@ from fastercache.tuner.planning.paths import Path, plans
 from fastercache.tuner.planning.portfolio import portfolio
 from fastercache.tuner.planning.referee import Referee
 from fastercache.tuner.planning.refine import refine
+from fastercache.tuner.planning.rehearsal import Foresight, Rehearsal
 from fastercache.tuner.planning.search import Judged, search
 from fastercache.tuner.setting import Setting
 
@@ -108,6 +109,8 @@ class Planner:
         self._told, self._judged, self._stored = told, judged, dict(known or {})
         self.sampler: Sampler = material.sampler
         self.damage = self._damage()
+        self.foresight = Foresight(self.damage, self._rehearsal())
+        self._portfolios: dict[int, list[Steps]] = {}
         self.predicted: dict[int, Path] = {
             count: paths[0] for count, paths in plans(self.damage, best=1).items() if paths
         }
@@ -120,6 +123,30 @@ class Planner:
             latent=self.sampler.input is not None,
             starts=self.sampler.relations.starts,
         )
+
+    def _rehearsal(self) -> Rehearsal | None:
+        if not self.sampler.held:
+            return None
+        return Rehearsal(
+            self.material.profile.trajectory,
+            self.sampler.response.matrix,
+            history=self.history,
+            latent=self.sampler.input is not None,
+            starts=self.sampler.relations.starts,
+        )
+
+    def _portfolio(self, count: int) -> list[Steps]:
+        """Plans with `count` computed steps that are worth running, the most promising first."""
+        if count not in self._portfolios:
+            self._told(f"{count} computed steps: planning", self.spent)
+            self._portfolios[count] = portfolio(self.foresight, count) or [self.predicted[count].computed]
+        return self._portfolios[count]
+
+    def _known(self, count: int) -> Known:
+        """The best plan so far; before any was run, the most promising one."""
+        if count not in self.known:
+            self.known[count] = Known(self._portfolio(count)[0], self._level(count))
+        return self.known[count]
 
     @property
     def steps(self) -> int:
@@ -262,18 +289,11 @@ class Planner:
     def _search(self, count: int, generations: float) -> None:
         """The best plan with `count` computed steps that `generations` allow."""
         if not self.effort.groups or generations <= 0.0:
-            self.known.setdefault(count, Known(self.predicted[count].computed, self._level(count)))
+            self._known(count)
             return
         groups = [[i for i in group if i < self.prompts] for group in self.effort.groups]
         referee = Referee(self.setting.pipe, self.material.runs, self.sampler, [g for g in groups if g], self.history)
-        options = portfolio(
-            self.material.profile.trajectory,
-            self.sampler.impulse,
-            count,
-            history=self.history,
-            latent=self.sampler.input is not None,
-            starts=self.sampler.relations.starts,
-        )
+        options = self._portfolio(count)
         before = self.spent
 
         def tick(one: Judged) -> None:
@@ -286,7 +306,7 @@ class Planner:
         state = search(
             options,
             referee,
-            self.damage.of,
+            self.foresight.of,
             self.steps,
             generations,
             prompts=sum(map(len, groups)),
@@ -296,14 +316,14 @@ class Planner:
         )
         self.spent = before + state.spent
         if not state.ranked():  # not one plan fitted into what is left
-            self.known.setdefault(count, Known(self.predicted[count].computed, self._level(count)))
+            self._known(count)
             return
         best = state.best
         self.known[count] = Known(best.computed, best.decibels)
 
     def _verify(self, count: int) -> None:
         """Fit the plan on all search prompts and measure what comes out."""
-        known = self.known.setdefault(count, Known(self.predicted[count].computed, self._level(count)))
+        known = self._known(count)
         if known.quality:
             return
         self._told(f"{count} computed steps: fitting on {self.prompts} prompt{'s' * (self.prompts != 1)}", self.spent)
@@ -350,7 +370,7 @@ class Planner:
     def _first_guess(self, budget: Budget, margin: float | None) -> int:
         """A first plan is run on two prompts: how the recording's level translates into the budget's metric."""
         count = min(max(len(self.sampler.relations.starts), self.steps // 4), max(self.predicted))
-        look = Known(self.predicted[count].computed, 0.0)
+        look = Known(self._portfolio(count)[0], 0.0)
         self._fit(look, range(min(2, self.prompts)))
         self._offset = budget.margin(look.quality) - look.level
         self._bias = {count: look.level - self._level(count)}

@@ -111,27 +111,6 @@ def test_damage_is_a_least_squares_residual(latent: bool) -> None:
         np.testing.assert_allclose(row, [residual(runs, past, j, latent=latent) for j in range(5, 10)], rtol=1e-6)
 
 
-def test_damage_weighs_runs() -> None:
-    runs = random_runs(6, runs=3)
-    damage = Damage(runs.trajectory, runs.impulse, history=2, weights=np.array([1.0, 5.0, 0.5]))
-    assert damage.stretches(np.array([[2, 0]]))[0, 3] == pytest.approx(
-        residual(runs, [2, 0], 6, share=[1.0, 5.0, 0.5]), rel=1e-6
-    )
-
-
-def test_noise_on_outputs_is_a_penalty_on_their_weights() -> None:
-    """Errors in variables: the expected residual over noisy features, which a ridge of the noise's power gives."""
-    runs, level = random_runs(6, runs=2), 0.3
-    damage = Damage(runs.trajectory, runs.impulse, history=2, noise=np.full(6, level))
-    features = np.stack([runs.outputs[:, 2].ravel(), runs.outputs[:, 0].ravel(), runs.latents[:, 2].ravel()], axis=1)
-    target = sum(runs.impulse[m] * runs.outputs[:, m] for m in (3, 4, 5)).ravel()
-    size = len(target)
-    power = np.diag([level, level, 0.0])
-    best = np.linalg.solve(features.T @ features / size + power, features.T @ target / size)
-    expected = np.mean((features @ best - target) ** 2) + best @ power @ best
-    assert damage.stretches(np.array([[2, 0]]))[0, 3] == pytest.approx(expected, rel=1e-6)
-
-
 def test_alone_is_the_damage_of_skipping_one_step() -> None:
     runs = random_runs(7)
     found = Damage(runs.trajectory, runs.impulse, history=3, starts=(0, 4)).alone()
@@ -139,27 +118,6 @@ def test_alone_is_the_damage_of_skipping_one_step() -> None:
     past = {1: [0], 2: [1, 0], 3: [2, 1, 0], 5: [4], 6: [5, 4]}
     for step, known in past.items():
         assert found[step] == pytest.approx(residual(runs, known, step + 1), rel=1e-5)
-
-
-def test_sensitivity_and_exponent_scale_a_stretch() -> None:
-    runs = random_runs(6)
-    sensitivity = np.arange(1.0, 8.0)
-    damage = Damage(runs.trajectory, runs.impulse, history=2, sensitivity=sensitivity, exponent=1.0)
-    found = damage.stretches(np.array([[2, 0]]))[0]
-    expected = [sensitivity[j] * residual(runs, [2, 0], j) ** 0.5 for j in range(3, 7)]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def test_carry_keeps_a_share_of_what_came_before() -> None:
-    runs = random_runs(6)
-    carry = np.random.default_rng(1).uniform(0.2, 1.0, (7, 7))
-    damage = Damage(runs.trajectory, runs.impulse, history=2, carry=carry)
-    first, second, third = residual(runs, [0], 2), residual(runs, [2, 0], 4), residual(runs, [4, 2], 6)
-    expected = carry[4, 6] * (carry[2, 4] * first + second) + third
-    assert damage.of([0, 2, 4]) == pytest.approx(expected, rel=1e-6)
-    exact = {b: min((damage.of([0, *c]), (0, *c)) for c in itertools.combinations(range(1, 6), b - 1)) for b in (2, 3)}
-    found = plans(damage, counts=[2, 3], width=1000, alternatives=1000)
-    assert {b: paths[0].computed for b, paths in found.items()} == {b: plan for b, (_, plan) in exact.items()}
 
 
 def test_plans_apart_and_no_longer_than_asked() -> None:
