@@ -67,7 +67,7 @@ app = typer.Typer(
 )
 
 F = TypeVar("F", bound=Callable[..., None])
-RESUMABLE = ("plan", "tune", "demo", "bench")
+RESUMABLE = ("plan", "tune", "demo", "bench", "certify")
 RESUME = "interrupted; what was finished is kept: run the same command again and it goes on from there"
 
 
@@ -116,6 +116,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     find.analyze,
     planning.plan,
     find.tune,
+    ship.certify,
     ship.export,
     make.demo,
     cost.overhead,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fastercache.policies.base import Policy
 from fastercache.policies.errors import AttachError
 from fastercache.policies.vocabulary import Branch, Site
 from fastercache.session import Session
-from fastercache.tuned import TunedConfig
+from fastercache.tuned import OtherConditions, TunedConfig
 
 
 def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
@@ -126,10 +127,15 @@ def attach(
     if config is not None:
         tuned = config
 
-        def check(run: Any, pipe: Any) -> None:
+        said: set[str] = set()
+
+        def check(run: Any, pipe: Any, latent: tuple[int, ...]) -> None:
             style: Guidance = session.guidance if len(run.branches) > 1 else "none"
             scale = getattr(pipe, "guidance_scale", None)
             tuned.check_run(run.count, scale, allow=frozenset(allow), guidance=style)
+            for difference in set(tuned.differences(target, latent)) - said:
+                said.add(difference)
+                warnings.warn(difference, OtherConditions, stacklevel=2)
 
     session = Session(
         denoisers,
@@ -143,4 +149,5 @@ def attach(
         keep_traces=keep_traces,
         check_run=check,
     )
+    session.tuned = config if not allow else None  # what was promised holds for what it was made for
     return session

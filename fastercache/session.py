@@ -35,6 +35,7 @@ from fastercache.run.signals import Jury
 from fastercache.run.store import History
 from fastercache.run.trace import Trace
 from fastercache.run.transfer import Transfers
+from fastercache.tuned import TunedConfig
 
 
 class _DryRun(Exception):
@@ -58,6 +59,7 @@ class Session:
         policy: the policy in force.
         sites: every site found, in execution order.
         traces: those of the last few runs, the newest last.
+        tuned: the tuned config that the policy comes from; None where it was given as a policy.
     """
 
     def __init__(
@@ -72,10 +74,11 @@ class Session:
         cache_device: str | torch.device | None = None,
         max_cache_bytes: int | None = None,
         keep_traces: int = 8,
-        check_run: Callable[[Run, Any], None] | None = None,
+        check_run: Callable[[Run, Any, tuple[int, ...]], None] | None = None,
     ) -> None:
         self.pipe = pipe
         self.policy = policy
+        self.tuned: TunedConfig | None = None
         self.traces: list[Trace] = []
         self._keep_traces = keep_traces
         self._cache_dtype = cache_dtype
@@ -157,7 +160,7 @@ class Session:
         if not self._attached:
             raise AttachError("this session is detached: attach again to use another policy")
         self._claim(policy)
-        self.policy = policy
+        self.policy, self.tuned = policy, None
         self._compiled = None
 
     def _claim(self, policy: Policy) -> None:
@@ -218,12 +221,14 @@ class Session:
         return self.traces[-1]
 
     def summary(self) -> str:
-        """The last run in one line."""
+        """The last run in one line, with the certificate of a tuned config that has one."""
         t = self.last
+        certificate = None if self.tuned is None else self.tuned.certificate
+        promised = "" if certificate is None else f"; {certificate.words}"
         return (
             f"{self.policy.name}: {t.steps_in_words}, {t.share():.0%} of {len(t.sites)} sites' decisions reused, "
             f"computed FLOPs {t.total_flops / 1e9:.2f} G of {sum(t.flops_full) / 1e9:.2f} G "
-            f"({t.speedup_flops:.2f}x), {t.cached_bytes / 2**20:.2f} MiB cached at most, {t.seconds:.2f} s"
+            f"({t.speedup_flops:.2f}x), {t.cached_bytes / 2**20:.2f} MiB cached at most, {t.seconds:.2f} s{promised}"
         )
 
     def flop_shares(self) -> dict[str, float]:
@@ -282,9 +287,11 @@ class Session:
             other.branches.check_order(args, kwargs)
         sites = self.sites if len(branches) > 1 else tuple(s for s in self.sites if s.kind is not Kind.BRANCH)
         run = Run(self._clock.steps, branches, sites)
+        latent = tuple(leading_tensor(args, kwargs).shape[1:])
         if self._check_run is not None:
-            self._check_run(run, self.pipe)
+            self._check_run(run, self.pipe, latent)
         trace = self._plan(run)
+        trace.latent = latent
         for d in self._denoisers:
             d.begin(RunState(run, d.branches.coupled, d.branches.unsure), trace)
         trace.rows = [self._owner(site).units[site.name].rows for site in trace.sites]

@@ -75,6 +75,42 @@ class Model(_Frozen):
     denoiser: Identity
 
 
+class OtherConditions(UserWarning):
+    """A tuned config is applied to another resolution, number of frames, dtype or LoRA than it was made for."""
+
+
+class Conditions(_Frozen):
+    """What a policy's quality may depend on besides what it is checked against; a difference is a warning.
+
+    Attributes:
+        latent: shape of the denoiser's main input without its batch axis; it follows resolution and frames. None where
+            it is not known.
+        dtype: of the denoiser's parameters. adapters: names of its active LoRA adapters.
+    """
+
+    latent: tuple[int, ...] | None = None
+    dtype: str | None = None
+    adapters: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, target: Any, latent: tuple[int, ...] | None = None) -> Conditions:
+        """Those of a pipeline or denoiser as it stands."""
+        first = next(iter(denoisers(target).values()))
+        parameter = next(first.parameters(), None)
+        dtype = None if parameter is None else str(parameter.dtype).removeprefix("torch.")
+        return cls(latent=latent or None, dtype=dtype, adapters=active_adapters(first))
+
+
+def active_adapters(denoiser: nn.Module) -> tuple[str, ...]:
+    """Names of the LoRA adapters that are switched on, in order."""
+    found: set[str] = set()
+    for module in denoiser.modules():
+        names = getattr(module, "active_adapters", None)
+        if isinstance(names, (list, tuple)) and not getattr(module, "disable_adapters", False):
+            found.update(map(str, names))
+    return tuple(sorted(found))
+
+
 class Measured(_Frozen):
     """What was measured on one set of prompts; quality is the mean over prompts against the uncached output.
 
@@ -144,8 +180,16 @@ class Results(_Frozen):
     held_out: Measured | None = None
 
 
+def prompt_hash(prompt: str) -> str:
+    """What a tuned config keeps of a prompt that it was searched or measured on: 16 digits of its sha256."""
+    return hashlib.sha256(prompt.strip().encode()).hexdigest()[:16]
+
+
 class TunedConfig(_Frozen):
-    """A policy with what it was made for and what was measured. `save`, `load`, `check`, or give it to `attach`."""
+    """A policy with what it was made for and what was measured. `save`, `load`, `check`, or give it to `attach`.
+
+    `seen` holds the hashes of the prompts it was searched and measured on, which no certificate may use again.
+    """
 
     format: Literal["fastercache-tuned"] = FORMAT
     version: Literal[1] = VERSION
@@ -158,13 +202,26 @@ class TunedConfig(_Frozen):
     budget: str | None = None
     measured: Results = Field(default_factory=Results)
     certificate: Certificate | None = None
+    seen: tuple[str, ...] = ()
+    conditions: Conditions | None = None
     packages: dict[str, str] = Field(default_factory=lambda: package_versions())
 
     @classmethod
     def describe(
-        cls, target: Any, policy: Policy, *, steps: int, guidance_scale: float | None, guidance: Guidance, **fields: Any
+        cls,
+        target: Any,
+        policy: Policy,
+        *,
+        steps: int,
+        guidance_scale: float | None,
+        guidance: Guidance,
+        latent: tuple[int, ...] | None = None,
+        **fields: Any,
     ) -> TunedConfig:
-        """A config of `policy` for `target` (a pipeline or denoiser) as it stands now."""
+        """A config of `policy` for `target` (a pipeline or denoiser) as it stands now.
+
+        `latent`: the run's `Trace.latent`, where one was made.
+        """
         return cls(
             model=model_identity(target),
             scheduler=scheduler_identity(target),
@@ -172,6 +229,7 @@ class TunedConfig(_Frozen):
             guidance_scale=None if guidance_scale is None else float(guidance_scale),
             guidance=guidance,
             policy=policy,
+            conditions=Conditions.of(target, latent),
             **fields,
         )
 
@@ -228,6 +286,29 @@ class TunedConfig(_Frozen):
         scales = (self.guidance_scale, guidance_scale)
         if None not in scales and "guidance" not in allow and not math.isclose(*scales, abs_tol=1e-6):  # type: ignore[arg-type]
             self._refuse("guidance", (f"guidance scale {self.guidance_scale:g}", f"{guidance_scale:g}"))
+
+    def differences(self, target: Any, latent: tuple[int, ...]) -> list[str]:
+        """What a run about to start has other than what this config was made for, a warning each.
+
+        `latent`: shape of the denoiser's main input in that run, without its batch axis.
+        """
+        if self.conditions is None:
+            return []
+        made, now = self.conditions, Conditions.of(target, latent)
+        found = []
+        if made.latent is not None and made.latent != now.latent:
+            was, this = (" x ".join(map(str, shape)) for shape in (made.latent, latent))
+            found.append(("a latent of " + was, f"one of {this} (another resolution or number of frames)"))
+        if made.dtype is not None and made.dtype != now.dtype:
+            found.append((str(made.dtype), str(now.dtype)))
+        if made.adapters != now.adapters:
+            was, this = (", ".join(names) or "none" for names in (made.adapters, now.adapters))
+            found.append(("LoRA adapters: " + was, this))
+        return [
+            f"this tuned config was made for {was}, this run has {this}: its figures may not hold, so compare some "
+            "outputs with uncached ones"
+            for was, this in found
+        ]
 
     @staticmethod
     def _refuse(part: str, difference: tuple[str, str] | None) -> None:

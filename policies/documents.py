@@ -240,6 +240,33 @@ def replacing(path: str | Path, what: str) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: str | Path, what: str) -> None:
+    """Whether a file could be written, asked before the work whose outcome it is to hold. Nothing is left there.
+
+    Raises:
+        ConfigUnreadable: as `write_atomic` would.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigUnreadable(f"cannot write the {what} {path}: it is a folder; name a file")
+    made = next((parent for parent in reversed([path.parent, *path.parent.parents]) if not parent.exists()), None)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem[:40]}-"):
+            pass
+    except (OSError, ValueError) as error:
+        raise ConfigUnreadable(
+            f"cannot write the {what} {path}: {getattr(error, 'strerror', None) or error}; choose another place"
+        ) from None
+    finally:
+        if made is not None:
+            with contextlib.suppress(OSError):  # folders that were made for the question alone
+                for folder in (path.parent, *path.parent.parents):
+                    folder.rmdir()
+                    if folder == made:
+                        break
+
+
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 

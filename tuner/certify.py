@@ -7,12 +7,13 @@ Clopper and Pearson 1934; fixed-sequence testing and the Hoeffding-Bentkus p-val
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scipy.stats import beta, binom
 
 from fastercache.policies.errors import FasterCacheError
 from fastercache.tuned import Certificate
+from fastercache.tuner.budget import Budget, Term
 
 
 class InvalidCertificate(FasterCacheError):
@@ -85,6 +86,34 @@ def certificate(missed: Sequence[bool], budget: str, confidence: float = 0.95) -
     violations = sum(bool(m) for m in missed)
     rate = clopper_pearson(violations, len(missed), confidence)
     return Certificate(budget=budget, prompts=len(missed), violations=violations, rate=rate, confidence=confidence)
+
+
+def sequential(
+    missed: Sequence[Sequence[bool]], budget: str, rate: float = 0.05, confidence: float = 0.95
+) -> list[Certificate]:
+    """The certificates of a list of candidates, the safest first: of those before the first that fails its test.
+
+    Args:
+        missed: per candidate one flag for each certification prompt, the same prompts for all.
+        rate: the share of prompts that may miss the budget.
+
+    With probability `confidence` over the choice of prompts every one of them is true, so the last may be shipped.
+    """
+    p_values = [binomial_p_value(sum(map(bool, flags)), len(flags), rate) for flags in missed]
+    return [
+        Certificate(budget=budget, prompts=len(flags), violations=sum(flags), rate=rate, confidence=confidence)
+        for flags in missed[: fixed_sequence(p_values, 1.0 - confidence)]
+    ]
+
+
+def misses(budget: Budget, value: Mapping[str, float]) -> bool:
+    """Whether one prompt misses a budget: its own value counts, whatever statistic over prompts was demanded."""
+    return budget.violation({name: [value[name]] for name in budget.metrics}) > 0.0
+
+
+def each(budget: Budget) -> str:
+    """The budget as it is asked of one prompt: `psnr>=45` for `p90:psnr>=45`."""
+    return str(Budget(tuple(dict.fromkeys(Term(term.metric, term.bound) for term in budget.terms))))
 
 
 def _level(value: float, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from fastercache.policies.errors import ConfigUnreadable
-from fastercache.tuned import Certificate, Measured, Results, TunedConfig
+from fastercache.tuned import Certificate, Measured, Results, TunedConfig, prompt_hash
 from fastercache.tuner.record import Record
 from fastercache.tuner.study import Study
 
@@ -34,9 +34,11 @@ def export(
         steps=run.count,
         guidance_scale=scale if len(run.branches) > 1 else None,
         guidance=study.guidance if len(run.branches) > 1 else "none",
+        latent=study.cost_model.latent,
         budget=str(study.budget),
         measured=Results(search=searched(study, record), held_out=held_out),
         certificate=certificate,
+        seen=tuple(sorted({prompt_hash(case.prompt) for case in (*study.search, *study.held_out)})),
     )
 
 

@@ -53,6 +53,7 @@ class CostModel:
         active: where several denoisers share the steps of a run (Wan 2.2's experts), the steps that each one runs, by
             the prefix of its sites' names; one that is not named runs them all.
         guidance: how the branches are computed.
+        latent: shape of the denoiser's main input without its batch axis.
     """
 
     run: Run
@@ -60,6 +61,7 @@ class CostModel:
     shares: Mapping[str, float]
     active: Mapping[str, frozenset[int]] = field(default_factory=dict)
     guidance: Guidance = "none"
+    latent: tuple[int, ...] = ()
 
     @classmethod
     def measured(cls, session: Session, generate: Callable[[], object]) -> CostModel:
@@ -73,7 +75,7 @@ class CostModel:
             watch.close()
         trace = session.last
         steps = {prefix: frozenset(found) for prefix, found in active.items()}
-        return cls(trace.run, tuple(trace.flops_full), session.flop_shares(), steps, session.guidance)
+        return cls(trace.run, tuple(trace.flops_full), session.flop_shares(), steps, session.guidance, trace.latent)
 
     def share(self, site: Site) -> float:
         """Share of a denoiser call that reusing `site` saves."""

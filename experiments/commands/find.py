@@ -94,7 +94,10 @@ def tune(
         float | None, typer.Option("--time-limit", min=1.0, metavar="SECONDS", help="Stop searching after this time.")
     ] = None,
     study: Annotated[
-        Path | None, typer.Option("--study", metavar="DIR", help="Where the study is kept. [tuning/PIPE-POLICY]")
+        Path | None,
+        typer.Option(
+            "--study", metavar="DIR", help="Where the study is kept. [tuning/PIPE-POLICY, for other calls ...-2]"
+        ),
     ] = None,
     storage: Storage = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config.")] = Path("tuned.json"),
@@ -138,8 +141,18 @@ def tune(
         dtype=dtype,
         seed=seed,
     )
-    folder = study or Path("tuning") / f"{Path(pipe).name}-{'+'.join(job.policies)}"
+    base = Path("tuning") / f"{Path(pipe).name}-{'+'.join(job.policies)}"
+    folder = study or (base if storage is not None else searching.folder_for(job, base))
     finish(
-        searching.search(job, folder, out, trials=trials, seconds=time_limit, storage=storage, show=not as_json),
+        searching.search(
+            job,
+            folder,
+            out,
+            trials=trials,
+            seconds=time_limit,
+            storage=storage,
+            references=None if study is not None else base.parent / f"{Path(pipe).name}-references",
+            show=not as_json,
+        ),
         as_json,
     )

@@ -7,7 +7,74 @@ from typing import Annotated
 
 import typer
 
-from fastercache.experiments.commands.options import POLICY, Json, Storage, finish
+from fastercache.experiments.commands.options import (
+    POLICY,
+    Call,
+    Device,
+    Dtype,
+    Guidance,
+    Json,
+    Metrics,
+    Pipe,
+    PromptFile,
+    Seed,
+    Steps,
+    Storage,
+    finish,
+    opened,
+)
+
+
+def certify(
+    pipe: Pipe,
+    configs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Tuned configs; of several the fastest that passes.", show_default=False
+        ),
+    ],
+    prompt_file: PromptFile = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="What each prompt must keep. [the budget in the file]")
+    ] = None,
+    level: Annotated[
+        float, typer.Option("--level", min=0.5, max=0.999, help="How sure the certificate is to be, 0.95 for 95 %.")
+    ] = 0.95,
+    rate: Annotated[
+        float, typer.Option("--rate", min=0.001, max=0.5, help="The share of prompts that may miss the budget.")
+    ] = 0.05,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, metavar="N", help="Prompts to try. [the fewest that can do: 59]")
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option("--study", metavar="DIR", help="Where every run is kept. [certifying/PIPE]")
+    ] = None,
+    metrics: Metrics = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    call: Call = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Certify that all but a few prompts keep the budget, from prompts that nothing was searched or measured on.
+
+    The certificate is written into the file and said by whatever applies it. Fix the number of prompts beforehand:
+    adding prompts after a look at the outcome would break the promise. The same command again resumes.
+
+    Example: `fastercache certify latte-digits tuned.json --budget 'psnr>=40'`
+    """
+    from fastercache.experiments.arguments import metric_names, read_prompts
+    from fastercache.experiments.jobs import certifying
+
+    metric_names(metrics or ())  # makes known those of a file
+    request = certifying.request_of(configs, budget, level, rate, count, seed)
+    given = read_prompts(prompt_file) if prompt_file else certifying.shipped(pipe, request)
+    prompts = certifying.chosen(request, given)
+    subject = opened(pipe, device, dtype, call, steps, guidance)
+    folder = study or Path("certifying") / Path(pipe).name
+    finish(certifying.certify(subject, request, prompts, folder, show=not as_json), as_json)
 
 
 def export(

@@ -67,6 +67,8 @@ def generate(
         results.print(table([row], f"{subject.name}, {counted(row.prompts, 'prompt')}, seeds from {seed}"))
         for path in files:
             say(str(path), results)
+        if isinstance(policy, fc.TunedConfig) and policy.certificate is not None and not allow:
+            say(f"certificate: {policy.certificate.words}", results)
     return {"pipeline": subject.name, **row.payload(), "seed": seed, "files": [str(path) for path in files]}
 
 

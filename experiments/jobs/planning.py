@@ -22,8 +22,9 @@ from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.console import counted, progress, results, say
 from fastercache.experiments.jobs.searching import tell
 from fastercache.experiments.pipelines import Subject, with_steps
+from fastercache.policies.documents import check_writable
 from fastercache.policies.errors import InvalidPolicy
-from fastercache.tuned import Results, TunedConfig
+from fastercache.tuned import Results, TunedConfig, prompt_hash
 from fastercache.tuner import Budget
 from fastercache.tuner.planning.front import Front, Point, means
 from fastercache.tuner.planning.material import Told, material
@@ -68,6 +69,7 @@ def plan(
     wanted = None if budget is None else Budget.parse(budget)
     if wanted is not None:
         tell(wanted)
+    check_writable(out, "tuned config")
     subject = with_steps(subject)
     asked = wanted.metrics if wanted is not None else ()
     with watched(EFFORTS[effort].generations) as told:
@@ -180,6 +182,7 @@ def _shipped(
         steps=front.steps,
         guidance_scale=info.guidance_scale if len(trace.run.branches) > 1 else None,
         guidance="none" if len(trace.run.branches) == 1 else "batched" if info.calls == 1 else "separate",
+        latent=trace.latent,
         budget=None if budget is None else str(budget),
         measured=Results(
             search=fc.tuned.Measured(
@@ -191,6 +194,9 @@ def _shipped(
                 hardware=hardware(str(planner.setting.identity["device"])),
             ),
             held_out=measured,
+        ),
+        seen=tuple(
+            sorted({prompt_hash(text) for text in (*(case.prompt for case in planner.material.cases), *held_out)})
         ),
     )
     files = {"tuned": str(config.save(out)), "front": str(front.save(folder / "front.json")), "study": str(folder)}

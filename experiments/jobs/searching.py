@@ -21,7 +21,7 @@ from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, B
 from fastercache.experiments.console import counted, progress, results, say
 from fastercache.experiments.jobs.outcome import sentence
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
-from fastercache.policies.documents import Missing, read_model, write_json
+from fastercache.policies.documents import Missing, check_writable, read_model, write_json
 from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
 from fastercache.tuner.entry import JOURNAL
 from fastercache.tuner.export import searched
@@ -75,7 +75,7 @@ class Job(BaseModel):
                 was, now = getattr(before, name), getattr(self, name)
                 if was != now:
                     raise fc.ConfigMismatch(
-                        f"the study in {folder} was made with {name} {_short(was)}, this call has {_short(now)}: "
+                        f"the study in {folder} was made with {_differing(name, was, now)}: "
                         "repeat the old call to continue it, or give another --study folder"
                     )
         write_json(folder / JOB, self.model_dump(mode="json"), "study's job")
@@ -91,6 +91,35 @@ class Job(BaseModel):
     def open(self) -> Subject:
         """The pipeline the job is about."""
         return open_pipeline(self.pipe, device=self.device, dtype=self.dtype, **self.call)
+
+
+def folder_for(job: Job, base: Path) -> Path:
+    """The default folder of a job: `base`, or where that holds a study of another job `base-2`, `base-3`, ..."""
+    number = 1
+    while True:
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if not (folder / JOURNAL).is_file() or _is_of(folder, job):
+            return folder
+        number += 1
+
+
+def _is_of(folder: Path, job: Job) -> bool:
+    try:
+        return Job.load(folder) == job
+    except fc.ConfigUnreadable:
+        return False
+
+
+def _differing(name: str, was: Any, now: Any) -> str:
+    """`4 prompts, this call has 8`; a setting that is no list by its value."""
+    if isinstance(was, tuple) and len(was) != len(now):
+        noun = {"prompts": "prompts", "held_out": "held-out prompts"}.get(name, name)
+        return f"{len(was)} {noun}, this call has {len(now)}"
+    if name in ("prompts", "held_out"):
+        differing = next(i for i, (old, new) in enumerate(zip(was, now, strict=True)) if old != new)
+        first = f"{_short(was[differing])}, this call has {_short(now[differing])}"
+        return f"other {name.replace('_', '-')} (place {differing + 1}): {first}"
+    return f"{name} {_short(was)}, this call has {_short(now)}"
 
 
 def _short(value: Any) -> str:
@@ -159,17 +188,37 @@ def tell(budget: Budget) -> None:
 
 
 def search(
-    job: Job, folder: Path, out: Path, *, trials: int, seconds: float | None, storage: str | None = None, show: bool
+    job: Job,
+    folder: Path,
+    out: Path,
+    *,
+    trials: int,
+    seconds: float | None,
+    storage: str | None = None,
+    references: Path | None = None,
+    show: bool,
 ) -> dict[str, Any]:
-    """Search, measure the best policy on the held-out prompts, export it to `out`."""
+    """Search, measure the best policy on the held-out prompts, export it to `out`.
+
+    `references`: folder of the uncached references, where several studies share it.
+    """
     budget = Budget.parse(job.budget)
+    check_writable(out, "tuned config")
     job.save(folder, storage)
     subject = job.open()
     tell(budget)
     with watched(trials, seconds) as tick:
         logdir = folder / "tensorboard"
         study = study_of(
-            subject, job, folder, trials=trials, seconds=seconds, on_trial=tick, logdir=logdir, storage=storage
+            subject,
+            job,
+            folder,
+            trials=trials,
+            seconds=seconds,
+            on_trial=tick,
+            references=references,
+            logdir=logdir,
+            storage=storage,
         )
     best = study.best()
     say(f"search ended: {study.ended}")

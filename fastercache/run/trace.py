@@ -48,6 +48,7 @@ class Trace:
         counting_seconds: wall time spent counting FLOPs, which each session does once per input shape.
         reached: steps that ended.
         calls: denoiser calls made.
+        latent: shape of the denoiser's main input without its batch axis; it follows resolution and frames.
     """
 
     run: Run
@@ -63,6 +64,7 @@ class Trace:
     complete: bool = False
     reached: int = 0
     calls: int = 0
+    latent: tuple[int, ...] = ()
 
     @property
     def codes(self) -> NDArray[np.int8]:

@@ -1,0 +1,156 @@
+"""The command `certify`: a certificate in the file, said by whatever applies it; resumed, and never on prompts seen."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import fastercache as fc
+from fastercache.experiments import cli, pipelines
+from fastercache.experiments.jobs import certifying
+from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions
+from fastercache.tuned import Measured, Results, TunedConfig, prompt_hash
+from fastercache.tuner.setting import Setting
+
+STEPS = 3
+LOOSE = ["--rate", "0.5", "--level", "0.9"]
+"""0.5^4 = 0.0625 is below 0.1, 0.5^3 = 0.125 is not: four prompts without a miss."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipelines, "_load", functools.cache(pipelines._load))
+        yield
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+def tuned(path: Path, computed: tuple[int, ...], seen: tuple[str, ...] = ("a red seven moving left",)) -> Path:
+    pipe = open_pipeline("latte-digits").pipe
+    measured = Measured(
+        prompts=1, speedup_flops=STEPS / len(computed), seconds=1.0, cached_bytes=0, hardware="test", quality={}
+    )
+    config = TunedConfig.describe(
+        pipe,
+        fc.Planned(steps=STEPS, computed=computed),
+        steps=STEPS,
+        guidance_scale=4.0,
+        guidance="batched",
+        budget="p90:psnr>=1",
+        measured=Results(search=measured),
+        seen=tuple(map(prompt_hash, seen)),
+    )
+    return config.save(path)
+
+
+def certify(tmp_path: Path, *files: Path, **options: str) -> Result:
+    words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
+    folder = ["--steps", str(STEPS), "--study", str(tmp_path / "study"), "--json"]
+    return run("certify", "latte-digits", *map(str, files), *LOOSE, *folder, *words)
+
+
+def test_the_certificate_goes_into_the_file_and_is_said(tmp_path: Path) -> None:
+    path = tuned(tmp_path / "tuned.json", (0, 1))
+    result = certify(tmp_path, path)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    words = "misses psnr>=1 on at most 50 % of prompts like these, 90 % sure; 4 prompts, 0 misses"
+    config = fc.load(path)
+    assert config.certificate is not None and config.certificate.words == words == found["words"]
+    pipe = open_pipeline("latte-digits", num_inference_steps=STEPS)
+    with fc.attach(pipe.pipe, path) as session:
+        pipe.pipe("a red seven moving left", **pipe.call)
+        assert session.summary().endswith(f"; {words}")
+        session.use(fc.NoCache(sites="denoiser"))
+        assert "misses" not in session.summary()
+    said = run("generate", "latte-digits", "a red one moving up", "--config", path, "--steps", STEPS, "--out", tmp_path)
+    assert words in said.stdout
+
+
+def test_of_several_the_fastest_that_passes_and_a_failure_ends_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slowest is tested first, wherever it stands in the command; a miss of a faster one stops before it."""
+    files = [tuned(tmp_path / f"{n}.json", tuple(range(n))) for n in (1, 2, 3)]
+    monkeypatch.setattr(certifying, "misses", lambda budget, value: value["psnr"] < 90)  # only all steps are exact
+    found = json.loads(certify(tmp_path, *files).stdout)
+    assert found["file"] == str(files[2]) and found["misses"] == {str(files[2]): 0, str(files[1]): 4, str(files[0]): 4}
+    assert fc.load(files[0]).certificate is None
+
+
+def test_it_resumes_without_running_anything_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tuned(tmp_path / "tuned.json", (0, 1))
+    runs: list[Any] = []
+    generate = Setting.generate
+    monkeypatch.setattr(Setting, "generate", lambda self, case: runs.append(case) or generate(self, case))
+    first = certify(tmp_path, path)
+    assert first.exit_code == 0 and len(runs) == 2 * 4 + 1  # uncached and cached, and one to warm up
+    again = certify(tmp_path, path)
+    assert again.exit_code == 0 and len(runs) == 9
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+    prompts = [case.prompt for case in runs]
+    assert "a red seven moving left" not in prompts  # seen
+
+
+def test_more_prompts_after_a_look_are_refused(tmp_path: Path) -> None:
+    path = tuned(tmp_path / "tuned.json", (0, 1))
+    assert certify(tmp_path, path).exit_code == 0
+    result = certify(tmp_path, path, count="6")
+    assert result.exit_code == 2 and "breaks the promise" in result.stderr
+
+
+def test_nothing_is_written_where_none_passes(tmp_path: Path) -> None:
+    path = tuned(tmp_path / "tuned.json", (0,))
+    result = certify(tmp_path, path, budget="psnr>=99")
+    assert result.exit_code == 2 and "4 of 4 prompts miss psnr>=99, too many" in result.stderr
+    assert fc.load(path).certificate is None
+
+
+def test_prompts_that_were_seen_are_refused(tmp_path: Path) -> None:
+    path = tuned(tmp_path / "tuned.json", (0, 1), ("c", "x"))
+    (tmp_path / "prompts.txt").write_text("a\nb\n  c \nd\n")
+    result = certify(tmp_path, path, prompts=str(tmp_path / "prompts.txt"))
+    assert result.exit_code == 2 and "prompt 3 ('c') was used when" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"count": "3"}, "that takes 4"),
+        ({"rate": "0.05", "level": "0.95", "prompts": "FEW"}, "takes 59 prompts, found 2"),
+    ],
+)
+def test_too_few_prompts(tmp_path: Path, options: dict[str, str], said: str) -> None:
+    (tmp_path / "few.txt").write_text("a\nb\n")
+    options = {key: str(tmp_path / "few.txt") if value == "FEW" else value for key, value in options.items()}
+    result = certify(tmp_path, tuned(tmp_path / "tuned.json", (0, 1)), **options)
+    assert result.exit_code == 2 and said in result.stderr
+
+
+def test_a_recheck_on_fresh_noise(tmp_path: Path) -> None:
+    from fastercache.experiments.jobs.recheck import recheck
+
+    path = tuned(tmp_path / "tuned.json", (0, 1))
+    subject: Subject = open_pipeline("latte-digits", num_inference_steps=STEPS)
+    with pytest.raises(fc.ConfigUnreadable, match="no certificate"):
+        recheck(subject, fc.load(path), 2, tmp_path / "recheck")
+    certify(tmp_path, path)
+    found = recheck(subject, fc.load(path), 2, tmp_path / "recheck")
+    assert (found["misses"], found["prompts"], found["holds"]) == (0, 2, True)
+    assert found["at_most"] == pytest.approx(1 - 0.025**0.5)
+
+
+def test_the_captions_that_a_reference_model_brings_are_unseen_ones(tmp_path: Path) -> None:
+    first = shipped_captions("latte-digits", "train")[0]
+    request = certifying.request_of([tuned(tmp_path / "t.json", (0,), (first,))], None, 0.95, 0.05, None, 0)
+    found = certifying.shipped("latte-digits", request)
+    assert first not in found and len(found) == 239 and request.count == 59
