@@ -89,8 +89,12 @@ def _predicted(search: Material, plans: list[tuple[int, ...]]) -> dict[str, Floa
     latent, starts = sampler.input is not None, sampler.relations.starts
     damage = Damage(trajectory, sampler.impulse, latent=latent, starts=starts)
     rehearsal = Rehearsal(trajectory, sampler.response.matrix, latent=latent, starts=starts)
-    sources = {"foreseen": Foresight(damage, rehearsal), "isolated": damage, "rehearsed": rehearsal}
-    return {name: np.array([source.of(plan) for plan in plans]) for name, source in sources.items()}
+    found = {
+        "foreseen": [Foresight(damage, rehearsal).of(plan) for plan in plans],
+        "isolated": [damage.of(plan) for plan in plans],
+        "rehearsed": [rehearsal.of(plan) for plan in plans],
+    }
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def _correlated(predicted: Floats, true: Floats) -> dict[str, float]:
