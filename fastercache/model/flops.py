@@ -54,7 +54,7 @@ class FlopTotal(TorchDispatchMode):
     _single: ClassVar[set[Any]] = {torch.ops.prim.device.default}  # operations that are not made of others
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
         self._formulas = flop_counter().flop_registry
 
