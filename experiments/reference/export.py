@@ -12,17 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fastercache.experiments.reference.families import build_pipeline
-from fastercache.experiments.reference.trainer import Trainer
-from fastercache.policies.documents import replacing
+from fastercache.experiments.reference.trainer import Trainer, write_atomically
 
 
 def store_in_half(folder: Path) -> None:
     """Rewrite a folder's safetensors in float16; the configurations still say float32, so loading gives float32."""
-    for file in sorted(folder.glob("*/*.safetensors")):
+    for file in folder.glob("*/*.safetensors"):
         halves = {name: value.half() for name, value in load_file(file).items()}
-        with replacing(file, "weights") as partial:
-            save_file(halves, partial, metadata={"format": "pt"})
+        write_atomically(file, lambda partial, halves=halves: save_file(halves, partial, metadata={"format": "pt"}))  # type: ignore[misc]
+        file.chmod(0o644)
 
 
 def forget_origin(folder: Path) -> None:
@@ -45,7 +43,7 @@ def export(trainer: Trainer, autoencoder: nn.Module, path: Path) -> None:
         for name, value in trainer.average.items():
             part, key = name.split(".", 1)
             modules[part].get_parameter(key).copy_(value.cpu())
-    pipeline = build_pipeline(family, transformer.eval(), text_encoder.eval(), trainer.tokenizer, autoencoder)
+    pipeline = family.build_pipeline(transformer.eval(), text_encoder.eval(), trainer.tokenizer, autoencoder)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
