@@ -122,13 +122,13 @@ def _sign(value: Any) -> Any:
 def make_of(module: nn.Module) -> int:
     """A number that changes when layers are put in, taken out or switched, as adapters (LoRA) are.
 
-    Read are every submodule's class, the shapes and types of its parameters, its plain flags, the class of its
-    attention processor, and of a layer that wraps another one, as peft's do, which adapters are in use.
+    Read are every submodule's class, the shapes and types of its parameters, its plain flags and numbers, the class of
+    its attention processor, and of a layer that wraps another one, as peft's do, which adapters are in use.
     """
     found = []
     for part in module.modules():
         shapes = tuple((tuple(p.shape), p.dtype) for p in part._parameters.values() if p is not None)
-        flags = tuple((k, v) for k, v in part.__dict__.items() if isinstance(v, (bool, str)))
+        flags = tuple((k, v) for k, v in part.__dict__.items() if isinstance(v, (int, float, str)))
         processor = type(part.__dict__.get("processor"))
         switches = (
             (str(part.active_adapters), bool(part.merged), bool(part.disable_adapters))
