@@ -34,7 +34,7 @@ from fastercache.policies.vocabulary import COND
 from fastercache.run.trace import Trace
 from fastercache.zoo.specimen import Specimen
 
-STEPS = 5
+STEPS = 6
 TOLERANCE = 1e-4  # of the largest latent: sums in another order
 FAULTS = ("FAULT", "reuses nothing")
 
