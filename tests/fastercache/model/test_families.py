@@ -20,8 +20,14 @@ from fastercache.zoo.specimen import Specimen
 
 HEAVY = {"hunyuan-video-1.5", "cogvideox-v2v", "hunyuan-video-true-cfg"}  # slow, or the same code as a lighter one
 PERTURBED = {"pixart-pag", "sdxl-pag"}  # branches told by their place in one call
-DISTILLED = {"flux", "hunyuan-video"}
-TEXT_LENGTHS = {"cogview4", "qwen-image", "hunyuan-video-1.5"}  # the branches' texts differ in length
+DISTILLED = {"flux", "hunyuan-video", "flux.2", "flux-kontext"}
+TEXT_LENGTHS = {
+    "cogview4",
+    "qwen-image",
+    "hunyuan-video-1.5",
+    "qwen-image-edit",
+    "qwen-image-controlnet",
+}  # the branches' texts differ in length
 FAMILIES = [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY | zoo.SWEPT else []) for name in zoo.FAMILIES]
 LIGHT = [name for name in zoo.FAMILIES if name not in HEAVY | zoo.SWEPT]
 
