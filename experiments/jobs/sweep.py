@@ -2,7 +2,8 @@
 
 The zoo's pipelines are run as they are; a class that none of them has is run in a loop of its own (`bare_denoisers`).
 
-`python -m fastercache.experiments.jobs.sweep --out docs/sweep.md` takes some seconds a pipeline. NoCache must be
+`python -m fastercache.experiments.jobs.sweep --out docs/sweep.json` takes some seconds a pipeline. What it found is
+kept in that file, from which the page beside it is written, so that `--family` tries some of them anew. NoCache must be
 bit-equal to the bare pipeline; TaylorSeer, FirstBlockCache and CFG-Cache must agree with `by_hand`, where a few lines
 can say what they do; FasterCache, which mixes two of them, must reuse. A refusal is one line. Exits with 1 at a fault,
 and where a policy did nothing without a word.
@@ -10,14 +11,16 @@ and where a policy did nothing without a word.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import torch
 import typer
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from fastercache import zoo
@@ -27,6 +30,7 @@ from fastercache.experiments.jobs import bare_denoisers, by_hand
 from fastercache.experiments.jobs.bare_denoisers import Loop
 from fastercache.model.finder import find_blocks, module_at
 from fastercache.policies.base import Policy
+from fastercache.policies.documents import read_json, write_atomic, write_json
 from fastercache.policies.errors import FasterCacheError
 from fastercache.policies.methods.cfg_cache import CFGCache
 from fastercache.policies.methods.faster_cache import FasterCache
@@ -61,6 +65,11 @@ class Row:
     pipeline: str
     denoiser: str
     cells: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The family's, or of a class without one its own."""
+        return self.family or self.denoiser
 
     @property
     def faults(self) -> list[str]:
@@ -208,28 +217,53 @@ def table(rows: Iterable[Row]) -> str:
     lines = [
         "# The sweep over diffusers",
         "",
-        f"{len(rows)} pipelines of diffusers {diffusers.__version__}, built small with random weights, {STEPS} steps;",
-        "written by `python -m fastercache.experiments.jobs.sweep --out docs/sweep.md`. *bit-equal*: to the bare",
-        "pipeline. *by hand*: as a few lines around `forward` give, with the share of decisions reused. *reuses*: that",
+        f"{len(rows)} denoisers of diffusers {diffusers.__version__}, built small with random weights: "
+        f"{sum(bool(row.pipeline) for row in rows)} in",
+        "their pipelines, the others in a loop that calls them with and without a text; written by",
+        "`python -m fastercache.experiments.jobs.sweep --out docs/sweep.json`. *bit-equal*: to the run without a",
+        "policy. *by hand*: as a few lines around `forward` give, with the share of decisions reused. *reuses*: that",
         "share, where no few lines say the same. *refused*: raised with the line in the notes.",
         "",
         "| family | pipeline | denoiser | " + " | ".join(POLICIES) + " |",
         "|" + "---|" * (3 + len(POLICIES)),
     ]
-    notes = []
+    notes: dict[str, list[str]] = {}
     for row in rows:
         cells = [cell.partition(":")[0] for cell in row.cells.values()]
-        lines.append("| " + " | ".join([row.family, f"`{row.pipeline}`", f"`{row.denoiser}`", *cells]) + " |")
-        notes += [f"- {row.family}, {name}: {cell}" for name, cell in row.cells.items() if ": " in cell]
+        pipeline = f"`{row.pipeline}`" if row.pipeline else ""
+        lines.append("| " + " | ".join([row.family, pipeline, f"`{row.denoiser}`", *cells]) + " |")
+        for policy, cell in row.cells.items():
+            if ": " in cell:
+                said = re.sub(r"\(\d[\d, ]*\)", "(...)", cell)
+                notes.setdefault(f"{policy}: {said}", []).append(row.name)
     covered = len([name for name in classes if name in built])
-    lines += ["", "## Notes", "", *notes, "", "## Not built", ""]
-    lines += [f"{covered} of {len(classes)} exported denoiser classes were built. Not yet in the zoo:", ""]
+    lines += ["", "## Notes", "", *(f"- {note}\n  ({', '.join(names)})" for note, names in notes.items())]
+    lines += ["", "## Not built", ""]
+    lines += [f"{covered} of {len(classes)} exported denoiser classes were built. Not yet:", ""]
     lines += [", ".join(f"`{name}`" for name in missing) + "."]
     return "\n".join(lines) + "\n"
 
 
+def kept(path: Path) -> list[Row]:
+    """The rows of a file, in the order of the sweep. Raises ConfigUnreadable."""
+    if not path.exists():
+        return []
+    rows = TypeAdapter(list[Row]).validate_python(read_json(path, "table of the sweep"))
+    order = [*zoo.FAMILIES, *bare_denoisers.names()]
+    return sorted((row for row in rows if row.name in order), key=lambda row: order.index(row.name))
+
+
+def keep(path: Path, row: Row) -> None:
+    """Put a row into the file in the place of its older one, and write the page."""
+    rows = [old for old in kept(path) if old.name != row.name]
+    write_json(path, [asdict(one) for one in (*rows, row)], "table of the sweep")
+    write_atomic(path.with_suffix(".md"), table(kept(path)), "page of the sweep")
+
+
 def main(
-    out: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep what is found in this JSON file, and a page beside it.")
+    ] = None,
     family: Annotated[list[str] | None, typer.Option(help="Try only these families (repeat it).")] = None,
 ) -> None:
     """Try every family of the zoo and print what each policy gives. Exits with 1 at a fault."""
@@ -240,8 +274,8 @@ def main(
         rows.append(row)
         found = "; ".join(f"{label}: {cell}" for label, cell in row.cells.items())
         console.words.print(f"{name}: {found}", markup=False)
-    if out is not None:
-        out.write_text(table(rows), encoding="utf-8")
+        if out is not None:
+            keep(out, row)
     if any(row.faults for row in rows):
         raise typer.Exit(1)
 

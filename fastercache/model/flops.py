@@ -170,10 +170,10 @@ def _count(
             for path in hooks:
                 part = bare.get_submodule(path)
                 part.forward = functools.partial(_noted, notes.handler(path), part.forward)
-            with _flex_as_dense(), counter:
+            with flex_as_dense(), counter:
                 output = bare(*args, **kwargs)
         else:
-            with _noting(hooks, notes), _eager([hook.module for hook in hooks.values()]), _flex_as_dense(), counter:
+            with _noting(hooks, notes), _eager([hook.module for hook in hooks.values()]), flex_as_dense(), counter:
                 output = inner(*args, **kwargs)
     notes.note("", output)
     notes.settle()
@@ -184,7 +184,7 @@ def _count(
 
 
 @contextmanager
-def _flex_as_dense() -> Iterator[None]:
+def flex_as_dense() -> Iterator[None]:
     """Flex attention cannot be traced while operations are counted: it is counted as attention without a mask."""
     from torch.nn.attention import flex_attention as flex
 

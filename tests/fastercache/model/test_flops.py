@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention import flex_attention as flex
 
 import fastercache as fc
-from fastercache.model.flops import flop_counter
+from fastercache.model.flops import flex_as_dense, flop_counter
 from fastercache.zoo.specimen import Specimen
 
 
@@ -28,3 +29,13 @@ def test_a_sites_flops_hold_its_attention(latte: Specimen) -> None:
         flops = session.flop_shares()["transformer_blocks.0.attn1"] * session.last.flops_full[0]
     rows, tokens, dim = 2 * 4, 16, 16
     assert round(flops) == rows * (4 * 2 * tokens * dim * dim + 2 * 2 * tokens * tokens * dim)
+
+
+def test_flex_attention_is_counted_as_attention_without_a_mask() -> None:
+    """Torch's counter refuses it, so a model that uses it (AnyFlow) died. It is itself again afterwards."""
+    own = flex.flex_attention
+    q = torch.zeros(1, 2, 64, 16)
+    with flex_as_dense(), flop_counter() as counter:
+        assert flex.flex_attention(q, q, q).shape == q.shape
+    assert counter.get_total_flops() == 2 * 2 * 64**2 * 16 * 2
+    assert flex.flex_attention is own
