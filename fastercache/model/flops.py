@@ -220,15 +220,35 @@ def _count(
             for path in hooks:
                 part = bare.get_submodule(path)
                 part.forward = functools.partial(_noted, notes.handler(path), part.forward)
-            with counter:
+            with flex_as_dense(), counter:
                 output = bare(*args, **kwargs)
         else:
-            with _noting(hooks, notes), _eager([hook.module for hook in hooks.values()]), counter:
+            with _noting(hooks, notes), _eager([hook.module for hook in hooks.values()]), flex_as_dense(), counter:
                 output = inner(*args, **kwargs)
     notes.note("", output)
     notes.settle()
     inclusive = {path: notes.inclusive.get(path, 0) for path in hooks}
     return Cost(counter.total, inclusive, notes.outputs, frozenset(notes.changed), notes.turns)
+
+
+@contextmanager
+def flex_as_dense() -> Iterator[None]:
+    """Flex attention cannot be traced while operations are counted: it is counted as attention without a mask."""
+    from torch.nn.attention import flex_attention as flex
+
+    def dense(
+        query: Tensor, key: Tensor, value: Tensor, *_: Any, scale: float | None = None, enable_gqa: bool = False,
+        return_lse: bool = False, **__: Any,
+    ) -> Any:  # fmt: skip
+        out = nn.functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=enable_gqa)
+        return (out, out.new_zeros(out.shape[:-1])) if return_lse else out
+
+    own = flex.flex_attention
+    flex.flex_attention = dense  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        flex.flex_attention = own
 
 
 def _noted(handler: Handler, forward: Inner, *args: Any, **kwargs: Any) -> Any:

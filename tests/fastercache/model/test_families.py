@@ -20,8 +20,14 @@ from fastercache.zoo.specimen import Specimen
 
 HEAVY = {"hunyuan-video-1.5", "cogvideox-v2v", "hunyuan-video-true-cfg"}  # slow, or the same code as a lighter one
 PERTURBED = {"pixart-pag", "sdxl-pag"}  # branches told by their place in one call
-DISTILLED = {"flux", "hunyuan-video"}
-TEXT_LENGTHS = {"cogview4", "qwen-image", "hunyuan-video-1.5"}  # the branches' texts differ in length
+DISTILLED = {"flux", "hunyuan-video", "flux.2", "flux-kontext"}
+TEXT_LENGTHS = {
+    "cogview4",
+    "qwen-image",
+    "hunyuan-video-1.5",
+    "qwen-image-edit",
+    "qwen-image-controlnet",
+}  # the branches' texts differ in length
 SHAPES = {"latte", "wan", "wan-2.2", "sdxl", "flux", "sd3", "cogview4", "ltx-2"}
 """One family of each way in which blocks follow each other and are called: temporal blocks between spatial ones, one
 call a branch, two denoisers, a UNet, two kinds of blocks, text beside image, text of two lengths, further passes."""

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention as flex
 
 import fastercache as fc
 from fastercache.model import flops
-from fastercache.model.flops import FlopTotal, flop_counter
+from fastercache.model.flops import FlopTotal, flex_as_dense, flop_counter
 from fastercache.testing import check_policy
 from fastercache.zoo.specimen import Specimen
 
@@ -125,3 +126,13 @@ def test_a_model_that_changed_between_sessions_is_counted_anew(latte: Specimen, 
         with fc.attach(latte.pipe, policy) as session:
             latte.generate(steps=3)
             assert session.plan().per_step == session.last.bytes_per_step
+
+
+def test_flex_attention_is_counted_as_attention_without_a_mask() -> None:
+    """Torch's counter refuses it, so a model that uses it (AnyFlow) died. It is itself again afterwards."""
+    own = flex.flex_attention
+    q = torch.zeros(1, 2, 64, 16)
+    with flex_as_dense(), flop_counter() as counter:
+        assert flex.flex_attention(q, q, q).shape == q.shape
+    assert counter.get_total_flops() == 2 * 2 * 64**2 * 16 * 2
+    assert flex.flex_attention is own
