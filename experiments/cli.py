@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastercache.experiments import console, failures
-from fastercache.experiments.commands import against, check, cost, find, look, make, planning
+from fastercache.experiments.commands import against, check, cost, find, look, make, planning, ship
 
 WRONG_WORDS: type[Exception] = typer.BadParameter.__mro__[1]
 """What is raised for a command line that no command takes: options that do not exist, values of another type."""
@@ -116,7 +116,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     find.analyze,
     planning.plan,
     find.tune,
-    find.export,
+    ship.export,
     make.demo,
     cost.overhead,
     against.bench,
