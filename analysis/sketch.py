@@ -156,7 +156,8 @@ class Tokens:
         """mean F² over all tokens, which that over the kept ones is checked against; None where all are kept."""
         if self.index is None:
             return None
-        norms = torch.linalg.vector_norm(value.detach().reshape(self.count, self.width), dim=1)  # as narrow as tokens
+        tokens = value.detach().reshape(self.count, self.width)
+        norms: Tensor = torch.linalg.vector_norm(tokens, dim=1)  # as narrow as tokens
         return norms.float().square().mean() / self.width
 
 

@@ -37,7 +37,7 @@ class Peak(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.most = 0
         self._sizes: dict[int, tuple[StorageWeakRef, int]] = {}
 

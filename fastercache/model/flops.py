@@ -244,7 +244,7 @@ def flex_as_dense() -> Iterator[None]:
         return (out, out.new_zeros(out.shape[:-1])) if return_lse else out
 
     own = flex.flex_attention
-    flex.flex_attention = dense  # type: ignore[assignment]
+    flex.flex_attention = dense
     try:
         yield
     finally:
