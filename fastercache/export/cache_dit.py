@@ -6,6 +6,7 @@ whole denoiser becomes the nearest thing they have, and what that loses is said.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,7 +17,7 @@ from fastercache.policies.base import Hold, Predictor
 from fastercache.policies.errors import NoSiteMatched
 from fastercache.policies.methods.first_block_cache import DualBlockCache, FirstBlockCache
 from fastercache.policies.predictors.history import Linear, Taylor
-from fastercache.policies.schedule import Code, compile_policy
+from fastercache.policies.schedule import Code, Table, compile_policy
 from fastercache.policies.vocabulary import COND, UNCOND, Kind, Run, Scope, Site
 from fastercache.tuned import TunedConfig
 
@@ -134,10 +135,9 @@ def _by_threshold(policy: FirstBlockCache | DualBlockCache) -> tuple[Settings, t
 
 def _by_mask(config: TunedConfig) -> tuple[Settings, tuple[str, ...]]:
     policy, run = config.policy, _run(config)
-    try:
+    table: Table | None = None
+    with suppress(NoSiteMatched):
         table = compile_policy(policy, run)
-    except NoSiteMatched:
-        table = None
     if table is None or len(table.sites) != 1 or table.sites[0].kind not in (Kind.DENOISER, Kind.STACK):
         raise NotExportable(
             f"cache-dit skips runs of whole blocks, and {policy.name} governs other values: export it to python"

@@ -47,7 +47,7 @@ def diffusers(config: TunedConfig) -> Exported:
 def _first_block(policy: Any, config: TunedConfig) -> Made:
     if policy.sites != "stack[1:]" or not isinstance(policy.stand_in, Hold):
         raise NotExportable("diffusers' FirstBlockCache holds the residual of all blocks after the first, nothing else")
-    lost = () if policy.scope is Scope.CALL else ("diffusers decides once for all rows of a call",)
+    lost: tuple[str, ...] = () if policy.scope is Scope.CALL else ("diffusers decides once for all rows of a call",)
     return "FirstBlockCacheConfig", {"threshold": repr(policy.threshold)}, lost
 
 
@@ -74,7 +74,7 @@ def _magcache(policy: Any, config: TunedConfig) -> Made:
     if policy.sites not in ("stack", "stack[0:]") or not isinstance(policy.stand_in, Hold):
         raise NotExportable("diffusers' MagCache holds the residual of all blocks, nothing else")
     curves = list(policy.ratios.values())
-    lost = ()
+    lost: tuple[str, ...] = ()
     if any(curve != curves[0] for curve in curves):
         lost = ("diffusers has one list of magnitude ratios for all branches: it is given their mean",)
     mean = [sum(values) / len(curves) for values in zip(*curves, strict=True)]
