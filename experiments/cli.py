@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastercache.experiments import console, failures
-from fastercache.experiments.commands import against, check, cost, find, look, make, planning, ship
+from fastercache.experiments.commands import against, check, cost, find, look, make, planning, see, ship
 
 WRONG_WORDS: type[Exception] = typer.BadParameter.__mro__[1]
 """What is raised for a command line that no command takes: options that do not exist, values of another type."""
@@ -115,6 +115,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     make.generate,
     find.analyze,
     planning.plan,
+    see.report,
     find.tune,
     ship.certify,
     ship.export,

@@ -127,6 +127,26 @@ def test_the_command_line_beside_files_of_the_same_names(python: Path, workplace
     assert '"speedup_flops"' in done(script, *words, cwd=workplace)
 
 
+def test_the_report_finds_the_parts_of_its_page(python: Path, workplace: Path) -> None:
+    words = [
+        "plan",
+        "latte-digits",
+        "--speedup",
+        "2",
+        "--effort",
+        "0",
+        "--count",
+        "1",
+        "--steps",
+        "4",
+        "--out",
+        "plan.json",
+    ]
+    done(python.parent / "fastercache", *words, "--held-out-count", "0", "--study", "planned", cwd=workplace)
+    done(python.parent / "fastercache", "report", "planned", "plan.json", "--out", "page.html", cwd=workplace)
+    assert "class Rehearsal" in (workplace / "page.html").read_text("utf-8")
+
+
 def test_the_plain_installation_applies_policies_and_names_the_extra_for_the_rest(
     python: Path, workplace: Path
 ) -> None:
