@@ -112,8 +112,16 @@ def misses(budget: Budget, value: Mapping[str, float]) -> bool:
 
 
 def each(budget: Budget) -> str:
-    """The budget as it is asked of one prompt: `psnr>=45` for `p90:psnr>=45`."""
-    return str(Budget(tuple(dict.fromkeys(Term(term.metric, term.bound) for term in budget.terms))))
+    """The budget as it is asked of one prompt: `psnr>=45` for `p90:psnr>=45`.
+
+    Of several bounds of a metric the strictest: a prompt that keeps it keeps them all.
+    """
+    strictest: dict[str, Term] = {}
+    for term in budget.terms:
+        other = strictest.get(term.metric.name)
+        if other is None or other.shortfall(term.bound) < 0.0:
+            strictest[term.metric.name] = Term(term.metric, term.bound)
+    return str(Budget(tuple(strictest.values())))
 
 
 def _level(value: float, name: str) -> None:

@@ -53,3 +53,16 @@ def test_each_prompt_is_asked_for_the_bound_itself(text: str) -> None:
     assert misses(budget, {"psnr": 44.9}) and not misses(budget, {"psnr": 45.0})
     both = Budget.parse("psnr>=45,lpips<=0.1")
     assert misses(both, {"psnr": 50.0, "lpips": 0.2}) and not misses(both, {"psnr": 50.0, "lpips": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("text", "strictest"),
+    [
+        ("psnr>=40,p90:psnr>=45", "psnr>=45"),
+        ("q0.1(psnr)>=45,psnr>=40", "psnr>=45"),
+        ("p90:lpips<=0.2,ssim>=0.9,lpips<=0.1", "lpips<=0.1,ssim>=0.9"),
+    ],
+)
+def test_of_several_bounds_of_a_metric_the_strictest_is_asked(text: str, strictest: str) -> None:
+    assert each(Budget.parse(text)) == strictest
+    assert str(Budget.parse(each(Budget.parse(text)))) == strictest
