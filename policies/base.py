@@ -25,6 +25,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
     name: ClassVar[str] = ""
+    made_with: ClassVar[str] = ""  # what makes one that nobody writes by hand
 
     def __new__(cls, *args: Any, **fields: Any) -> Self:
         missing = sorted(getattr(cls, "__abstractmethods__", ()))
@@ -90,6 +91,8 @@ def explain(cls: type[BaseModel], error: ValidationError) -> str:
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{label}.{where}: {message[:1].lower() + message[1:]}, found {shown(item['input'])}")
     more = [f"and {len(found) - LISTED} more"] if len(found) > LISTED else []
+    if (made := getattr(cls, "made_with", "")) and any(item["type"] == "missing" for item in found):
+        more.append(f"make one with {made}")
     return "; ".join(dict.fromkeys(lines + more))
 
 

@@ -22,6 +22,7 @@ class Planned(SitePolicy, StaticRule[frozenset[int]]):
     """
 
     name: ClassVar[str] = "planned"
+    made_with: ClassVar[str] = "`fastercache plan`, which finds both from a recording"
     citation: ClassVar[Citation | None] = Citation(
         "The schedule from one recording: planned steps and fitted predictors",
         "the authors of this toolkit",

@@ -45,6 +45,7 @@ from fastercache.policies import (
 )
 from fastercache.policies.base import Hold
 from fastercache.policies.methods.calibrated import lagged, nearest
+from fastercache.policies.methods.planned import Planned
 from fastercache.policies.predictors.forecasts import (
     Aligned,
     AverageVelocity,
@@ -229,6 +230,7 @@ def test_calibrated_curves_resample_by_progress() -> None:
         (lambda: SmoothCache(curves={"ff": ((0.1,), (0.1, 0.2))}), "one list per lag"),
         (lambda: MagCache(ratios={}), "measure them"),
         (lambda: MagCache(), "needs the field 'ratios'"),
+        (lambda: Planned(), "needs the field 'computed'; make one with `fastercache plan`"),
         (lambda: ERTACache(errors=()), "one list per lag"),
     ],
 )
