@@ -26,6 +26,7 @@ class RunSums:
         self._per_run: list[dict[str, NDArray[np.float32]]] = []
         self._squares = np.zeros(2)
         self._checked = 0
+        self._token_squares, self._token_checked = 0.0, 0
 
     def add(self, tapes: dict[tuple[str, Branch], TapeStatistics], guidance: NDArray[np.float64] | None) -> None:
         lags = next(iter(tapes.values())).lag_l1.shape[-1]
@@ -43,6 +44,8 @@ class RunSums:
             self._matrix_square[at] += values**2
             self._squares += (tape.check**2).sum(axis=0)
             self._checked += len(tape.check)
+            self._token_squares += float((tape.token_check**2).sum())
+            self._token_checked += len(tape.token_check)
         if guidance is None:
             guidance = np.zeros((*self._shape[1:], 0, 0))
         self._per_run.append({**small, "guidance": guidance.astype(np.float32)})
@@ -54,6 +57,10 @@ class RunSums:
             return None
         rms = np.sqrt(self._squares / self._checked)
         return {"rel_l1": float(rms[0]), "rel_l2": float(rms[1])}
+
+    def token_check(self) -> float | None:
+        """Root mean square, over values, of the relative error of a token sample's root mean square; None for none."""
+        return float(np.sqrt(self._token_squares / self._token_checked)) if self._token_checked else None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays of a `Profile`. The standard deviation is that of the sample (n − 1); 0 for a single run."""

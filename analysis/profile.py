@@ -68,6 +68,11 @@ class ProfileInfo(BaseModel):
         runs: complete runs averaged, one prompt (or batch of prompts) each. discarded: runs that did not end.
         values: values observed; predicted: how many of them a policy stood in for.
         lags: K, up to which lags are exact. sketch, sample: widths of the two summaries. seed: of both.
+        max_bytes: what the recording was allowed to hold; None in a profile of an older version.
+        tokens: site -> (kept, of how many): where a value was too large for that, statistics are those of a fixed
+            sample of its tokens, norms and lags included.
+        token_error: how far the root mean square of such samples was from that of the whole values: the relative
+            error, root mean square over all of them. None where all values were kept whole.
         projection_error: relative standard error of an L2 distance beyond lag K, sqrt(1 / (2 sketch)).
         check: estimated against exact distances at lags up to K: relative root mean square error of L1 and L2
             distances; None where no site is wider than the summaries, so that nothing was estimated.
@@ -96,6 +101,9 @@ class ProfileInfo(BaseModel):
     sketch: int = Field(ge=1)
     sample: int = Field(ge=1)
     seed: int
+    max_bytes: int | None = Field(default=None, ge=1)
+    tokens: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    token_error: float | None = None
     projection_error: float
     check: dict[Literal["rel_l1", "rel_l2"], float] | None = None
     bands: bool = True

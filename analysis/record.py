@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -12,9 +13,11 @@ from torch import Tensor
 
 import fastercache as fc
 from fastercache.analysis.aggregate import RunSums
+from fastercache.analysis.bound import MAX_BYTES, Bound, Layout
+from fastercache.analysis.guidance_tape import GuidanceTape, pair_bytes
 from fastercache.analysis.profile import Component, Profile, ProfileInfo, SiteRow
-from fastercache.analysis.sketch import projection_error
-from fastercache.analysis.tape import Deck, GuidanceTape
+from fastercache.analysis.sketch import Tokens, projection_error
+from fastercache.analysis.tape import Deck
 from fastercache.policies.errors import FasterCacheError, RecordingError
 from fastercache.policies.registry import dump
 from fastercache.policies.schedule import Code
@@ -32,6 +35,7 @@ def record(
     sketch: int = 2048,
     sample: int = 2048,
     seed: int = 0,
+    max_bytes: int = MAX_BYTES,
     raw: str | Path | None = None,
     **attach: Any,
 ) -> Recorder:
@@ -54,26 +58,30 @@ def record(
         sketch, sample: widths of the two random summaries that the rest is estimated from (see
         `fastercache.analysis.sketch`):
             relative standard error of an L2 distance sqrt(1 / (2 sketch)).
-        seed: of the summaries.
+        seed: of the summaries, and of the tokens kept.
+        max_bytes: the most that the recording holds beside the model, working copies included. Where K + 1 values of
+            every site and branch are more, each keeps a fixed sample of its tokens, and the statistics are of those;
+            the profile says how many, and how far their mean square was from that of the whole value.
         raw: a folder for the values themselves, one safetensors file per step: `run000/step000.safetensors` with keys
-            `site|branch`. Slow, and as big as it sounds.
+            `site|branch`. Slow, and as big as it sounds; a step's values wait in the host's memory, beside `max_bytes`.
         **attach: passed on to `fastercache.attach`.
 
     Raises:
-        NoSiteMatched: a term of `sites` matches nothing. RecordingError: a size below 1, or a `raw` folder in use.
+        NoSiteMatched: a term of `sites` matches nothing. RecordingError: a size below 1, a `raw` folder in use, or, at
+            the first step, a `max_bytes` that leaves fewer than 64 tokens of a value.
         AttachError: as `fastercache.attach`.
     """
-    for name, value in (("lags", lags), ("sketch", sketch), ("sample", sample)):
+    for name, value in (("lags", lags), ("sketch", sketch), ("sample", sample), ("max_bytes", max_bytes)):
         if value < 1:
             raise RecordingError(f"{name} must be at least 1, found {value}")
     if isinstance(target, fc.Session):
         if attach:
             raise RecordingError(f"{', '.join(attach)} cannot be changed on a session that is attached already")
-        return Recorder(target, sites, lags, sketch, sample, seed, raw, owned=False)
+        return Recorder(target, sites, lags, sketch, sample, seed, raw, max_bytes, owned=False)
     query = sites or "|".join(s.name for s in matches(DEFAULT_SITES, fc.find_sites(target)))
     session = fc.attach(target, fc.NoCache(sites=query or DEFAULT_SITES), **attach)
     try:
-        return Recorder(session, sites, lags, sketch, sample, seed, raw, owned=True, subject=target)
+        return Recorder(session, sites, lags, sketch, sample, seed, raw, max_bytes, owned=True, subject=target)
     except BaseException:
         session.detach()
         raise
@@ -91,13 +99,15 @@ class Recorder:
         sample: int,
         seed: int,
         raw: str | Path | None,
+        max_bytes: int = MAX_BYTES,
         *,
         owned: bool,
         subject: Any = None,
     ) -> None:
         self.session = session
         self._owned, self._subject = owned, subject if subject is not None else session.pipe
-        self._lags, self._sketch, self._sample, self._seed = lags, sketch, sample, seed
+        self._widths = {"lags": lags, "sketch": sketch, "sample": sample, "seed": seed}
+        self._max_bytes, self._bound = max_bytes, cast("Bound | None", None)
         chosen = select(sites, session.sites) if sites is not None else matches(DEFAULT_SITES, session.sites)
         if not chosen:
             raise RecordingError(f"the model has none of the sites '{DEFAULT_SITES}': pass sites=...")
@@ -106,7 +116,7 @@ class Recorder:
         self._raw = _Raw(Path(raw)) if raw is not None else None
         self._decks: list[Deck] = []
         self._places: dict[tuple[str, Branch], tuple[Deck, int]] = {}
-        self._fresh: dict[tuple[str, Branch], Tensor] = {}  # values of this step that have no place yet
+        self._fresh: dict[tuple[str, Branch], _Fresh] = {}  # values of this step that have no place yet
         self._guidance: GuidanceTape | None = None
         self._run: Run | None = None
         self._first: Run | None = None
@@ -143,6 +153,8 @@ class Recorder:
     def _observe(self, seen: fc.Observation) -> None:
         if seen.run is not self._run:
             self._begin(seen.run)
+        bound = self._bound
+        assert bound is not None  # set by _begin
         key, step = (seen.site.name, seen.branch), seen.step.index
         if step != self._last_step and self._last_step >= 0:
             self._settle()
@@ -150,13 +162,18 @@ class Recorder:
         self._run_values += 1
         self._run_predicted += seen.code is not Code.COMPUTED
         place = self._places.get(key)
-        if place is not None and place[0].fits(seen.value):
+        if place is not None and not place[0].fits(seen.value):
+            self._release(place[0], seen)
+            place = None
+        if place is not None:
             place[0].put(place[1], step, seen.value)
         else:
-            self._fresh[key] = seen.value.detach().clone()
+            self._fresh[key] = _Fresh.of(seen.value, bound.tokens(seen.value, seen.site.name))
         if seen.site.kind is Kind.DENOISER and self._first is not None and len(self._first.branches) > 1:
             if self._guidance is None:
-                self._guidance = GuidanceTape(self._first.count, self._first.branches, seen.value.device)
+                order = self._first.branches
+                together = bound.pairs(pair_bytes(seen.value), len(order) - 1)
+                self._guidance = GuidanceTape(self._first.count, order, seen.value.device, together)
             self._guidance.add(step, seen.branch, seen.value)
         if self._raw is not None:
             self._raw.add(step, f"{seen.site.name}|{seen.branch}", seen.value)
@@ -170,28 +187,59 @@ class Recorder:
                 f"a run of {run.count} steps with {', '.join(run.branches)} needs a recording of its own"
             )
         self._first, self._run, self._last_step = first, run, -1
+        if self._bound is None:
+            others = {Kind.BRANCH: len(run.branches) - 1}
+            rows = sum(others.get(site.kind, len(run.branches)) for site in self.sites)
+            self._bound = Bound(self._max_bytes, max(1, rows), run.count, **self._widths)
         self._decks = list(dict.fromkeys(deck for deck, _ in self._places.values()))  # those of other sizes are dropped
         for deck in self._decks:
             deck.begin()
         if self._raw is not None:
             self._raw.begin()
 
+    def _release(self, deck: Deck, seen: fc.Observation) -> None:
+        """Give up a deck one of whose values has another size in this run; what it holds of this step waits for one."""
+        step = seen.step.index
+        if any(deck.recorded(row) for row in range(deck.rows)):
+            raise RecordingError(
+                f"{seen.site.name} has a value of another size at step {step} of one run ({tuple(seen.value.shape)}): "
+                "steps cannot be compared, record other sites"
+            )
+        for key, (other, row) in list(self._places.items()):
+            if other is deck:
+                del self._places[key]
+                waiting = deck.waiting(row, step)
+                if waiting is not None:
+                    self._fresh[key] = _Fresh(deck.tokens, *waiting)
+        self._decks.remove(deck)
+
     def _settle(self) -> None:
         """The values of the last step are all there: give new ones their decks, and reduce them."""
-        assert self._first is not None  # set by _begin
-        sizes: dict[tuple[int, torch.dtype, torch.device], list[tuple[str, Branch]]] = {}
-        for key, value in self._fresh.items():
-            sizes.setdefault((value.numel(), value.dtype, value.device), []).append(key)
-        for keys in sizes.values():
-            widths = {"lags": self._lags, "sketch": self._sketch, "sample": self._sample, "seed": self._seed}
-            deck = Deck(len(keys), self._first.count, self._fresh[keys[0]], **widths)
-            self._decks.append(deck)
-            for row, key in enumerate(keys):
-                self._places[key] = (deck, row)
-                deck.put(row, self._last_step, self._fresh[key])
+        assert self._first is not None and self._bound is not None  # set by _begin
+        layouts: dict[Layout, list[tuple[str, Branch]]] = {}
+        for key, one in self._fresh.items():
+            layouts.setdefault(one.layout, []).append(key)
+        if layouts:
+            sizes = {}
+            for layout, keys in layouts.items():
+                sizes[layout] = (len(keys), self._fresh[keys[0]].kept.element_size(), keys[0][0])
+            fitting = self._bound.fit(sizes, self._decks)
+            for layout, keys in layouts.items():
+                self._place(keys, fitting[layout])
         self._fresh = {}
         for deck in self._decks:
             deck.settle(self._last_step)
+
+    def _place(self, keys: list[tuple[str, Branch]], kept: int) -> None:
+        """A deck for new values of one layout, each as so many of its tokens."""
+        assert self._first is not None
+        tokens = self._fresh[keys[0]].tokens.fewer(kept)
+        deck = Deck(len(keys), self._first.count, self._fresh[keys[0]].kept, tokens, **self._widths)
+        self._decks.append(deck)
+        for row, key in enumerate(keys):
+            one = self._fresh.pop(key)
+            self._places[key] = (deck, row)
+            deck.put_kept(row, self._last_step, one.tokens.shrunk(one.kept, tokens), one.mean_square)
 
     # -- when it ended -----------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -219,6 +267,11 @@ class Recorder:
         if self._raw is not None:
             self._raw.flush()
 
+    def _tokens(self) -> dict[str, tuple[int, int]]:
+        """How many tokens were kept of how many, by site; sites that were kept whole are left out."""
+        kept = {site: deck.tokens for (site, _), (deck, _) in self._places.items()}
+        return {site: (tokens.kept, tokens.count) for site, tokens in kept.items() if not tokens.whole}
+
     def profile(self) -> Profile:
         """The statistics of all complete runs so far. Raises RecordingError if there is none."""
         self._finish()
@@ -245,16 +298,37 @@ class Recorder:
             discarded=self._discarded,
             values=self._values,
             predicted=self._predicted,
-            lags=self._lags,
-            sketch=self._sketch,
-            sample=self._sample,
-            seed=self._seed,
-            projection_error=projection_error(self._sketch),
+            lags=self._widths["lags"],
+            sketch=self._widths["sketch"],
+            sample=self._widths["sample"],
+            seed=self._widths["seed"],
+            max_bytes=self._max_bytes,
+            tokens=self._tokens(),
+            token_error=sums.token_check(),
+            projection_error=projection_error(self._widths["sketch"]),
             check=sums.check(),
             bands=self._bands,
             packages=package_versions(),
         )
         return Profile(info, **sums.arrays())
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    """A value that has no deck yet: some of its tokens, and the mean square of all of them."""
+
+    tokens: Tokens
+    kept: Tensor
+    mean_square: Tensor | None
+
+    @classmethod
+    def of(cls, value: Tensor, tokens: Tokens) -> _Fresh:
+        kept = tokens.of(value)
+        return cls(tokens, kept.clone() if tokens.whole else kept, tokens.mean_square(value))
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.tokens.count, self.tokens.width, self.kept.dtype, self.kept.device)
 
 
 def identity_of(subject: Any) -> Component | None:

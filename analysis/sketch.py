@@ -9,6 +9,7 @@ Two kinds, because no one summary serves both norms cheaply:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -46,10 +47,13 @@ class Projection:
             return
         rows = math.ceil(numel / size)
         generator = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, (rows * size,), generator=generator, dtype=torch.int8) * 2 - 1
+        signs = torch.randint(0, 2, (rows * size,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
         shifts = torch.randint(0, size, (rows, 1), generator=generator, dtype=torch.int32)
         columns = torch.arange(size, dtype=torch.int32)
-        index = ((columns - shifts) % size + torch.arange(rows, dtype=torch.int32)[:, None] * size).flatten()
+        index = columns - shifts  # changed in place: it is as large as a value
+        index %= size
+        index += torch.arange(rows, dtype=torch.int32)[:, None] * size
+        index = index.flatten()
         signs[index >= numel] = 0  # the last row is filled up with zeros
         self._index = index.clamp_(max=numel - 1).to(device)
         self._signs = signs.to(device)
@@ -84,3 +88,88 @@ class Coordinates:
     def __call__(self, x: Tensor) -> Tensor:
         """(..., n) float32 -> (..., size) float32."""
         return x if self.exact else x.index_select(-1, self._index)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A fixed sample of a value's tokens, one drawn at random from each of `kept` equal stretches; or all of them.
+
+    A token is what lies along the value's last axis: of attention outputs (B, N, C) there are B N. A mean over the kept
+    tokens estimates that over all without bias. Its standard error is at most that of independent draws: the standard
+    deviation between tokens over sqrt(kept).
+
+    Args:
+        count, width: tokens of the value, and elements of one. kept: how many are kept. seed: of the sample.
+        device: where values lie.
+    """
+
+    count: int
+    width: int
+    kept: int
+    seed: int
+    device: torch.device
+    index: Tensor | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        index = _stratified(self.count, self.kept, self.seed, self.device) if self.kept < self.count else None
+        object.__setattr__(self, "index", index)
+
+    def fewer(self, kept: int) -> Tokens:
+        """A sample of these: `kept` of them, or all where they are no more."""
+        if kept >= self.kept:
+            return self
+        sample = replace(self, kept=kept)
+        if self.index is not None:
+            among = _stratified(self.kept, kept, self.seed + 1, self.device)
+            object.__setattr__(sample, "index", self.index.index_select(0, among))
+        return sample
+
+    def shrunk(self, values: Tensor, fewer: Tokens) -> Tensor:
+        """What `fewer`, made by `self.fewer`, keeps of what is kept here: (n,) -> (n',)."""
+        if fewer.kept == self.kept:
+            return values
+        among = fewer.index if self.index is None else _stratified(self.kept, fewer.kept, self.seed + 1, self.device)
+        assert among is not None
+        return values.view(self.kept, self.width).index_select(0, among).view(-1)
+
+    @property
+    def whole(self) -> bool:
+        """Whether no token is left out."""
+        return self.index is None
+
+    @property
+    def numel(self) -> int:
+        """Elements of what is kept."""
+        return self.kept * self.width
+
+    def fits(self, value: Tensor) -> bool:
+        """Whether a value has this many tokens of this width; one that is kept whole may have any shape."""
+        return value.numel() == self.count * self.width and (self.whole or width_of(value) == self.width)
+
+    def of(self, value: Tensor) -> Tensor:
+        """What is kept of a value, (n,); of a whole one a view where it can be."""
+        if self.index is None:
+            return value.detach().reshape(-1)
+        return value.detach().reshape(self.count, self.width).index_select(0, self.index).view(-1)
+
+    def mean_square(self, value: Tensor) -> Tensor | None:
+        """mean F² over all tokens, which that over the kept ones is checked against; None where all are kept."""
+        if self.index is None:
+            return None
+        tokens = value.detach().reshape(self.count, self.width)
+        norms: Tensor = torch.linalg.vector_norm(tokens, dim=1)  # as narrow as tokens
+        return norms.float().square().mean() / self.width
+
+
+def _stratified(count: int, kept: int, seed: int, device: torch.device) -> Tensor:
+    """Ascending places among `count`, one in each of `kept` equal stretches."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    edges = torch.arange(kept + 1) * count // kept
+    drawn = torch.rand(kept, generator=generator, dtype=torch.float64) * edges.diff()
+    with torch.inference_mode(False):
+        return (edges[:-1] + drawn.long()).to(device)
+
+
+def width_of(value: Tensor) -> int:
+    """Elements of one token of a value."""
+    return value.shape[-1] if value.ndim > 1 else 1

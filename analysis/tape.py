@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastercache.analysis.measures import BANDS, ORDER, band_similarity, from_norms, similarity
-from fastercache.analysis.sketch import Coordinates, Projection
-from fastercache.policies.vocabulary import COND, Branch
+from fastercache.analysis.measures import from_norms
+from fastercache.analysis.sketch import Coordinates, Projection, Tokens
 
 Array = NDArray[np.float64]
 _CACHED = 1 << 18  # elements of a step taken together, so that they stay in a processor's cache
@@ -35,6 +34,8 @@ class TapeStatistics:
             `measures.ORDER`; exact up to lag K, estimated beyond.
         check: estimated over exact distance, minus 1, at every lag up to K: (cells, 2) for L1 and L2; empty where the
             summaries are exact.
+        token_check: root mean square of the value's sampled tokens over that of all, minus 1, (steps seen,); empty
+            where the value is kept whole.
     """
 
     l1: Array
@@ -44,6 +45,26 @@ class TapeStatistics:
     gram: Array
     matrices: Array
     check: Array
+    token_check: Array
+
+
+def chunk_of(rows: int, numel: int) -> int:
+    """How many of a deck's rows are reduced at once."""
+    return max(1, min(rows, _CACHED // max(numel, 1)))
+
+
+def deck_bytes(
+    rows: int, steps: int, tokens: int, width: int, itemsize: int, *, lags: int, sketch: int, sample: int
+) -> tuple[int, int]:
+    """The most bytes that a `Deck` holds for values of `tokens` x `width` elements, and those that a reduction needs
+    besides, while it lasts."""
+    numel = tokens * width
+    per_step = 4 * (min(numel, sketch) + min(numel, sample) + 3 + 2 * lags)
+    padded = -(-numel // sketch) * sketch if numel > sketch else 0
+    chunk = chunk_of(rows, numel)
+    held = rows * ((lags + 1) * numel * itemsize + steps * per_step) + 5 * padded + 8 * sample + 8 * tokens
+    held += 4 * chunk * numel
+    return held, 4 * chunk * (2 * numel + padded)
 
 
 class Deck:
@@ -52,25 +73,30 @@ class Deck:
     A value is only copied when it is reported. Once its step is over, the norms, lags and summaries of all rows are
     computed in a few operations, over as many rows at once as stay in a processor's cache.
 
-    Memory: K + 1 values per row, and per row and step the widths of the summaries and 2 + 2 K numbers.
+    Memory: K + 1 values per row, and per row and step the widths of the summaries and 2 + 2 K numbers (`deck_bytes`).
+    Where `tokens` are a sample, a value is those of its tokens, and every statistic is one of them.
 
     Args:
-        rows: how many sites and branches. steps: T. value: one of the values. lags: K.
-        sketch, sample, seed: of the summaries (see `fastercache.analysis.sketch`).
+        rows: how many sites and branches. steps: T. value: one of the values. tokens: which of its tokens are kept.
+        lags: K. sketch, sample, seed: of the summaries (see `fastercache.analysis.sketch`).
     """
 
-    def __init__(self, rows: int, steps: int, value: Tensor, *, lags: int, sketch: int, sample: int, seed: int) -> None:
-        self.rows, self.steps, self.lags, self.numel = rows, steps, lags, value.numel()
+    def __init__(
+        self, rows: int, steps: int, value: Tensor, tokens: Tokens, *, lags: int, sketch: int, sample: int, seed: int
+    ) -> None:
+        self.rows, self.steps, self.lags, self.tokens = rows, steps, lags, tokens
+        self.numel = tokens.numel
         self.dtype, self.device = value.dtype, value.device
-        self._chunk = max(1, min(rows, _CACHED // max(self.numel, 1)))
+        self._chunk = chunk_of(rows, self.numel)
         with torch.inference_mode(False):  # so that later runs may write them in any mode
             self.projection = Projection(self.numel, sketch, seed, value.device)
             self.sample = Coordinates(self.numel, sample, seed, value.device)
-            self._ring = torch.empty((lags + 1, rows, self.numel), dtype=value.dtype, device=value.device)
+            self._ring: list[Tensor | None] = [None] * (lags + 1)  # each (rows, n), made when it is first written
             self._scratch = torch.empty((self._chunk, self.numel), dtype=torch.float32, device=value.device)
             self._sketches = torch.empty((steps, rows, self.projection.width), dtype=torch.float32, device=value.device)
             self._samples = torch.empty((steps, rows, self.sample.width), dtype=torch.float32, device=value.device)
             self._norms = torch.empty((2, steps, rows), dtype=torch.float32, device=value.device)
+            self._whole = torch.empty((steps, rows), dtype=torch.float32, device=value.device)
             self._lagged = torch.empty((2, lags, steps, rows), dtype=torch.float32, device=value.device)
         self.begin()
 
@@ -81,14 +107,30 @@ class Deck:
         self._lagged.fill_(torch.nan)
 
     def fits(self, value: Tensor) -> bool:
-        return (value.numel(), value.dtype, value.device) == (self.numel, self.dtype, self.device)
+        return self.tokens.fits(value) and (value.dtype, value.device) == (self.dtype, self.device)
 
     def put(self, row: int, step: int, value: Tensor) -> None:
         """Keep a row's value (any shape) until `settle`. A second one for the same step replaces the first."""
+        self.put_kept(row, step, self.tokens.of(value), self.tokens.mean_square(value))
+
+    def put_kept(self, row: int, step: int, kept: Tensor, mean_square: Tensor | None) -> None:
+        """The same, with what `tokens` keeps of the value already taken."""
         if step not in self._held:
             self._held = {s: rows for s, rows in self._held.items() if step - s <= self.lags} | {step: set()}
-        self._ring[step % (self.lags + 1), row].copy_(value.detach().reshape(-1))
+        self._slot(step)[row].copy_(kept)
+        if mean_square is not None:
+            self._whole[step, row] = mean_square
         self._held[step].add(row)
+
+    def _slot(self, step: int) -> Tensor:
+        """Where the values of a step lie, (rows, n)."""
+        place = step % (self.lags + 1)
+        slot = self._ring[place]
+        if slot is None:
+            with torch.inference_mode(False):
+                slot = torch.empty((self.rows, self.numel), dtype=self.dtype, device=self.device)
+            self._ring[place] = slot
+        return slot
 
     def settle(self, step: int) -> None:
         """Compute what is kept of a step, once all its values are there."""
@@ -103,7 +145,7 @@ class Deck:
 
     def _reduce(self, step: int, past: tuple[int, ...], start: int, stop: int) -> None:
         rows = slice(start, stop)
-        x = self._ring[step % (self.lags + 1), rows].float()  # (rows, n)
+        x = self._slot(step)[rows].float()  # (rows, n)
         scratch = self._scratch[: stop - start]
         torch.sum(torch.abs(x, out=scratch), 1, out=self._norms[0, step, rows])
         torch.linalg.vector_norm(x, dim=1, out=self._norms[1, step, rows])
@@ -111,9 +153,15 @@ class Deck:
         self._samples[step, rows] = self.sample(x)
         for earlier in past:
             lag = step - earlier - 1
-            difference = torch.sub(self._ring[earlier % (self.lags + 1), rows], x, out=scratch)
+            difference = torch.sub(self._slot(earlier)[rows], x, out=scratch)
             torch.linalg.vector_norm(difference, dim=1, out=self._lagged[1, lag, step, rows])
             torch.sum(difference.abs_(), 1, out=self._lagged[0, lag, step, rows])
+
+    def waiting(self, row: int, step: int) -> tuple[Tensor, Tensor | None] | None:
+        """A copy of what `put` kept of a row at this step, and its mean square over all tokens; None for nothing."""
+        if row not in self._held.get(step, ()):
+            return None
+        return self._slot(step)[row].clone(), None if self.tokens.whole else self._whole[step, row].clone()
 
     def recorded(self, row: int) -> bool:
         """Whether this run had a value for the row."""
@@ -145,9 +193,13 @@ class Deck:
         check = (estimated[:, known] / exact[:, known] - 1.0).T
         if self.projection.exact and self.sample.exact:
             check = check[:0]
+        token_check = rms[seen][:0]
+        if not self.tokens.whole:
+            token_check = rms[seen] / self._whole[seen, row].double().cpu().sqrt() - 1.0
+            token_check = token_check[token_check.isfinite()]
         # Row i is replaced (denominator), column j stands in for it.
         matrices = from_norms(exact[0], exact[1], l1[:, None], rms[None, :], rms[:, None])
-        return TapeStatistics(*(t.numpy() for t in (l1, rms, lag_l1, lag_rms, gram, matrices, check)))
+        return TapeStatistics(*(t.numpy() for t in (l1, rms, lag_l1, lag_rms, gram, matrices, check, token_check)))
 
 
 def _stretches(rows: list[int], size: int) -> Iterator[tuple[int, int]]:
@@ -165,55 +217,3 @@ def _spread(square: Tensor, at: list[int], size: int) -> Tensor:
     index = torch.tensor(at)
     full[index[:, None], index[None, :]] = square
     return full
-
-
-class GuidanceTape:
-    """How well the conditional output stands in for each other branch's, per step, whole and by band.
-
-    The denominator is the other branch's output, which is what a policy would skip. Values whose last two axes are not
-    latent height and width (packed tokens, fewer than four axes) have no bands here; `bands` tells. Pairs are compared
-    a few steps at a time.
-    """
-
-    TOGETHER = 8
-
-    def __init__(self, steps: int, branches: tuple[Branch, ...], device: torch.device) -> None:
-        self.branches, self.bands = branches, True
-        shape = (len(branches), steps, len(BANDS), len(ORDER))
-        with torch.inference_mode(False):
-            self._values = torch.full(shape, torch.nan, device=device)
-        self._step, self._arrived = -1, dict[Branch, Tensor]()
-        self._pairs: list[tuple[int, int, Tensor, Tensor]] = []  # place of the branch, step, conditional, other
-
-    def add(self, step: int, branch: Branch, value: Tensor) -> None:
-        """Note a branch's denoiser output (B, C, ..., H, W); the branches of a step may come in any order."""
-        if step != self._step:
-            self._step, self._arrived = step, {}
-            if len(self._pairs) >= self.TOGETHER:
-                self._compare()
-        self._arrived[branch] = value.detach().clone()
-        cond = self._arrived.get(COND)
-        if cond is None:
-            return
-        for other in list(self._arrived) if branch == COND else [branch]:
-            if other != COND:
-                self._pairs.append((self.branches.index(other), step, cond, self._arrived.pop(other)))
-
-    def _compare(self) -> None:
-        if not self._pairs:
-            return
-        places, steps, conds, others = zip(*self._pairs, strict=True)
-        self._pairs = []
-        a, b = torch.stack(conds), torch.stack(others)  # (pairs, B, C, ..., H, W)
-        if conds[0].ndim >= 4:
-            found = band_similarity(a, b, batched=True)
-        else:
-            self.bands = False
-            found = torch.full((len(steps), len(BANDS), len(ORDER)), torch.nan, device=a.device)
-            found[:, 0] = similarity(a, b, batched=True)
-        self._values[list(places), list(steps)] = found.to(self._values.device)
-
-    def close(self) -> Array:
-        """(branches, T, bands, measures); NaN for the conditional branch and where a branch was not there."""
-        self._compare()
-        return self._values.double().cpu().numpy()

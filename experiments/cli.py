@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastercache.experiments import console, failures
-from fastercache.experiments.commands import against, check, cost, find, look, make, planning, see
+from fastercache.experiments.commands import against, check, cost, find, look, make, planning, see, ship
 
 WRONG_WORDS: type[Exception] = typer.BadParameter.__mro__[1]
 """What is raised for a command line that no command takes: options that do not exist, values of another type."""
@@ -117,7 +117,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     planning.plan,
     see.report,
     find.tune,
-    find.export,
+    ship.export,
     make.demo,
     cost.overhead,
     against.bench,

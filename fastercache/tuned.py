@@ -127,6 +127,15 @@ class Certificate(_Frozen):
     rate: float = Field(ge=0.0, le=1.0)
     confidence: float = Field(gt=0.0, lt=1.0)
 
+    @property
+    def words(self) -> str:
+        """`misses psnr>=40 on at most 5 % of prompts like these, 95 % sure; 59 prompts, 0 misses`."""
+        misses = f"{self.violations} miss" + "es" * (self.violations != 1)
+        return (
+            f"misses {self.budget} on at most {100 * self.rate:.3g} % of prompts like these, "
+            f"{100 * self.confidence:.3g} % sure; {self.prompts} prompts, {misses}"
+        )
+
 
 class Results(_Frozen):
     """Search prompts chose the policy, so only the held-out figures tell what to expect."""

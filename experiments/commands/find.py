@@ -143,34 +143,3 @@ def tune(
         searching.search(job, folder, out, trials=trials, seconds=time_limit, storage=storage, show=not as_json),
         as_json,
     )
-
-
-def export(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The folder of a study.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config.")] = Path("tuned.json"),
-    trial: Annotated[
-        int | None, typer.Option("--trial", metavar="N", help="Export this trial. [the best within the budget]")
-    ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option("--policy", metavar="FILE", rich_help_panel=POLICY, help="The file of a policy of yours."),
-    ] = None,
-    metrics: Annotated[
-        list[str] | None, typer.Option("--metric", metavar="FILE", help="The file of a metric of yours.")
-    ] = None,
-    storage: Storage = None,
-    as_json: Json = False,
-) -> None:
-    """Write the tuned config of a study that `tune` made, finished or interrupted, without searching on.
-
-    Example: `fastercache export tuning/latte-digits-fastercache --out tuned.json`
-    """
-    from fastercache.experiments.arguments import metric_names
-    from fastercache.experiments.jobs import searching
-
-    if policy is not None:
-        from fastercache.policies.files import policy_from_file
-
-        policy_from_file(policy)  # makes it known
-    metric_names(metrics or ())  # the same
-    finish(searching.export_study(study, out, trial=trial, storage=storage, show=not as_json), as_json)

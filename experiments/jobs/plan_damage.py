@@ -22,6 +22,7 @@ from fastercache.policies.documents import Missing, read_model, write_json
 from fastercache.tuner.planning.damage import Damage
 from fastercache.tuner.planning.fitting import fit, replay
 from fastercache.tuner.planning.material import Material, material
+from fastercache.tuner.planning.rehearsal import Foresight, Rehearsal
 from fastercache.tuner.setting import References, Setting
 
 RECORDED, FITTED = 8, 4
@@ -83,23 +84,17 @@ def _truth(pipe: Any, search: Material, held: Material, plan: tuple[int, ...]) -
 
 
 def _predicted(search: Material, plans: list[tuple[int, ...]]) -> dict[str, Floats]:
-    """Predicted damage of each plan: as planning has it, and with an error that fades over the run."""
-    steps = search.profile.trajectory.steps
-    grid = np.arange(steps + 1)
-    fading = np.exp(-np.abs(grid[None] - grid[:, None]) / steps)
-    settings: dict[str, dict[str, Any]] = {
-        "default": {},
-        "fading errors": {"carry": fading},
-        "no latent": {"latent": False},
+    """Predicted damage of each plan from the recording: as planning has it, and the two that it is the mean of."""
+    trajectory, sampler = search.profile.trajectory, search.sampler
+    latent, starts = sampler.input is not None, sampler.relations.starts
+    damage = Damage(trajectory, sampler.impulse, latent=latent, starts=starts)
+    rehearsal = Rehearsal(trajectory, sampler.response.matrix, latent=latent, starts=starts)
+    found = {
+        "foreseen": [Foresight(damage, rehearsal).of(plan) for plan in plans],
+        "isolated": [damage.of(plan) for plan in plans],
+        "rehearsed": [rehearsal.of(plan) for plan in plans],
     }
-    found = {}
-    for name, further in settings.items():
-        fixed = {"latent": search.sampler.input is not None} | further
-        damage = Damage(
-            search.profile.trajectory, search.sampler.impulse, starts=search.sampler.relations.starts, **fixed
-        )
-        found[name] = np.array([damage.of(plan) for plan in plans])
-    return found
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def _correlated(predicted: Floats, true: Floats) -> dict[str, float]:

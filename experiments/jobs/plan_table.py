@@ -14,21 +14,18 @@ from typing import Annotated, Any
 
 import typer
 
-import fastercache as fc
 from fastercache.experiments.bench.contest import Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.console import progress, quiet, words
+from fastercache.experiments.jobs.demo import METHODS, named
 from fastercache.experiments.jobs.planning import HELD_OUT_SEED, open_planner, watched
 from fastercache.experiments.pipelines import open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import write_json
 from fastercache.tuner.planning.planner import EFFORTS
 
 SPEEDUPS = (2.5, 10 / 3, 4.16, 5.0, 6.25, 10.0)
-PUBLISHED: dict[str, dict[str, fc.Policy]] = {
-    "latte-digits": {"HiCache, interval 5": fc.HiCache(interval=5, order=1)},
-    "wan-digits": {"FoCa, interval 6": fc.FoCa(interval=6)},
-}
-"""The best published method of each model in the benchmark."""
+INTERVALS = {"latte-digits": 5, "wan-digits": 6}
+"""At which the best published method of each model is set beside the plans."""
 
 
 def measure(
@@ -54,7 +51,9 @@ def measure(
         predicted[name] = point.psnr
         entries[f"{len(point.computed)} of {steps} steps, no cache"] = FewerSteps(len(point.computed))
         words.print(f"{name}: {point.psnr:.2f} dB on {len(search)} search prompts, {planner.spent:.1f} generations")
-    entries |= PUBLISHED.get(pipe, {})
+    if pipe in INTERVALS:
+        best = METHODS[pipe](INTERVALS[pipe])
+        entries[named(best)] = best
     contest = Contest(
         subject,
         entries,

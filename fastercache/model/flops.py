@@ -1,10 +1,10 @@
-"""What a full denoiser call costs and leaves behind, counted by torch's own flop counter, never estimated.
+"""What a full denoiser call costs and leaves behind, counted by the formulas of torch's flop counter, never estimated.
 
-Each input signature of the denoiser is counted once: one extra call with everything computed, on a copy that shares the
-weights only and whose output is thrown away, gives the total and the inclusive share of every hooked module. A later
-call's FLOPs are that total less what it skipped, which is exact because skipped modules are simply not called. The same
-pass notes the shapes of every site's value, so that memory is known before the run, and whether the model changes a
-value in place after returning it.
+Each input signature of a denoiser is counted once in a process, whatever is attached to it and how often: one extra
+call with everything computed, on a copy that shares the weights only and whose output is thrown away, gives the total
+and the inclusive share of every hooked module. A later call's FLOPs are that total less what it skipped, which is exact
+because skipped modules are simply not called. The same pass notes the shapes of every site's value, so that memory is
+known before the run, and whether the model changes a value in place after returning it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fastercache.model.hooks import Handler, Inner, SiteForward
 from fastercache.model.layout import flatten_output
-from fastercache.model.skeleton import has_hooks, skeleton
+from fastercache.model.skeleton import skeleton
 
 Signature = tuple[Any, ...]
 Dimensions = tuple[int, ...]
@@ -38,6 +41,43 @@ def flop_counter() -> FlopCounterMode:
 
 def _attention_flops(query: Dimensions, key: Dimensions, value: Dimensions, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
+
+
+class FlopTotal(TorchDispatchMode):
+    """The FLOPs of everything that runs inside, by the formulas of torch's counter.
+
+    torch's own counter sums by module too, and asks of every operation anew whether it is made of others: on small
+    models most of the time is its own.
+    """
+
+    supports_higher_order_operators = True
+    _single: ClassVar[set[Any]] = {torch.ops.prim.device.default}  # operations that are not made of others
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+        self._formulas = flop_counter().flop_registry
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # these run functions of their own, which torch's counter follows
+            with flop_counter() as counter:
+                output = func(*args, **kwargs)
+            self.total += counter.get_total_flops()
+            return output
+        if func not in self._single:
+            with self:
+                output = func.decompose(*args, **kwargs)
+            if output is not NotImplemented:
+                return output
+            self._single.add(func)
+        output = func(*args, **kwargs)
+        formula = self._formulas.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=output)
+        return output
 
 
 @dataclass(frozen=True)
@@ -64,13 +104,13 @@ class Cost:
 
 
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
-    """What determines a call's FLOPs: the shapes of its tensors, and the plain flags beside them."""
+    """What determines a call's FLOPs and values' sizes: its tensors' shapes and types, and the flags beside them."""
     return tuple(_sign(value) for value in args), tuple((k, _sign(v)) for k, v in kwargs.items())
 
 
 def _sign(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return tuple(value.shape)
+        return tuple(value.shape), value.dtype
     if isinstance(value, (tuple, list)):
         return tuple(_sign(v) for v in value)
     if isinstance(value, dict):
@@ -82,18 +122,20 @@ def _sign(value: Any) -> Any:
 def make_of(module: nn.Module) -> int:
     """A number that changes when layers are put in, taken out or switched, as adapters (LoRA) are.
 
-    Read are every submodule's class and parameter shapes, and of a layer that wraps another one, as peft's do, which
-    adapters are in use.
+    Read are every submodule's class, the shapes and types of its parameters, its plain flags and numbers, the class of
+    its attention processor, and of a layer that wraps another one, as peft's do, which adapters are in use.
     """
     found = []
     for part in module.modules():
-        shapes = tuple(tuple(p.shape) for p in part._parameters.values() if p is not None)
+        shapes = tuple((tuple(p.shape), p.dtype) for p in part._parameters.values() if p is not None)
+        flags = tuple((k, v) for k, v in part.__dict__.items() if isinstance(v, (int, float, str)))
+        processor = type(part.__dict__.get("processor"))
         switches = (
             (str(part.active_adapters), bool(part.merged), bool(part.disable_adapters))
             if hasattr(part, "base_layer") and hasattr(part, "active_adapters")
             else None
         )
-        found.append((type(part), shapes, switches))
+        found.append((type(part), shapes, flags, processor, switches))
     return hash(tuple(found))
 
 
@@ -107,8 +149,12 @@ def _eager(modules: list[nn.Module]) -> Iterator[None]:
         yield
 
 
+_COUNTED: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Cost]] = WeakKeyDictionary()
+"""What has been counted of each denoiser that is still in use, by its make, its hooked modules and the signature."""
+
+
 class FlopBook:
-    """Costs by denoiser and input signature."""
+    """Costs by denoiser and input signature, of one session."""
 
     def __init__(self) -> None:
         self._costs: dict[tuple[str, Signature], Cost] = {}
@@ -144,12 +190,16 @@ class FlopBook:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Cost:
-        """The cost of a full call with these arguments, counted on its first use."""
+        """The cost of a full call with these arguments, counted on its first use in this session or an earlier one."""
         key = (prefix, signature(args, kwargs))
         if key not in self._costs:
-            started = time.perf_counter()
-            self._costs[key] = _count(module, hooks, inner, args, kwargs)
-            self.seconds += time.perf_counter() - started
+            counted = _COUNTED.setdefault(module, {})
+            known = (self._makes.setdefault(prefix, make_of(module)), frozenset(hooks), key[1])
+            if known not in counted:
+                started = time.perf_counter()
+                counted[known] = _count(module, hooks, inner, args, kwargs)
+                self.seconds += time.perf_counter() - started
+            self._costs[key] = counted[known]
         return self._costs[key]
 
 
@@ -160,7 +210,7 @@ def _count(
 
     Where hooks bring the weights or split the tokens, the call goes through the model itself.
     """
-    counter = flop_counter()
+    counter = FlopTotal()
     notes = _Notes(counter)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     bare = skeleton(module)
@@ -170,17 +220,35 @@ def _count(
             for path in hooks:
                 part = bare.get_submodule(path)
                 part.forward = functools.partial(_noted, notes.handler(path), part.forward)
-            with counter:
+            with flex_as_dense(), counter:
                 output = bare(*args, **kwargs)
         else:
-            with _noting(hooks, notes), _eager([hook.module for hook in hooks.values()]), counter:
+            with _noting(hooks, notes), _eager([hook.module for hook in hooks.values()]), flex_as_dense(), counter:
                 output = inner(*args, **kwargs)
     notes.note("", output)
     notes.settle()
     inclusive = {path: notes.inclusive.get(path, 0) for path in hooks}
-    # Users' hooks, which the copy has not, may change any value in place.
-    changed = frozenset(hooks) if bare is not None and has_hooks(module) else frozenset(notes.changed)
-    return Cost(counter.get_total_flops(), inclusive, notes.outputs, changed, notes.turns)
+    return Cost(counter.total, inclusive, notes.outputs, frozenset(notes.changed), notes.turns)
+
+
+@contextmanager
+def flex_as_dense() -> Iterator[None]:
+    """Flex attention cannot be traced while operations are counted: it is counted as attention without a mask."""
+    from torch.nn.attention import flex_attention as flex
+
+    def dense(
+        query: Tensor, key: Tensor, value: Tensor, *_: Any, scale: float | None = None, enable_gqa: bool = False,
+        return_lse: bool = False, **__: Any,
+    ) -> Any:  # fmt: skip
+        out = nn.functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=enable_gqa)
+        return (out, out.new_zeros(out.shape[:-1])) if return_lse else out
+
+    own = flex.flex_attention
+    flex.flex_attention = dense
+    try:
+        yield
+    finally:
+        flex.flex_attention = own
 
 
 def _noted(handler: Handler, forward: Inner, *args: Any, **kwargs: Any) -> Any:
@@ -207,7 +275,7 @@ class _Notes:
 
     HELD = 16
 
-    def __init__(self, counter: FlopCounterMode) -> None:
+    def __init__(self, counter: FlopTotal) -> None:
         self.counter = counter
         self.inclusive: dict[str, int] = {}
         self.outputs: dict[str, list[Shape]] = {}
@@ -217,9 +285,9 @@ class _Notes:
 
     def handler(self, path: str) -> Handler:
         def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            before = self.counter.get_total_flops()
+            before = self.counter.total
             output = inner(*args, **kwargs)
-            self.inclusive[path] = self.inclusive.get(path, 0) + self.counter.get_total_flops() - before
+            self.inclusive[path] = self.inclusive.get(path, 0) + self.counter.total - before
             self.note(path, output)
             return output
 

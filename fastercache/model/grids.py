@@ -99,11 +99,22 @@ def _grid_shape(rule: str, kwargs: dict[str, Any]) -> tuple[int, int, int, int] 
         frames, height, width = _image_shapes(kwargs)[0]
         return frames, height, width, 2
     if rule == "img_ids" and isinstance(kwargs.get("img_ids"), Tensor):
-        ids = kwargs["img_ids"].reshape(-1, 3)
-        own = ids[ids[:, 0] == ids[0, 0]]  # references have another first coordinate
-        height, width = (int(v) + 1 for v in torch.amax(own, dim=0)[1:].tolist())
-        return 1, height, width, 2
+        return _grid_of_ids(kwargs["img_ids"])
     return None
+
+
+def _grid_of_ids(ids: Tensor) -> tuple[int, int, int, int] | None:
+    """The grid of image ids ([B], N, 3 or 4): Flux's are (image, row, column), Flux.2's (image, row, column, text), of
+    tokens that pack 2 x 2 latents. None where they do not count up the rows of one image."""
+    if ids.shape[-1] not in (3, 4):
+        return None
+    ids = ids[0] if ids.ndim == 3 else ids
+    own = ids[ids[:, 0] == ids[0, 0]]  # references have another first coordinate
+    height, width = (int(v) + 1 for v in torch.amax(own, dim=0)[1:3].tolist())
+    rows = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), -1).reshape(-1, 2)
+    if not torch.equal(own[:, 1:3].long().cpu(), rows):
+        return None
+    return 1, height, width, 2
 
 
 def _image_shapes(kwargs: dict[str, Any]) -> list[tuple[int, int, int]]:
@@ -118,5 +129,5 @@ def _tokens(rule: str, kwargs: dict[str, Any]) -> int:
     if rule == "img_shapes":
         return sum(f * h * w for f, h, w in _image_shapes(kwargs))
     if rule == "img_ids":
-        return int(kwargs["img_ids"].reshape(-1, 3).shape[0])
+        return int(kwargs["img_ids"].shape[-2])
     return 0

@@ -118,8 +118,16 @@ class Clock:
         """The number of steps that a diffusers pipeline sets before its loop, which may stop short of the list's end.
 
         Schedulers of a higher order list a timestep for each of their denoiser calls, which that number may not count.
+
+        Raises:
+            ClockError: where frames are denoised one behind the other, so that a call has no timestep of its own.
         """
         told = getattr(pipe, "_num_timesteps", None)
+        if isinstance(told, int) and told > listed and hasattr(pipe, "generate_timestep_matrix"):
+            raise ClockError(
+                f"asynchronous diffusion forcing takes {told} steps for {listed} timesteps, each with frames at "
+                "several of them, which no policy is written for: call the pipeline with ar_step=0"
+            )
         if not isinstance(told, int) or not 0 < told <= listed or getattr(self.scheduler, "order", 1) != 1:
             return None
         return told

@@ -24,6 +24,7 @@ from fastercache.model.layout import (
 )
 from fastercache.model.order import watch_chain
 from fastercache.model.rows import branch_rows
+from fastercache.model.skeleton import has_hooks
 from fastercache.policies.errors import BranchUnknown
 from fastercache.policies.vocabulary import Branch, Kind, Signal, Site
 from fastercache.run.assembly import Assembly
@@ -205,8 +206,9 @@ class Denoiser:
         cost = self.book.cost(self.prefix, self.module, self.hooks, self.root.inner, args, kwargs)
         assert self.state is not None
         parts = len(self.branches.groups[0])
+        hooked = has_hooks(self.module)  # users' hooks, which were not counted with, may change any value in place
         for unit in self.units.values():
-            unit.clones = unit.path in cost.changed
+            unit.clones = hooked or unit.path in cost.changed
             if isinstance(unit, ModuleUnit):
                 unit.turns = cost.turns.get(unit.path, 1)
 

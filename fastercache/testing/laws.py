@@ -7,13 +7,15 @@ once per branch and can feed each branch something else.
 from __future__ import annotations
 
 import tempfile
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastercache.attachment import attach, find_sites
+from fastercache.model.families import Guidance
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import FasterCacheError
 from fastercache.policies.methods.static_interval import NoCache
@@ -29,14 +31,26 @@ from fastercache.tuned import TunedConfig
 from fastercache.zoo.specimen import Specimen
 
 
+class Own(NamedTuple):
+    """A policy's own run: latents, trace, and how the pipeline calls its denoiser."""
+
+    output: Tensor
+    trace: Trace
+    guidance: Guidance
+
+
 class Checker:
-    """Runs laws on one policy and one specimen; the bare output is made once."""
+    """Runs laws on one policy and one specimen.
+
+    Made once: the bare output, the policy's own run in a session that made no other, and the run whose arguments the
+    loops of laws 4 and 5 are given.
+    """
 
     def __init__(self, policy: Policy, specimen: Specimen) -> None:
         self.policy, self.specimen = policy, specimen
         self.bare = specimen.generate()
         self.length = specimen.steps  # of a run; image-to-image takes fewer than asked for
-        self._coupled = False  # until a run shows it
+        self._coupled, self._kinds = False, list[str]()  # until a run shows them
         self.untouched = state_of(specimen)  # after a run, since pipelines set attributes of their own in one
 
     def attach(self, policy: Policy | Path | None = None) -> Session:
@@ -54,17 +68,21 @@ class Checker:
 
     def reused(self) -> float:
         """Share of the policy's decisions that were reuses, in one run."""
+        return self.own.trace.share()
+
+    @cached_property
+    def own(self) -> Own:
+        """The policy's own run: the first of a session."""
         with self.attach() as session:
-            self.specimen.generate()
-            return session.last.share()
+            output = self.specimen.generate()
+            branches = session.last.run.branches
+            return Own(output, session.last, session.guidance if len(branches) > 1 else "none")
 
     def law_1(self) -> Verdict:
         """Without reuse nothing changes, whatever is hooked."""
-        with self.attach(NoCache(sites="denoiser")) as session:
-            self.specimen.generate()
-            kinds = sorted({str(site.kind) for site in session.last.run.sites})
+        _ = self._captured  # a run shows which kinds of site there are
         for policy in (
-            NoCache(sites="|".join(kinds)),
+            NoCache(sites="|".join(self._kinds)),
             WarmUp(inner=self.policy, steps=1000),
             *at_interval_one(self.policy),
         ):
@@ -120,7 +138,7 @@ class Checker:
 
     def law_4(self) -> Verdict:
         """The same policy, batched and with separate calls, gives the same latents within float tolerance."""
-        captured = self._capture()
+        captured = self._captured
         if len(captured.calls) < 2:
             return Verdict(4, None, "the run has one branch")
         if captured.order[0] != COND and captured.style == "separate" and self._guides(captured):
@@ -144,7 +162,7 @@ class Checker:
 
     def law_5(self) -> Verdict:
         """Shifting one branch's input leaves the other branch's outputs alone, bit for bit."""
-        captured = self._capture()
+        captured = self._captured
         if len(captured.calls) < 2:
             return Verdict(5, None, "the run has one branch")
         policy = self._settled(captured)
@@ -173,27 +191,25 @@ class Checker:
 
     def law_7(self) -> Verdict:
         """A run does what its table says, cell by cell, and its schedule replays it."""
+        trace = self.own.trace
+        strayed = unplanned(self.policy, trace)
+        if strayed:
+            return Verdict(7, False, f"{strayed} did something else than its table says")
         with self.attach() as session:
-            output = self.specimen.generate()
-            trace = session.last
-            strayed = unplanned(self.policy, trace)
-            if strayed:
-                return Verdict(7, False, f"{strayed} did something else than its table says")
             session.use(trace.schedule())
             replay = self.specimen.generate()
-        if not same(output, replay):
-            return Verdict(7, False, _far(replay, output))
+        if not same(self.own.output, replay):
+            return Verdict(7, False, _far(replay, self.own.output))
         if decisions(trace) != decisions(session.last):
             return Verdict(7, False, "the replayed decisions differ")
         return Verdict(7, True)
 
     def law_8(self) -> Verdict:
         """The exported file does what the policy does."""
-        with self.attach() as session:
-            output = self.specimen.generate()
-            steps = session.last.run.count
-            style = session.guidance if len(session.last.run.branches) > 1 else "none"
-        config = TunedConfig.describe(self.specimen.pipe, self.policy, steps=steps, guidance_scale=None, guidance=style)
+        output, trace, style = self.own
+        config = TunedConfig.describe(
+            self.specimen.pipe, self.policy, steps=trace.run.count, guidance_scale=None, guidance=style
+        )
         with tempfile.TemporaryDirectory() as folder, self.attach(config.save(Path(folder) / "tuned.json")):
             applied = self.specimen.generate()
         return Verdict(8, same(output, applied), "" if same(output, applied) else _far(applied, output))
@@ -211,12 +227,14 @@ class Checker:
             return Verdict(9, False, f"{left} bytes are still held after the run")
         return Verdict(9, True)
 
-    def _capture(self) -> Captured:
+    @cached_property
+    def _captured(self) -> Captured:
         with attach(self.specimen.pipe, NoCache(sites="denoiser")) as session:
             finder = session._denoisers[0].branches
             with capturing(self.specimen) as calls:
                 self.specimen.generate()
             self.length = session.last.run.count
+            self._kinds = sorted({str(site.kind) for site in session.last.run.sites})
             self._coupled = finder.coupled
         first = [call for module, call in calls if module is session._denoisers[0].module]
         return Captured.of(session._denoisers[0].module, finder, first)

@@ -142,6 +142,8 @@ def _rows(call: Arguments, lead: int, part: int, of: int) -> Arguments:
 
 def _joined(calls: Sequence[Arguments]) -> Arguments:
     lead = leading_tensor(*calls[0]).shape[0]
+    if any(set(c[1]) != set(calls[0][1]) for c in calls):
+        raise Incompatible("the branches are called with other arguments, so that they cannot share a call")
     args = tuple(_join([c[0][i] for c in calls], lead) for i in range(len(calls[0][0])))
     kwargs = {k: v if k in UNSLICED else _join([c[1][k] for c in calls], lead) for k, v in calls[0][1].items()}
     return args, kwargs

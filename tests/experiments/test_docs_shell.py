@@ -70,9 +70,9 @@ def test_every_command_and_option_that_a_page_names_exists() -> None:
     assert unknown(["tune", "x", "--budgt", "psnr>=1"]) == ["--budgt"] and unknown(["tuna"]) == ["tuna"]
 
 
-def test_the_readme_shows_every_command_but_export_and_demo() -> None:
+def test_the_readme_shows_every_command_but_the_demo() -> None:
     shown = {words[0] for words in commands("README.md")}
-    assert set(COMMANDS) - shown == {"export", "demo"}
+    assert set(COMMANDS) - shown == {"demo"}
 
 
 # -- run, page by page, as a reader would ---------------------------------------------------------------------------

@@ -67,7 +67,9 @@ def test_unknown_short_name_is_refused_with_the_known_ones() -> None:
         path("late-digits")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "wan-digits" else []) for name in names()]
+)  # four whole videos of one model by default, of both in `make test-all`
 def test_shipped_model_is_small_float32_and_obeys_a_held_out_caption(name: str) -> None:
     assert sum(file.stat().st_size for file in path(name).rglob("*.safetensors")) <= 8_000_000
     pipeline = load(name)

@@ -8,6 +8,7 @@ the fit is ahead by 10 dB and more, and nothing is run here. Where the isolated 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -91,23 +92,37 @@ def steps_of(scheduler: Any, times: Floats) -> list[Step]:
 
 
 def better_of(
-    pipe: Any, runs: Sequence[SearchRun], sampler: Sampler, trajectory: Trajectory, found: FittedRuns
+    pipe: Any,
+    runs: Sequence[SearchRun],
+    sampler: Sampler,
+    trajectory: Trajectory,
+    found: FittedRuns,
+    *,
+    most: float = math.inf,
 ) -> FittedRuns:
     """A fit that was run to its end, or the fixed predictor that comes out better on the same prompts.
 
     `calls` counts what was run to decide.
+
+    Args:
+        most: denoiser calls that may be made for it: rivals are run in the order of their isolated damage while they
+            fit in.
     """
     if not found.stretches:
         return found
     limit = float(np.mean(found.errors[-1])) * 10.0 ** (NEAR / 10.0)
     steps = steps_of(pipe.scheduler, sampler.response.times)
-    rivals: list[list[Stretch]] = []
+    rivals: list[tuple[float, list[Stretch]]] = []
     for predictor in FIXED.values():
         weights = fixed_weights(predictor, found.computed, steps, sampler.relations.starts)
-        if weights not in rivals and isolated(trajectory, sampler, found.computed, weights) <= limit:
-            rivals.append(weights)
+        damage = isolated(trajectory, sampler, found.computed, weights)
+        if damage <= limit and all(weights != other for _, other in rivals):
+            rivals.append((damage, weights))
     best, calls = found, found.calls
-    for weights in rivals:
+    one = len(runs) * len(found.computed) * sampler.relations.calls
+    for _, weights in sorted(rivals, key=lambda rival: rival[0]):
+        if calls - found.calls + one > most:
+            break
         run = replay(pipe, runs, sampler, found.computed, weights, finish=True)
         calls += run.calls
         if float(np.mean(run.errors)) < float(np.mean(best.errors[-1])):

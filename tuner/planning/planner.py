@@ -333,8 +333,19 @@ class Planner:
         runs = [self.material.runs[i] for i in prompts]
         fitted = runs[: self.effort.fitted or len(runs)]
         found = fit(self.setting.pipe, fitted, self.sampler, known.plan, history=self.history)
-        found = better_of(self.setting.pipe, fitted, self.sampler, self.material.profile.trajectory, found)
-        self._pay(found.calls)
+        paid = found.calls
+        self._pay(paid)
+        left = self._left() - self._cost(len(known.plan)) * (len(fitted) < len(runs))
+        best = better_of(
+            self.setting.pipe,
+            fitted,
+            self.sampler,
+            self.material.profile.trajectory,
+            found,
+            most=left * self.steps * self.sampler.relations.calls,
+        )
+        self._pay(best.calls - paid)
+        found = best
         if len(fitted) < len(runs):
             self._refine(found, fitted, runs[len(fitted) :])
             again = replay(self.setting.pipe, runs, self.sampler, known.plan, found.stretches, finish=True)

@@ -1,9 +1,9 @@
 """Several paths worth running: what the prediction cannot tell apart, from differently minded predictions.
 
 Plans within a decibel of each other in predicted damage differ by up to 5 dB in truth, so a handful is run. They come
-from the planner itself, without a run of their own. First the shortest paths, then single steps of them are moved for as
-long as the prediction for the whole plan (`Foresight`) gets better, which costs milliseconds a plan. Beside the best of
-those stand the best by isolated damage alone and by the rehearsal alone.
+from the planner itself, without a run of their own. First the shortest paths, then single steps of them are moved for
+as long as the prediction for the whole plan (`Foresight`) gets better, which costs milliseconds a plan. Beside the best
+of those stand the best by isolated damage alone and by the rehearsal alone.
 """
 
 from __future__ import annotations

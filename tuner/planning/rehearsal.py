@@ -1,13 +1,13 @@
-"""A cached run rehearsed in the space of the recording: what a plan's fit repairs, and what it cannot, without a run.
+"""A cached run rehearsed in the space of the recording: what a fit repairs and what it cannot, without a run.
 
 `Damage` takes each stretch by itself. A real fit sees where the cached run has got to and repairs part of what earlier
 stretches did wrong, so errors cancel, and which do depends on the whole plan. All of that stays within the span of the
-recorded vectors [x_0 .. x_n, F_0 .. F_{n-1}], whose inner products are known. So the cached run is rehearsed there: every
-output that it uses and every latent that it reaches is a combination of recorded vectors, and each stretch is fitted as
-`fitting` does, by a least-squares problem of K + 1 unknowns.
+recorded vectors [x_0 .. x_n, F_0 .. F_{n-1}], whose inner products are known. So the cached run is rehearsed there:
+every output that it uses and every latent that it reaches is a combination of recorded vectors, and each stretch is
+fitted as `fitting` does, by a least-squares problem of K + 1 unknowns.
 
-One thing is not in the recording: what the denoiser makes of a latent that is off by e. Two numbers stand for it, the same
-for every model:
+One thing is not in the recording: what the denoiser makes of a latent that is off by e. Two numbers stand for it, the
+same for every model:
 
     F_s(x + e) = F_s(x) + GROWTH / (n b_s) e + NOVELTY / (n |b_s|) |e| u_s
 

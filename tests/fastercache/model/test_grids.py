@@ -39,6 +39,27 @@ def test_tokens_become_the_pipelines_own_grid(name: str) -> None:
     assert torch.equal(grid.back(unpacked), tokens)
 
 
+def test_flux_2_has_ids_of_four_columns() -> None:
+    """Its pipeline puts tokens in their places by these ids, and then unpacks 2 x 2 latents from the channels."""
+    s = zoo.build("flux.2-klein")
+    kwargs, tokens = first_call(s)
+    grid = grid_of(family_of(s.pipe.transformer), kwargs, tokens)
+    placed = s.pipe._unpack_latents_with_ids(tokens, kwargs["img_ids"])
+    expected = s.pipe._unpatchify_latents(placed)
+    assert torch.equal(grid.to(tokens).reshape(expected.shape), expected)
+    assert torch.equal(grid.back(grid.to(tokens)), tokens)
+
+
+@pytest.mark.parametrize("columns", [3, 4])
+def test_ids_in_another_order_are_refused(columns: int) -> None:
+    """Tokens column by column, or ids of other meaning, would give a scrambled picture."""
+    ids = torch.tensor([[0, h, w, 0][:columns] for w in range(3) for h in range(2)])
+    with pytest.raises(fc.AttachError, match="packed tokens"):
+        grid_of(family_of("FluxTransformer2DModel"), {"img_ids": ids}, torch.zeros(1, 6, 8))
+    with pytest.raises(fc.AttachError, match="packed tokens"):
+        grid_of(family_of("FluxTransformer2DModel"), {"img_ids": torch.zeros(6, 5)}, torch.zeros(1, 6, 8))
+
+
 def test_patch_grid_is_inverse_for_odd_sizes() -> None:
     grid = patch_grid(3, 5, 2, 2)
     x = torch.randn(2, 30, 8)

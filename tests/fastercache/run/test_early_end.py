@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, LTXConditionPipeline, SkyReelsV2DiffusionForcingPipeline
 
 import fastercache as fc
+from fastercache.policies.errors import ClockError
 from fastercache.run.idle import NothingReused
 from fastercache.testing.subject import held_bytes
 from fastercache.zoo.specimen import assembled
@@ -85,8 +86,8 @@ def test_a_run_that_starts_inside_the_list_without_saying_so() -> None:
         assert torch.equal(got, want)
 
 
-def test_diffusion_forcing_steps_copies_of_the_scheduler() -> None:
-    """By hand: calls come in pairs (cond, uncond); every second pair returns the outputs of the pair before."""
+def forcing() -> tuple[Any, Any]:
+    """A pipeline of diffusion forcing on the zoo's SkyReels-V2, and its call: latents of 5 frames."""
     s = specimen("skyreels-v2")
     p = s.pipe
     pipe = assembled(
@@ -95,20 +96,42 @@ def test_diffusion_forcing_steps_copies_of_the_scheduler() -> None:
         scheduler=p.scheduler,
         vae=getattr(p, "vae", None),
     )
-    call = {"prompt": None}
 
-    def run() -> torch.Tensor:
-        return pipe(**{**s.call(), **call})[0]
+    def run(**more: Any) -> torch.Tensor:
+        return pipe(**{**s.call(steps=4), "prompt": None, **more})[0]
 
-    naive = Naive(p.transformer, key=lambda call: call % 2, reuse=lambda call: call // 2 % 2 == 1)
-    with replaced(p.transformer, naive):
-        want = run()
-    bare = run()
+    return pipe, run
+
+
+LONG = {"num_frames": 17, "base_num_frames": 9, "overlap_history": 5}  # 5 latent frames: 3, then 1 more twice
+
+
+@pytest.mark.parametrize("more", [{}, LONG])
+def test_diffusion_forcing_steps_copies_of_the_scheduler(more: dict[str, Any]) -> None:
+    """By hand: calls come in pairs (cond, uncond); every second pair returns the outputs of the pair before. A long
+    video is made in several generations of as many steps, each a run of its own."""
+    pipe, run = forcing()
+    naive = Naive(pipe.transformer, key=lambda call: call % 2, reuse=lambda call: call // 2 % 2 == 1)
+    with replaced(pipe.transformer, naive):
+        want = run(**more)
+    bare = run(**more)
     with fc.attach(pipe, HALF) as session:
-        assert torch.equal(run(), want)
-        assert session.last.complete and session.last.share() == 0.5
+        assert torch.equal(run(**more), want)
+        assert naive.calls == 2 * 4 * len(session.traces) and len(session.traces) == (3 if more else 1)
+        assert all(trace.complete and trace.share() == 0.5 for trace in session.traces)
     with fc.attach(pipe, fc.NoCache()) as session:
-        assert torch.equal(run(), bare) and session.last.complete
+        assert torch.equal(run(**more), bare) and session.last.complete
+
+
+def test_asynchronous_diffusion_forcing_is_refused_at_its_first_call() -> None:
+    """Each frame lags behind the one before: there are more steps than timesteps, and a call has several of these."""
+    pipe, run = forcing()
+    bare = run(num_frames=17)
+    with fc.attach(pipe, HALF) as session:
+        with pytest.raises(ClockError, match=r"takes \d+ steps for 4 timesteps.*ar_step=0"):
+            run(num_frames=17, ar_step=2)
+        assert session.traces == []
+    assert torch.equal(run(num_frames=17), bare)
 
 
 class Deaf:

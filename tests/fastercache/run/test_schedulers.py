@@ -31,11 +31,11 @@ LAWS = (1, 2, 6, 7, 9)
 @pytest.mark.parametrize(
     "scheduler",
     [
-        DDIMScheduler(clip_sample=False),
-        DPMSolverMultistepScheduler(),
-        UniPCMultistepScheduler(),
-        EulerDiscreteScheduler(),
-        HeunDiscreteScheduler(),
+        pytest.param(DDIMScheduler(clip_sample=False), marks=pytest.mark.slow),  # the zoo's own: tests/.../test_laws.py
+        DPMSolverMultistepScheduler(),  # looks back, as UniPC does
+        pytest.param(UniPCMultistepScheduler(), marks=pytest.mark.slow),
+        pytest.param(EulerDiscreteScheduler(), marks=pytest.mark.slow),  # the same on wan below, and sdxl's own
+        HeunDiscreteScheduler(),  # calls twice a step
     ],
     ids=lambda s: type(s).__name__,
 )

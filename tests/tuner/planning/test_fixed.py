@@ -67,6 +67,11 @@ def test_the_better_one_is_kept_and_its_calls_are_counted() -> None:
     best = better_of(specimen.pipe, found.runs, sampler, trajectory, poor)
     assert best.errors[-1].mean() < run.errors.mean() and best.calls > run.calls
     assert (best.calls - run.calls) % (len(computed) * 2) == 0
+    whole = best.calls - run.calls
+    for most, spent in ((whole, whole), (whole - 1, whole - len(computed) * 2), (len(computed) * 2 - 1, 0)):
+        calls = poor.calls
+        assert better_of(specimen.pipe, found.runs, sampler, trajectory, poor, most=most).calls == calls + spent
+        poor.calls = run.calls
     policy = fc.Planned(steps=STEPS, computed=computed, stand_in=best.predictor)
     with fc.attach(specimen.pipe, policy):
         assert torch.equal(specimen.generate(steps=STEPS, seed=1), best.results[1])

@@ -1,0 +1,45 @@
+"""What `export` does: a tuned config written for other software, or the tuned config of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fastercache as fc
+from fastercache.experiments.console import results, say
+from fastercache.experiments.jobs import searching
+from fastercache.export import FILES, exported
+from fastercache.policies.documents import write_atomic
+
+
+def export(
+    source: Path, target: str | None, out: Path | None, *, trial: int | None, storage: str | None, show: bool
+) -> dict[str, Any]:
+    """Export a tuned config to a target, or a study to a tuned config.
+
+    Raises:
+        ConfigUnreadable: if the source is not what the target is made from.
+        NotExportable: if the target cannot express the policy.
+    """
+    if target is None:
+        if source.is_file():
+            raise fc.ConfigUnreadable(f"{source} is a file: say what it is written for, --to python for instance")
+        return searching.export_study(source, out or Path("tuned.json"), trial=trial, storage=storage, show=show)
+    if trial is not None or storage is not None:
+        raise fc.ConfigUnreadable("--trial and --storage belong to a study: leave them out with --to")
+    if source.is_dir():
+        raise fc.ConfigUnreadable(
+            f"{source} is a folder: --to {target} takes a tuned config; a study becomes one with fastercache export "
+            f"{source} --out tuned.json"
+        )
+    found = exported(fc.load(source), target)
+    place = out or Path(FILES[target])
+    paths = [place / name for name in found.files] if target == "hub" else [place]
+    for path, text in zip(paths, found.files.values(), strict=True):
+        write_atomic(path, text, f"{target} export")
+    if show:
+        for path in paths:
+            say(str(path), results)
+        for line in found.lost:
+            say(f"otherwise than in {source}: {line}", results)
+    return {"source": str(source), "target": target, "files": [str(p) for p in paths], "lost": list(found.lost)}
