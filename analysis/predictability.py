@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from fastercache.policies.predictors.history import Taylor
 from fastercache.policies.vocabulary import Step
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.integer[Any]]
 
 HISTORY = 5
 """How many earlier values a fitted combination takes at the most."""
@@ -49,7 +51,7 @@ def fitted_errors(gram: Floats, history: int = HISTORY) -> Floats:
     return found
 
 
-def left(gram: Floats, past: NDArray[np.intp], wanted: NDArray[np.intp]) -> Floats:
+def left(gram: Floats, past: Ints, wanted: Ints) -> Floats:
     """Squared error of the best combination of `past` at each of `wanted`, relative to its square: (len(wanted),)."""
     weights = fitted_weights(gram, past, wanted)
     size = gram[wanted, wanted]
@@ -60,7 +62,7 @@ def left(gram: Floats, past: NDArray[np.intp], wanted: NDArray[np.intp]) -> Floa
     return relative
 
 
-def fitted_weights(gram: Floats, past: NDArray[np.intp], wanted: NDArray[np.intp]) -> Floats:
+def fitted_weights(gram: Floats, past: Ints, wanted: Ints) -> Floats:
     """The weights of that combination, (len(past), len(wanted)); NaN where a value was not recorded.
 
     The newest value and the differences of the older ones are the columns of the fit, scaled to unit norm.

@@ -236,7 +236,9 @@ class Profile(Shown):
     ) -> Predictability:
         """The errors that predictors would have made at the sites a query names, root mean squares over them.
 
-        The recording holds the mean over runs, so `fitted` is fitted on what it is judged on. `branch`: as in `cells`.
+        The recording holds the mean over runs, so `fitted` is fitted on what it is judged on. Inner products of values
+        wider than `info.sketch` are estimates, and errors far below `info.projection_error` are too. `branch`: as in
+        `cells`.
         Raises RecordingError where a site's values were not recorded at every step.
         """
         grams = [self.gram[site, b] for site, b in zip(*self.cells(query, branch), strict=True)]

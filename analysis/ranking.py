@@ -78,7 +78,12 @@ def finding(group: str, sites: int, errors: Predictability, share: float | None 
         run = [*run, step] if hold[step] <= LIMIT else []
         best = run if len(run) > len(best) else best
     shown = best or skipped.tolist()
-    level = [float(np.sqrt(np.mean(row[shown] ** 2))) for row in (hold, fitted)]
-    ends = (best[0], best[-1]) if best else (None, None)
-    saves = None if share is None else share * len(best) / len(hold)
-    return Finding(group, sites, *ends, *level, saves)
+    return Finding(
+        group=group,
+        sites=sites,
+        first=best[0] if best else None,
+        last=best[-1] if best else None,
+        hold=float(np.sqrt(np.mean(hold[shown] ** 2))),
+        fitted=float(np.sqrt(np.mean(fitted[shown] ** 2))),
+        saves=None if share is None else share * len(best) / len(hold),
+    )
