@@ -12,6 +12,7 @@ import numpy as np
 import fastercache as fc
 from fastercache.analysis import record
 from fastercache.analysis.sampling import record_trajectory
+from fastercache.analysis.trajectory_profile import TrajectoryProfile
 from fastercache.policies.notebook import shortened, table
 from fastercache.policies.predictors.fitted import Fitted, Stretch
 from fastercache.tuned import Model, model_identity
@@ -52,7 +53,7 @@ def test_a_run_its_session_and_its_recordings(latte: Specimen) -> None:
     with record_trajectory(latte.pipe) as runs:
         latte.generate(steps=4)
     check(features.profile(), "LattePipeline", "runs", "spatial")
-    check(runs.profile(), "LattePipeline", "steps", "4")
+    check(TrajectoryProfile.of(runs.recordings, latte.pipe), "LattePipeline", "steps", "4")
 
 
 def test_a_front(tiny_latte: Any) -> None:
