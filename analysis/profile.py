@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,8 +16,10 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
 from fastercache.analysis.measures import ORDER, from_norms, measure_of
+from fastercache.analysis.predictability import INTERVALS, Predictability, predictability
 from fastercache.policies.documents import read_bytes, read_model, write_atomic, write_json
 from fastercache.policies.errors import ConfigUnreadable, RecordingError, suggest, told
+from fastercache.policies.notebook import Shown
 from fastercache.policies.vocabulary import COND, Branch, Kind, Role, Run, Site, Step, select
 
 FORMAT: Final = "fastercache-profile"
@@ -108,8 +110,8 @@ class ProfileInfo(BaseModel):
     packages: dict[str, str] = Field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, repr=False)
+class Profile(Shown):
     """Statistics of R runs over S sites, B branches and T steps. NaN marks what was not reached.
 
     Attributes:
@@ -133,6 +135,16 @@ class Profile:
     matrix_mean: NDArray[np.float32]
     matrix_std: NDArray[np.float32]
     guidance: NDArray[np.float32]
+
+    def _facts(self) -> dict[str, object]:
+        groups = {name: len(sites) for name, sites in self.groups()}
+        return {
+            "pipeline": self.info.pipeline,
+            "sites": groups,
+            "branches": self.branches,
+            "steps": len(self.info.timesteps),
+            "runs": self.runs,
+        }
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -218,6 +230,23 @@ class Profile:
         for i, site in enumerate(self.sites):
             found.setdefault(str(site.role or site.kind), []).append(i)
         yield from found.items()
+
+    def predictability(
+        self, query: str, branch: Branch | None = None, intervals: Sequence[int] = INTERVALS
+    ) -> Predictability:
+        """The errors that predictors would have made at the sites a query names, root mean squares over them.
+
+        The recording holds the mean over runs, so `fitted` is fitted on what it is judged on. Inner products of values
+        wider than `info.sketch` are estimates, and errors far below `info.projection_error` are too. `branch`: as in
+        `cells`.
+        Raises RecordingError where a site's values were not recorded at every step.
+        """
+        grams = [self.gram[site, b] for site, b in zip(*self.cells(query, branch), strict=True)]
+        if not np.isfinite(grams).all():
+            raise RecordingError(f"'{query}' was not reached at every step: record the uncached pipeline")
+        found = [predictability(gram[None], self.run.steps, intervals=intervals) for gram in grams]
+        errors = np.sqrt(np.mean([one.errors**2 for one in found], axis=0))
+        return replace(found[0], errors=errors, runs=self.runs)
 
     # -- files -------------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> Path:

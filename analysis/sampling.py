@@ -3,7 +3,7 @@
 >>> with record_trajectory(pipe) as recorder:                                              # doctest: +SKIP
 ...     for prompt in prompts:
 ...         pipe(prompt)
->>> profile = recorder.profile()                                                           # doctest: +SKIP
+>>> profile = TrajectoryProfile.of(recorder.recordings, pipe)                              # doctest: +SKIP
 """
 
 from __future__ import annotations

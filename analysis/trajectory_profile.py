@@ -15,11 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
+from fastercache.analysis.predictability import INTERVALS, Predictability, predictability
 from fastercache.analysis.response import Kind, Response, probe
 from fastercache.analysis.sampling import Recording, Relations, RunValues
 from fastercache.analysis.trajectory import Floats, Trajectory
 from fastercache.policies.documents import read_model, write_atomic, write_json
 from fastercache.policies.errors import ConfigUnreadable, RecordingError
+from fastercache.policies.notebook import Shown
+from fastercache.policies.vocabulary import Step
 from fastercache.tuned import Identity, Model, model_identity, package_versions, scheduler_identity
 
 WHAT = "trajectory profile"
@@ -56,14 +59,24 @@ class TrajectoryInfo(BaseModel):
     packages: dict[str, str] = Field(default_factory=package_versions)
 
 
-@dataclass(frozen=True)
-class TrajectoryProfile:
+@dataclass(frozen=True, repr=False)
+class TrajectoryProfile(Shown):
     """Everything that planning needs of a pipeline: its runs' inner products and its sampler's response."""
 
     trajectory: Trajectory
     response: Response
     relations: Relations
     info: TrajectoryInfo
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "pipeline": self.info.model.pipeline,
+            "denoiser": self.info.model.denoiser.kind,
+            "scheduler": self.info.scheduler.kind if self.info.scheduler else None,
+            "steps": self.trajectory.steps,
+            "runs": self.trajectory.runs,
+            "sampler": self.info.kind,
+        }
 
     @classmethod
     def of(cls, recordings: Sequence[Recording], pipe: Any, discarded: int = 0) -> TrajectoryProfile:
@@ -126,6 +139,13 @@ class TrajectoryProfile:
             update={"kind": response.kind, "reach": response.reach, "residual": response.residual}
         )
         return TrajectoryProfile(trajectory, response, relations, info)
+
+    def predictability(self, intervals: Sequence[int] = INTERVALS) -> Predictability:
+        """The errors that predictors would have made of the denoiser's outputs, where every so many-th is computed."""
+        n, times = self.trajectory.steps, self.trajectory.times
+        grams = self.trajectory.products[:, n + 1 :, n + 1 :]
+        steps = [Step(k, n, float(t)) for k, t in enumerate(times)]
+        return predictability(grams, steps, intervals=intervals, starts=self.relations.starts)
 
     # -- files -------------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:

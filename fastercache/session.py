@@ -17,6 +17,7 @@ from fastercache.model.flops import FlopBook
 from fastercache.model.layout import leading_tensor, timestep_of
 from fastercache.policies.base import Citation, Policy
 from fastercache.policies.errors import AttachError, FasterCacheError, NotFinite
+from fastercache.policies.notebook import Shown
 from fastercache.policies.registry import dump
 from fastercache.policies.rules import begin_all
 from fastercache.policies.schedule import Table
@@ -52,7 +53,7 @@ class Watch:
         self._session._unwatch(self.sites, self._watcher)
 
 
-class Session:
+class Session(Shown):
     """What `attach` returns. Use it as a context manager, or call `detach()`.
 
     Attributes:
@@ -154,6 +155,14 @@ class Session:
     @property
     def attached(self) -> bool:
         return self._attached
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "policy": self.policy,
+            "attached": self._attached,
+            "sites": len(self.sites),
+            "last": self.traces[-1] if self.traces else "no run yet",
+        }
 
     def use(self, policy: Policy) -> None:
         """Swap the policy; it takes effect with the next run. Raises as `attach` does, leaving the old one in force."""

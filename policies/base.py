@@ -7,7 +7,7 @@ serve many runs, threads and pipelines at once, and the bounds on its fields are
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, final
 
@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from fastercache.policies.errors import InvalidPolicy, printable, shown, suggest, told
+from fastercache.policies.notebook import shortened, table
 from fastercache.policies.rules import StaticRule, WatchingRule
 from fastercache.policies.vocabulary import Run, Signal, Site, Step, select
 
@@ -53,6 +54,25 @@ class Config(BaseModel):
             known: dict[str, FieldInfo] = getattr(base, "model_fields", {})
             for name in known:
                 cls.model_fields[name].description = cls.model_fields[name].description or known[name].description
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What differs from the defaults; long values (fitted weights) in short."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.is_required() or value != field.get_default(call_default_factory=True, validated_data={}):
+                yield name, _Text(shortened(value))
+
+    def _repr_html_(self) -> str:
+        fields = type(self).model_fields.items()
+        rows = [(name, shortened(getattr(self, name)), field.description or "") for name, field in fields]
+        return table(type(self).__name__, rows, ("field", "value", "meaning") if rows else ())
+
+
+class _Text(str):
+    """Text that is shown without quotation marks."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def _refuse_coerced(where: str, raw: Any, value: Any) -> None:

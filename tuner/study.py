@@ -22,6 +22,7 @@ from optuna.trial import Trial, TrialState
 from fastercache.model.families import Guidance
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, FasterCacheError, NotFinite, printable
+from fastercache.policies.notebook import Shown
 from fastercache.policies.registry import dump, load_policy
 from fastercache.tuned import Certificate, Measured
 from fastercache.tuner.budget import Budget
@@ -45,7 +46,7 @@ SEEDING = 30.0
 OnTrial = Callable[["Study", Record], None]
 
 
-class Study:
+class Study(Shown):
     """A tuning study: made or resumed by `tune`, asked for results afterwards.
 
     Attributes:
@@ -272,6 +273,19 @@ class Study:
             self.optuna.tell(trial, state=TrialState.PRUNED if skipped else TrialState.FAIL, skip_if_finished=True)
 
     # -- results -----------------------------------------------------------------------------------------------------
+    def _facts(self) -> dict[str, object]:
+        found = self.records
+        kept = [record for record in found if record.feasible and record.ratio]
+        best = min(kept, key=lambda record: record.ratio or 1.0, default=None)
+        return {
+            "budget": str(self.budget),
+            "trials": len(found),
+            "within budget": len(kept),
+            "best": "none yet" if best is None or best.ratio is None else f"{1.0 / best.ratio:.2f}x",
+            "best policy": None if best is None else best.policy,
+            "search prompts": len(self.search),
+        }
+
     @property
     def records(self) -> list[Record]:
         """Every finished trial, in order."""

@@ -115,7 +115,7 @@ class Demo:
         folder = self.out / "profile"
         if (folder / "profile.json").is_file():
             return Profile.load(folder)
-        return recorded(self.evaluator, self.looked_prompts, folder)
+        return recorded(self.evaluator, self.looked_prompts, folder).profile
 
     def record(self) -> None:
         """The uncached runs of all search prompts: the planner's recordings and the references of everything else."""

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
 from fastercache.analysis import Board, Profile, record
 from fastercache.analysis.plots import overview, redundancy_info, save_png
+from fastercache.analysis.ranking import ranked
 from fastercache.experiments.console import counted, progress, results, say
 from fastercache.experiments.pipelines import Subject
+from fastercache.policies.vocabulary import Kind
 from fastercache.tuner import Evaluator
 
 
-def recorded(evaluator: Evaluator, prompts: Sequence[str], folder: Path, query: str | None = None) -> Profile:
+class Recorded(NamedTuple):
+    """A profile, and the share of a denoiser call's FLOPs that each of its sites takes, as far as it was counted."""
+
+    profile: Profile
+    shares: dict[str, float]
+
+
+def recorded(evaluator: Evaluator, prompts: Sequence[str], folder: Path, query: str | None = None) -> Recorded:
     """Record the uncached pipeline on some prompts, and keep the profile in `folder`."""
     evaluator.close()
     with record(evaluator.pipe, query) as recorder, progress() as bar:
@@ -25,7 +35,8 @@ def recorded(evaluator: Evaluator, prompts: Sequence[str], folder: Path, query: 
             evaluator.setting.generate(case)
     profile = recorder.profile()
     profile.save(folder)
-    return profile
+    whole = {site.name: 1.0 for site in profile.sites if site.kind is Kind.DENOISER and not site.denoiser}
+    return Recorded(profile, recorder.session.flop_shares() | whole)
 
 
 def save_figures(profile: Profile, out: Path) -> dict[str, str]:
@@ -78,10 +89,20 @@ def analyze(
 ) -> dict[str, Any]:
     """Record a pipeline, draw what was found, and keep both in `out`."""
     evaluator = Evaluator(subject.pipe, subject.call, store=out, seed=seed)  # no reference is asked for, none stored
-    profile = recorded(evaluator, prompts, out / "profile", query)
+    profile, shares = recorded(evaluator, prompts, out / "profile", query)
+    findings = ranked(profile, shares)
     files = {"profile": str(out / "profile"), **save_figures(profile, out)}
     if show:
         results.print(tell(profile))
         for name, path in files.items():
             say(f"{name:>12}  {path}", results)
-    return {"pipeline": subject.name, "prompts": profile.runs, "changes": changes(profile), "files": files}
+        say(f"what can be reused, from {counted(profile.runs, 'prompt')}, what saves most first:", results)
+        for number, one in enumerate(findings, 1):
+            say(f"  {number}. {one}", results)
+    return {
+        "pipeline": subject.name,
+        "prompts": profile.runs,
+        "changes": changes(profile),
+        "reusable": [asdict(one) for one in findings],
+        "files": files,
+    }

@@ -12,6 +12,7 @@ from fastercache.analysis.plots.front import FrontInfo, draw_front, draw_steps, 
 from fastercache.experiments.console import counted, results, say
 from fastercache.experiments.report import maps
 from fastercache.experiments.report.given import Given, given
+from fastercache.experiments.report.league import section
 from fastercache.experiments.report.page import facts, page
 from fastercache.experiments.report.recording import Planning
 from fastercache.policies.documents import write_atomic
@@ -29,7 +30,14 @@ def report(paths: Sequence[Path], out: Path, *, title: str | None = None, show: 
     """
     found = given(paths)
     name = title or f"{_model(found)}: what it repeats, and what reuse costs"
-    text = page(name, _lead(found), island(found), made_from(found, paths, out), pictures(found))
+    text = page(
+        name,
+        _lead(found),
+        island(found),
+        made_from(found, paths, out),
+        pictures(found),
+        section(found.planning, found.profile),
+    )
     write_atomic(out, text.encode(), "report")
     sections = [kind for kind, _ in found.sources]
     if show:

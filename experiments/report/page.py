@@ -30,11 +30,19 @@ class ReportTooLarge(FasterCacheError):
     """A page would be larger than `MOST` bytes."""
 
 
-def page(title: str, lead: str, data: Mapping[str, Any], made: str, pictures: Iterable[tuple[str, Figure]]) -> str:
+def page(
+    title: str,
+    lead: str,
+    data: Mapping[str, Any],
+    made: str,
+    pictures: Iterable[tuple[str, Figure]],
+    league: str = "",
+) -> str:
     """The whole file.
 
     Args:
-        title, lead: plain text. data: the JSON island, see `main.js`. made: HTML of the last section.
+        title, lead: plain text. data: the JSON island, see `main.js`. made: HTML of the last section. league: of the
+            section on predictors, if there is one.
         pictures: (words, figure) for readers without scripts.
 
     Raises:
@@ -48,6 +56,7 @@ def page(title: str, lead: str, data: Mapping[str, Any], made: str, pictures: It
         script="\n".join(source(name) for name in SCRIPTS),
         data=island(data),
         made=made,
+        league=league,
         pictures=shown,
     )
     if (size := len(text.encode())) > MOST:

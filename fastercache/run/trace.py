@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastercache.policies.base import Predictor
+from fastercache.policies.notebook import Shown
 from fastercache.policies.schedule import Code, Schedule, Table
 from fastercache.policies.vocabulary import Branch, Run, Site, Step
 
@@ -30,8 +31,8 @@ class Observation:
     run: Run
 
 
-@dataclass
-class Trace:
+@dataclass(repr=False)
+class Trace(Shown):
     """The record of one run; it grows while the run goes on, and `complete` says whether it reached its last step.
 
     Attributes:
@@ -65,6 +66,16 @@ class Trace:
     reached: int = 0
     calls: int = 0
     latent: tuple[int, ...] = ()
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "policy": self.policy.get("policy"),
+            "steps": self.steps_in_words,
+            "reused": f"{self.share():.0%}" if self.sites else "0%",
+            "speedup_flops": round(self.speedup_flops, 3),
+            "cached_bytes": self.cached_bytes,
+            "seconds": round(self.seconds, 2),
+        }
 
     @property
     def codes(self) -> NDArray[np.int8]:

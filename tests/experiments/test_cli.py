@@ -171,6 +171,11 @@ def test_analyze_draws_what_it_tells(tmp_path: Path) -> None:
     found = answer("analyze", PIPE, "a red seven moving left", "--steps", "6", "--out", str(tmp_path))
     assert {row["group"] for row in found["changes"]} == {"spatial", "temporal", "denoiser", "branch"}
     assert all(0 < row["least"] <= row["mean"] <= row["most"] for row in found["changes"])
+    reusable = {row["group"]: row for row in found["reusable"]}
+    assert set(reusable) == {row["group"] for row in found["changes"]}
+    assert all(row["fitted"] > 0.0 and row["hold"] > 0.0 for row in reusable.values())
+    counted = [row["saves"] for row in found["reusable"] if row["saves"] is not None]
+    assert len(counted) == 3 and all(0.0 <= share < 1.0 for share in counted), "none of the guidance difference"
     for name in ("similarity_rel_l1", "similarity_cosine", "redundancy_rel_l1", "guidance"):
         with Image.open(found["files"][name]) as picture:
             assert picture.format == "PNG"

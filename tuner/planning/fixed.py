@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastercache.analysis.predictability import weights_at
 from fastercache.analysis.trajectory import Floats, Trajectory
-from fastercache.policies.base import Hold, Now, Past, Predictor
+from fastercache.policies.base import Hold, Predictor
 from fastercache.policies.predictors.fitted import Stretch
 from fastercache.policies.predictors.forecasts import AverageVelocity, FoCaForecast, Hermite
 from fastercache.policies.predictors.history import Linear, Taylor
@@ -51,9 +52,7 @@ def fixed_weights(predictor: Predictor, computed: Steps, steps: Sequence[Step], 
             continue
         begun = max(start for start in starts if start <= k)
         past = [s for s in computed if begun <= s < k][-predictor.depth :]
-        units = torch.eye(len(past), dtype=torch.float64)
-        mixed = predictor.predict([Past(steps[s], units[p]) for p, s in enumerate(past)], Now(steps[k]))
-        weights = tuple(float(v) for v in reversed(mixed.tolist()))
+        weights = tuple(weights_at(predictor, [steps[s] for s in past], steps[k]).tolist()[::-1])
         if not found or (found[-1].after, found[-1].outputs) != (past[-1], weights):
             found.append(Stretch(after=past[-1], start=k, outputs=weights, input=0.0))
     return found

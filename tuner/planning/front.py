@@ -12,6 +12,7 @@ from fastercache.policies.base import Hold
 from fastercache.policies.documents import read_model, write_json
 from fastercache.policies.errors import BudgetNotMet
 from fastercache.policies.methods.planned import Planned
+from fastercache.policies.notebook import Shown
 from fastercache.policies.registry import AnyPredictor
 from fastercache.tuned import Identity, Model, package_versions
 
@@ -56,7 +57,7 @@ class Point(_Frozen):
         return Planned(steps=steps, computed=self.computed, stand_in=self.predictor or Hold())
 
 
-class Front(_Frozen):
+class Front(Shown, _Frozen):
     """Plans by compute, the cheapest first.
 
     Attributes:
@@ -79,6 +80,17 @@ class Front(_Frozen):
     prediction_error: float | None = None
     generations: float
     packages: dict[str, str] = Field(default_factory=package_versions)
+
+    def _facts(self) -> dict[str, object]:
+        measured = {f"{self.speedup(p):.2f}x": f"{p.psnr:.1f} dB" for p in self.points if p.psnr is not None}
+        return {
+            "pipeline": self.model.pipeline,
+            "steps": self.steps,
+            "plans": len(self.points),
+            "measured": measured,
+            "prompts": self.prompts,
+            "generations": round(self.generations, 1),
+        }
 
     def speedup(self, point: Point) -> float:
         """Uncached over computed denoiser calls."""

@@ -27,7 +27,7 @@ def test_opens_without_a_word_and_without_network(shown: Browser, page: Path) ->
     assert shown.errors() == []
     assert shown.run("return performance.getEntriesByType('resource').map((e) => e.name)") == []
     visible = shown.run("return [...document.querySelectorAll('main > section:not([hidden])')].map((s) => s.id)")
-    assert visible == ["cost", "front", "matter", "redundant", "trust", "made"]
+    assert visible == ["cost", "front", "matter", "redundant", "trust", "league", "made"]
     assert page.stat().st_size < 5_000_000
     text = page.read_text("utf-8")
     links = re.findall(r"(?:src|href)=[\"']?([^\"'\s>]*)", text)
@@ -203,3 +203,20 @@ def test_what_it_was_made_from_and_pictures_without_scripts(page: Path, shown: B
     assert pictures is not None and pictures[1].count('src="data:image/png;base64,') >= 4
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text("utf-8"), re.S)
     assert data is not None and json.loads(data[1])["planning"]["recording"]["runs"] == 2
+
+
+def test_the_league_holds_the_profiles_figures(shown: Browser, found: Given) -> None:
+    assert found.planning is not None and found.profile is not None
+    rows = shown.run(
+        "return [...document.querySelectorAll('#league table')].map((t) => [...t.rows].map((r) => [...r.cells].map("
+        "(c) => c.textContent + (c.querySelector('b') ? '*' : ''))))"
+    )
+    outputs = found.planning.profile.predictability()
+    assert rows[0][0] == ["predictor", "every 2nd", "every 3rd", "every 4th", "every 5th", "every 6th"]
+    for name, *cells in rows[0][1:]:
+        figures = outputs.means[outputs.predictors.index(name)]
+        assert [float(cell.rstrip("*")) for cell in cells] == pytest.approx(figures.tolist(), rel=6e-3)
+    best = [outputs.league(interval)[0][0] for interval in outputs.intervals]
+    marked = [next(row[0] for row in rows[0][1:] if row[k + 1].endswith("*")) for k in range(len(best))]
+    assert marked == best
+    assert rows[1][0][1:] == [name for name, _ in found.profile.groups()]
