@@ -94,7 +94,7 @@ def chosen(request: Request, prompts: Sequence[str]) -> list[str]:
     """The first of the prompts, as many as were asked for.
 
     Raises:
-        ConfigUnreadable: if there are fewer, or one was used for searching or measuring.
+        ConfigUnreadable: if there are fewer, one is there twice, or one was used for searching or measuring.
     """
     if len(prompts) < request.count:
         raise ConfigUnreadable(
@@ -102,7 +102,14 @@ def chosen(request: Request, prompts: Sequence[str]) -> list[str]:
             f"{len(prompts)}: give more, or ask for less with --rate and --level"
         )
     seen = _seen(request)
+    first: dict[str, int] = {}
     for number, prompt in enumerate(prompts[: request.count], start=1):
+        before = first.setdefault(prompt_hash(prompt), number)
+        if before != number:
+            raise ConfigUnreadable(
+                f"prompt {number} ('{prompt:.60}') is prompt {before} again: a certificate counts prompts that were "
+                "drawn each by itself; take one of them out"
+            )
         if prompt_hash(prompt) in seen:
             raise ConfigUnreadable(
                 f"prompt {number} ('{prompt:.60}') was used when the schedule was searched or measured: a certificate "

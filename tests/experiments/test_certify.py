@@ -115,6 +115,13 @@ def test_nothing_is_written_where_none_passes(tmp_path: Path) -> None:
     assert fc.load(path).certificate is None
 
 
+def test_a_prompt_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tuned(tmp_path / "tuned.json", (0, 1))
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\n a \n")
+    result = certify(tmp_path, path, prompts=str(tmp_path / "prompts.txt"))
+    assert result.exit_code == 2 and "prompt 4 ('a') is prompt 1 again" in result.stderr
+
+
 def test_prompts_that_were_seen_are_refused(tmp_path: Path) -> None:
     path = tuned(tmp_path / "tuned.json", (0, 1), ("c", "x"))
     (tmp_path / "prompts.txt").write_text("a\nb\n  c \nd\n")
