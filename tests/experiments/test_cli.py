@@ -160,6 +160,7 @@ def test_generate_takes_prompts_from_a_file_and_can_leave_the_cache_out(tmp_path
     assert found["speedup_flops"] == 1.0 and found["psnr"] is None and found["speedup_wall"] is None
 
 
+@pytest.mark.slow
 def test_a_folder_works_like_the_short_name(tmp_path: Path) -> None:
     from fastercache.experiments import reference
 

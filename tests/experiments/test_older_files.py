@@ -83,6 +83,7 @@ def run(*words: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_an_older_study_is_exported(study: Path, tmp_path: Path) -> None:
     run("export", str(study), "--out", str(tmp_path / "again.json"))
     assert fc.load(tmp_path / "again.json").policy == fc.load(OLDER / "tuned.json").policy

@@ -54,6 +54,7 @@ def test_every_proposal_is_cheaper_than_the_best_so_far_and_new() -> None:
     assert len({str(fc.dump(s.policy)) for s in found}) == len(found)
 
 
+@pytest.mark.slow
 def test_it_beats_the_general_sampler_at_equal_videos() -> None:
     """Both skip what cannot be cheaper; TPE must learn cost and quality, ours quality alone."""
     trials, ours, theirs = 10, [], []
