@@ -210,6 +210,7 @@ study(zoo.build("latte").pipe, __import__("pathlib").Path(sys.argv[1]), trials=5
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing(tiny_latte: Any, tmp_path: Path) -> None:
     """The process kills itself in the middle of a trial, leaving it running and perhaps a half-written line."""
     done = subprocess.run(

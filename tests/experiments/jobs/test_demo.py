@@ -157,6 +157,7 @@ def test_another_plan_forgets_what_does_not_fit(subject: Subject, tmp_path: Path
     assert not (tmp_path / "budget.json").exists()
 
 
+@pytest.mark.slow
 def test_a_contest_cut_short_goes_on_where_it_stopped(subject: Subject, tmp_path: Path) -> None:
     prompts = subject.captions("held_out")[:2]
     entries = {"static": fc.StaticInterval()}

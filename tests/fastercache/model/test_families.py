@@ -18,7 +18,8 @@ from fastercache.testing.laws import Checker
 from fastercache.testing.probes import coarse, fine
 from fastercache.zoo.specimen import Specimen
 
-HEAVY = {"hunyuan-video-1.5", "cogvideox-v2v", "hunyuan-video-true-cfg"}  # slow, or the same code as a lighter one
+# Slow, or the same code as a lighter one.
+HEAVY = {"hunyuan-video-1.5", "cogvideox-v2v", "hunyuan-video-true-cfg", "sdxl-i2i", "sdxl-pag"}
 PERTURBED = {"pixart-pag", "sdxl-pag"}  # branches told by their place in one call
 DISTILLED = {"flux", "hunyuan-video", "flux.2", "flux-kontext"}
 TEXT_LENGTHS = {
