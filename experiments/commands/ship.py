@@ -70,7 +70,7 @@ def certify(
 
     metric_names(metrics or ())  # makes known those of a file
     request = certifying.request_of(configs, budget, level, rate, count, seed)
-    given = read_prompts(prompt_file) if prompt_file else certifying.shipped(pipe, request)
+    given = read_prompts(prompt_file) if prompt_file else certifying.unseen(pipe, certifying.seen_by(request))
     prompts = certifying.chosen(request, given)
     subject = opened(pipe, device, dtype, call, steps, guidance)
     folder = study or Path("certifying") / Path(pipe).name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,8 @@ def speedup(config: TunedConfig) -> float:
     return 1.0 if measured is None else measured.speedup_flops
 
 
-def shipped(pipe: str, request: Request) -> list[str]:
-    """A reference model's captions that nothing was searched or measured on."""
-    seen = _seen(request)
+def unseen(pipe: str, seen: Collection[str]) -> list[str]:
+    """A reference model's captions whose hashes are not among `seen`: nothing was searched or measured on them."""
     every = (*shipped_captions(pipe, "train"), *shipped_captions(pipe, "held_out"))
     return [caption for caption in every if prompt_hash(caption) not in seen]
 
@@ -101,7 +100,7 @@ def chosen(request: Request, prompts: Sequence[str]) -> list[str]:
             f"a rate of {request.rate:g} at a level of {request.level:g} takes {request.count} prompts, found "
             f"{len(prompts)}: give more, or ask for less with --rate and --level"
         )
-    seen = _seen(request)
+    seen = seen_by(request)
     first: dict[str, int] = {}
     for number, prompt in enumerate(prompts[: request.count], start=1):
         before = first.setdefault(prompt_hash(prompt), number)
@@ -118,7 +117,8 @@ def chosen(request: Request, prompts: Sequence[str]) -> list[str]:
     return list(prompts[: request.count])
 
 
-def _seen(request: Request) -> frozenset[str]:
+def seen_by(request: Request) -> frozenset[str]:
+    """Hashes of the prompts that any of the configs was searched or measured on."""
     return frozenset(text for config in request.configs.values() for text in config.seen)
 
 

@@ -19,10 +19,9 @@ from fastercache.analysis.trajectory import Floats
 from fastercache.experiments.console import progress, quiet
 from fastercache.experiments.pipelines import open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, read_model, write_json
-from fastercache.tuner.planning.damage import Damage
 from fastercache.tuner.planning.fitting import fit, replay
 from fastercache.tuner.planning.material import Material, material
-from fastercache.tuner.planning.rehearsal import Foresight, Rehearsal
+from fastercache.tuner.planning.rehearsal import Foresight
 from fastercache.tuner.setting import References, Setting
 
 RECORDED, FITTED = 8, 4
@@ -85,15 +84,11 @@ def _truth(pipe: Any, search: Material, held: Material, plan: tuple[int, ...]) -
 
 def _predicted(search: Material, plans: list[tuple[int, ...]]) -> dict[str, Floats]:
     """Predicted damage of each plan from the recording: as planning has it, and the two that it is the mean of."""
-    trajectory, sampler = search.profile.trajectory, search.sampler
-    latent, starts = sampler.input is not None, sampler.relations.starts
-    damage = Damage(trajectory, sampler.impulse, latent=latent, starts=starts)
-    rehearsal = Rehearsal(trajectory, sampler.response.matrix, latent=latent, starts=starts)
-    found = {
-        "foreseen": [Foresight(damage, rehearsal).of(plan) for plan in plans],
-        "isolated": [damage.of(plan) for plan in plans],
-        "rehearsed": [rehearsal.of(plan) for plan in plans],
-    }
+    foresight = Foresight.recorded(search.profile.trajectory, search.sampler)
+    found = {"foreseen": [foresight.of(plan) for plan in plans]}
+    found["isolated"] = [foresight.damage.of(plan) for plan in plans]
+    if foresight.rehearsal is not None:
+        found["rehearsed"] = [foresight.rehearsal.of(plan) for plan in plans]
     return {name: np.array(values) for name, values in found.items()}
 
 

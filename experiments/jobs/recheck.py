@@ -13,11 +13,11 @@ import typer
 import fastercache as fc
 from fastercache.experiments.bench.contest import Contest
 from fastercache.experiments.console import progress, quiet
-from fastercache.experiments.jobs.certifying import SEED
-from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
+from fastercache.experiments.jobs.certifying import SEED, unseen
+from fastercache.experiments.pipelines import Subject, open_pipeline, with_steps
 from fastercache.policies.documents import write_json
 from fastercache.policies.errors import ConfigUnreadable
-from fastercache.tuned import TunedConfig, prompt_hash
+from fastercache.tuned import TunedConfig
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import clopper_pearson, misses
 
@@ -36,8 +36,7 @@ def recheck(subject: Subject, config: TunedConfig, count: int, folder: Path) -> 
     promised = config.certificate
     if promised is None:
         raise ConfigUnreadable("this tuned config has no certificate: make one with fastercache certify")
-    every = (*shipped_captions(subject.name, "train"), *shipped_captions(subject.name, "held_out"))
-    captions = [caption for caption in every if prompt_hash(caption) not in config.seen]
+    captions = unseen(subject.name, config.seen)
     prompts = [captions[i % len(captions)] for i in range(count)]
     budget = Budget.parse(promised.budget)
     contest = Contest(

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 
 import fastercache as fc
@@ -18,11 +17,10 @@ from fastercache.experiments.report.numbers import doubles, triangle
 from fastercache.policies.errors import ConfigUnreadable, RecordingError
 from fastercache.policies.predictors.fitted import Fitted
 from fastercache.tuned import Guidance, Identity, Model, TunedConfig
-from fastercache.tuner.planning.damage import Damage
 from fastercache.tuner.planning.fitting import RIDGE, Sampler
 from fastercache.tuner.planning.front import Front, Point
 from fastercache.tuner.planning.record import PLAN
-from fastercache.tuner.planning.rehearsal import GROWTH, NOVELTY, Foresight, Rehearsal
+from fastercache.tuner.planning.rehearsal import GROWTH, NOVELTY, Foresight, coordinates
 from fastercache.tuner.storage import open_storage
 
 HISTORY = 5
@@ -74,13 +72,7 @@ class Planning:
     @cached_property
     def foresight(self) -> Foresight:
         """What planning believes of a schedule, from this recording."""
-        trajectory, sampler = self.profile.trajectory, self.sampler
-        latent, starts = sampler.input is not None, sampler.relations.starts
-        damage = Damage(trajectory, sampler.impulse, history=HISTORY, latent=latent, starts=starts)
-        if not sampler.held:
-            return Foresight(damage, None)
-        matrix = sampler.response.matrix
-        return Foresight(damage, Rehearsal(trajectory, matrix, history=HISTORY, latent=latent, starts=starts))
+        return Foresight.recorded(self.profile.trajectory, self.sampler, HISTORY)
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -185,13 +177,6 @@ def _stretches(point: Point) -> list[dict[str, Any]] | None:
     if not isinstance(point.predictor, Fitted):
         return None
     found: list[dict[str, Any]] = point.predictor.model_dump(mode="json")["stretches"]
-    return found
-
-
-def coordinates(products: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Coordinates of the recorded vectors in an orthonormal basis, (2n + 1, 2n + 1), as `Rehearsal` has them."""
-    values, vectors = np.linalg.eigh(products)
-    found: np.ndarray[Any, Any] = vectors * np.sqrt(np.maximum(values, 0.0))
     return found
 
 

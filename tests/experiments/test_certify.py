@@ -159,5 +159,5 @@ def test_a_recheck_on_fresh_noise(tmp_path: Path) -> None:
 def test_the_captions_that_a_reference_model_brings_are_unseen_ones(tmp_path: Path) -> None:
     first = shipped_captions("latte-digits", "train")[0]
     request = certifying.request_of([tuned(tmp_path / "t.json", (0,), (first,))], None, 0.95, 0.05, None, 0)
-    found = certifying.shipped("latte-digits", request)
+    found = certifying.unseen("latte-digits", certifying.seen_by(request))
     assert first not in found and len(found) == 239 and request.count == 59

@@ -128,5 +128,4 @@ def better_of(
         if float(np.mean(run.errors)) < float(np.mean(best.errors[-1])):
             errors = [*found.errors[:-1], run.errors]
             best = replace(found, stretches=weights, errors=errors, results=run.results)
-    best.calls = calls
-    return best
+    return replace(best, calls=calls) if rivals else best

@@ -16,7 +16,6 @@ from scipy import stats
 from fastercache.analysis.metrics import metric_called
 from fastercache.policies.errors import BudgetNotMet
 from fastercache.tuner.budget import Budget
-from fastercache.tuner.planning.damage import Damage
 from fastercache.tuner.planning.fitting import FittedRuns, Sampler, SearchRun, Steps, fit, replay
 from fastercache.tuner.planning.fixed import better_of
 from fastercache.tuner.planning.front import Front, Point
@@ -25,7 +24,7 @@ from fastercache.tuner.planning.paths import Path, plans
 from fastercache.tuner.planning.portfolio import portfolio
 from fastercache.tuner.planning.referee import Referee
 from fastercache.tuner.planning.refine import refine
-from fastercache.tuner.planning.rehearsal import Foresight, Rehearsal
+from fastercache.tuner.planning.rehearsal import Foresight
 from fastercache.tuner.planning.search import Judged, search
 from fastercache.tuner.setting import Setting
 
@@ -108,32 +107,12 @@ class Planner:
         self.known: dict[int, Known] = {}
         self._told, self._judged, self._stored = told, judged, dict(known or {})
         self.sampler: Sampler = material.sampler
-        self.damage = self._damage()
-        self.foresight = Foresight(self.damage, self._rehearsal())
+        self.foresight = Foresight.recorded(material.profile.trajectory, self.sampler, history)
+        self.damage = self.foresight.damage
         self._portfolios: dict[int, list[Steps]] = {}
         self.predicted: dict[int, Path] = {
             count: paths[0] for count, paths in plans(self.damage, best=1).items() if paths
         }
-
-    def _damage(self) -> Damage:
-        return Damage(
-            self.material.profile.trajectory,
-            self.sampler.impulse,
-            history=self.history,
-            latent=self.sampler.input is not None,
-            starts=self.sampler.relations.starts,
-        )
-
-    def _rehearsal(self) -> Rehearsal | None:
-        if not self.sampler.held:
-            return None
-        return Rehearsal(
-            self.material.profile.trajectory,
-            self.sampler.response.matrix,
-            history=self.history,
-            latent=self.sampler.input is not None,
-            starts=self.sampler.relations.starts,
-        )
 
     def _portfolio(self, count: int) -> list[Steps]:
         """Plans with `count` computed steps that are worth running, the most promising first."""
@@ -333,8 +312,7 @@ class Planner:
         runs = [self.material.runs[i] for i in prompts]
         fitted = runs[: self.effort.fitted or len(runs)]
         found = fit(self.setting.pipe, fitted, self.sampler, known.plan, history=self.history)
-        paid = found.calls
-        self._pay(paid)
+        self._pay(found.calls)
         left = self._left() - self._cost(len(known.plan)) * (len(fitted) < len(runs))
         best = better_of(
             self.setting.pipe,
@@ -344,7 +322,7 @@ class Planner:
             found,
             most=left * self.steps * self.sampler.relations.calls,
         )
-        self._pay(best.calls - paid)
+        self._pay(best.calls - found.calls)
         found = best
         if len(fitted) < len(runs):
             self._refine(found, fitted, runs[len(fitted) :])

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 
+from fastercache.tuner.planning.fitting import Steps
 from fastercache.tuner.planning.paths import plans
-from fastercache.tuner.planning.rehearsal import Foresight, Steps
+from fastercache.tuner.planning.rehearsal import Foresight
 from fastercache.tuner.planning.search import moves
 
 ROUNDS = 40

@@ -35,7 +35,6 @@ class Referee:
         self._courses: list[dict[Steps, FittedRuns]] = [{} for _ in groups]
         self._scores: dict[Steps, list[float]] = {}
         self.calls_per_generation = sampler.steps * sampler.relations.calls
-        self.last: FittedRuns | None = None
 
     def __call__(self, plan: Steps, incumbent: Judged | None) -> Judged:
         scores: list[float] = []

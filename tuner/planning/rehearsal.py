@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from fastercache.analysis.trajectory import Trajectory
 from fastercache.tuner.planning.damage import Damage
+from fastercache.tuner.planning.fitting import Sampler, Steps
 
 Floats = NDArray[np.float64]
-Steps = tuple[int, ...]
 
 GROWTH = 0.7
 NOVELTY = 0.7
@@ -85,10 +85,8 @@ class Rehearsal:
         inverse = np.divide(1.0, n * gain, out=np.zeros(n), where=np.abs(gain) > 1e-12)
         self._growth, self._novelty = growth * inverse, novelty * np.abs(inverse)
         # Coordinates of the recorded vectors in an orthonormal basis, and one new direction for each step after them.
-        values, vectors = np.linalg.eigh(trajectory.products.mean(axis=0))
-        points = vectors * np.sqrt(np.maximum(values, 0.0))
-        self._points = np.hstack([points, np.zeros((2 * n + 1, n))])
-        self._latents, self._outputs = self._points[: n + 1], self._points[n + 1 :]
+        points = np.hstack([coordinates(trajectory.products.mean(axis=0)), np.zeros((2 * n + 1, n))])
+        self._latents, self._outputs = points[: n + 1], points[n + 1 :]
         self._ahead = np.vstack([np.zeros(3 * n + 1), np.cumsum(self._impulse[:, None] * self._outputs, axis=0)])
         self._kept: dict[Steps, _State] = {}
 
@@ -149,6 +147,13 @@ class Rehearsal:
         return found
 
 
+def coordinates(products: Floats) -> Floats:
+    """Coordinates of vectors in an orthonormal basis, a row each, from their inner products (V, V)."""
+    values, vectors = np.linalg.eigh(products)
+    found: Floats = vectors * np.sqrt(np.maximum(values, 0.0))
+    return found
+
+
 @dataclass(frozen=True)
 class Foresight:
     """What planning believes of a whole plan: the geometric mean of isolated and rehearsed damage.
@@ -158,6 +163,16 @@ class Foresight:
 
     damage: Damage
     rehearsal: Rehearsal | None
+
+    @classmethod
+    def recorded(cls, trajectory: Trajectory, sampler: Sampler, history: int = 5) -> Foresight:
+        """What a recording foresees. `history`: K, how many computed outputs a stand-in combines."""
+        latent, starts = sampler.input is not None, sampler.relations.starts
+        damage = Damage(trajectory, sampler.impulse, history=history, latent=latent, starts=starts)
+        if not sampler.held:
+            return cls(damage, None)
+        matrix = sampler.response.matrix
+        return cls(damage, Rehearsal(trajectory, matrix, history=history, latent=latent, starts=starts))
 
     def of(self, computed: Sequence[int]) -> float:
         """Predicted squared error of the last latent."""
