@@ -39,6 +39,21 @@ class Own(NamedTuple):
     guidance: Guidance
 
 
+class Uncached(NamedTuple):
+    """What a run without reuse showed.
+
+    Attributes:
+        captured: the calls of the first denoiser. kinds: of its sites.
+        coupled: whether its branches are told by their place in one call.
+        steps: of the run; image-to-image takes fewer than asked for.
+    """
+
+    captured: Captured
+    kinds: list[str]
+    coupled: bool
+    steps: int
+
+
 class Checker:
     """Runs laws on one policy and one specimen.
 
@@ -49,8 +64,6 @@ class Checker:
     def __init__(self, policy: Policy, specimen: Specimen) -> None:
         self.policy, self.specimen = policy, specimen
         self.bare = specimen.generate()
-        self.length = specimen.steps  # of a run; image-to-image takes fewer than asked for
-        self._coupled, self._kinds = False, list[str]()  # until a run shows them
         self.untouched = state_of(specimen)  # after a run, since pipelines set attributes of their own in one
 
     def attach(self, policy: Policy | Path | None = None) -> Session:
@@ -80,9 +93,8 @@ class Checker:
 
     def law_1(self) -> Verdict:
         """Without reuse nothing changes, whatever is hooked."""
-        _ = self._captured  # a run shows which kinds of site there are
         for policy in (
-            NoCache(sites="|".join(self._kinds)),
+            NoCache(sites="|".join(self.uncached.kinds)),
             WarmUp(inner=self.policy, steps=1000),
             *at_interval_one(self.policy),
         ):
@@ -138,19 +150,18 @@ class Checker:
 
     def law_4(self) -> Verdict:
         """The same policy, batched and with separate calls, gives the same latents within float tolerance."""
-        captured = self._captured
+        captured = self.uncached.captured
         if len(captured.calls) < 2:
             return Verdict(4, None, "the run has one branch")
         if captured.order[0] != COND and captured.style == "separate" and self._guides(captured):
             return Verdict(4, None, "the unconditional call comes first, so its prediction uses the step before")
-        if self._coupled:
+        if self.uncached.coupled:
             return Verdict(4, None, "perturbed attention tells its branches by their place in one call")
         results = {}
         for style in ("batched", "separate"):
-            policy = self._settled(captured)
-            with captured.attach(policy, style) as session:
+            with captured.attach(self.settled, style) as session:
                 try:
-                    results[style] = captured.run(session, style=style, steps=self.length)
+                    results[style] = captured.run(session, style=style, steps=self.uncached.steps)
                 except Incompatible as reason:
                     return Verdict(4, None, str(reason))
         for branch, outputs in results["batched"].items():
@@ -162,18 +173,19 @@ class Checker:
 
     def law_5(self) -> Verdict:
         """Shifting one branch's input leaves the other branch's outputs alone, bit for bit."""
-        captured = self._captured
+        captured = self.uncached.captured
         if len(captured.calls) < 2:
             return Verdict(5, None, "the run has one branch")
-        policy = self._settled(captured)
         others = [b for b in captured.calls if b != COND]
         for watched in captured.calls:
-            with captured.attach(policy) as session:
+            with captured.attach(self.settled) as session:
                 if watched != COND and self._guides(captured):
                     continue  # its prediction is made of the conditional output, by definition
                 moved = {b: 0.5 for b in (*others, COND) if b != watched}
-                before = captured.run(session, style=captured.style, steps=self.length, drive=watched)
-                after = captured.run(session, style=captured.style, steps=self.length, drive=watched, shift=moved)
+                before = captured.run(session, style=captured.style, steps=self.uncached.steps, drive=watched)
+                after = captured.run(
+                    session, style=captured.style, steps=self.uncached.steps, drive=watched, shift=moved
+                )
             if not all(map(same, before[watched], after[watched])):
                 return Verdict(5, False, f"branch {watched} changes with the input of the other")
         return Verdict(5, True)
@@ -228,28 +240,30 @@ class Checker:
         return Verdict(9, True)
 
     @cached_property
-    def _captured(self) -> Captured:
+    def uncached(self) -> Uncached:
+        """The run whose arguments the loops of laws 4 and 5 are given."""
         with attach(self.specimen.pipe, NoCache(sites="denoiser")) as session:
-            finder = session._denoisers[0].branches
+            first = session._denoisers[0]
             with capturing(self.specimen) as calls:
                 self.specimen.generate()
-            self.length = session.last.run.count
-            self._kinds = sorted({str(site.kind) for site in session.last.run.sites})
-            self._coupled = finder.coupled
-        first = [call for module, call in calls if module is session._denoisers[0].module]
-        return Captured.of(session._denoisers[0].module, finder, first)
+            run = session.last.run
+        given = [call for module, call in calls if module is first.module]
+        kinds = sorted({str(site.kind) for site in run.sites})
+        return Uncached(Captured.of(first.module, first.branches, given), kinds, first.branches.coupled, run.count)
 
     def _guides(self, captured: Captured) -> bool:
         """Whether the policy predicts one branch from another."""
         sites = find_sites(captured.denoiser)
         return any(site.kind is Kind.BRANCH for site in self.policy.claims(sites))
 
-    def _settled(self, captured: Captured) -> Policy:
+    @cached_property
+    def settled(self) -> Policy:
         """The policy for runs of the captured loop; a dynamic one frozen, so that only values are compared."""
         if self.policy.static:
             return self.policy
+        captured, steps = self.uncached.captured, self.uncached.steps
         with captured.attach(self.policy) as session:
-            captured.run(session, style=captured.style, steps=self.length)
+            captured.run(session, style=captured.style, steps=steps)
             return session.last.schedule()
 
 
