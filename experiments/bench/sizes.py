@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import fastercache as fc
-from fastercache.zoo.rows import Row, masks, part, size, texts
+from fastercache.zoo.rows import Row, masks, part, pooled, size, texts
 from fastercache.zoo.specimen import Specimen
+from fastercache.zoo.vchitect import PUBLISHED, PUBLISHED_CALL, PUBLISHED_TEXT
 
 WIDTH = 4096
 """Of the text embeddings: all of these models read T5."""
@@ -62,7 +63,8 @@ class Size:
                 return value
             return value.to(device, dtype if value.is_floating_point() else None)
 
-        return {key: placed(value) for key, value in specimen.call(steps=steps).items()}
+        call = specimen.call(steps=steps, generator=torch.Generator(device).manual_seed(0))
+        return {key: placed(value) for key, value in call.items()}
 
     def faster_cache(self) -> fc.Policy:
         """FasterCache as published for this model, or with the paper's defaults."""
@@ -173,4 +175,27 @@ WAN = Size(
     steps=50,
 )
 
-SIZES: dict[str, Size] = {"latte-1": LATTE, "cogvideox-2b": COGVIDEOX, "mochi-1": MOCHI, "wan-2.1-1.3b": WAN}
+VCHITECT = Size(
+    "Vchitect-2.0, 40 x 432 x 768",
+    Row(
+        "Vchitect-2.0: the project's own rebuilding of the published transformer, in the published loop.",
+        "fastercache.zoo.vchitect:VchitectPipeline",
+        {"transformer": part("fastercache.zoo.vchitect:VchitectXLTransformerModel", **PUBLISHED)},
+        {
+            **texts(WIDTH, length=PUBLISHED_TEXT),
+            **pooled(PUBLISHED["pooled_projection_dim"]),
+            **{key: value for key, value in PUBLISHED_CALL.items() if key != "num_inference_steps"},
+        },
+    ),
+    steps=PUBLISHED_CALL["num_inference_steps"],
+    preset="vchitect",
+    paper=1.67,
+)
+
+SIZES: dict[str, Size] = {
+    "latte-1": LATTE,
+    "cogvideox-2b": COGVIDEOX,
+    "vchitect-2.0": VCHITECT,
+    "wan-2.1-1.3b": WAN,
+    "mochi-1": MOCHI,
+}

@@ -99,9 +99,7 @@ def bench_size(
     compiled: Annotated[
         bool, typer.Option("--compiled/--eager", help="Also with every block compiled. [eager]")
     ] = False,
-    brief: Annotated[
-        bool, typer.Option("--brief", help="Leave out other packages' caches and recordings of every site.")
-    ] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="Only uncached, FasterCache and a planned schedule.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure seconds and memory at the size of published video models, with random weights, on a CUDA device.

@@ -261,7 +261,12 @@ def measure(
     brief: bool = False,
     done: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
-    """Everything about one model. `brief` leaves out other packages and recordings of sites; `done` gets each state."""
+    """Everything about one model.
+
+    Args:
+        compiled: also with every block compiled. brief: only uncached, FasterCache and planned.
+        done: gets what is known after each variant.
+    """
     bench = Bench(size, steps, device, dtype)
     costs: dict[str, float] = {}
 
@@ -288,7 +293,8 @@ def measure(
 
     bench.generate(min(WARM_UP, steps))
     run(UNCACHED, nullcontext)
-    run("NoCache at every site", lambda: fc.attach(bench.pipe, fc.NoCache(sites="all|block|denoiser")))
+    if not brief:
+        run("NoCache at every site", lambda: fc.attach(bench.pipe, fc.NoCache(sites="all|block|denoiser")))
     run(FASTER, lambda: fc.attach(bench.pipe, size.faster_cache()))
     plan, took = planned(bench)
     costs |= took

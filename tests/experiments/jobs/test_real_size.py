@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,11 +15,19 @@ from fastercache.experiments import cli
 from fastercache.experiments.bench.sizes import SIZES, Size
 from fastercache.experiments.jobs import real_size
 from fastercache.zoo import videos, wan
+from fastercache.zoo.further_videos import VCHITECT
 from fastercache.zoo.rows import Row, found
 
 CPU = torch.device("cpu")
+LATTE = replace(videos.latte(), parts={key: videos.latte().parts[key] for key in ("transformer", "scheduler")})
 STEPS = 10
-PARAMETERS = {"latte-1": 1.06e9, "cogvideox-2b": 1.69e9, "mochi-1": 10.03e9, "wan-2.1-1.3b": 1.42e9}
+PARAMETERS = {
+    "latte-1": 1.06e9,
+    "cogvideox-2b": 1.69e9,
+    "vchitect-2.0": 2.42e9,
+    "wan-2.1-1.3b": 1.42e9,
+    "mochi-1": 10.03e9,
+}
 
 
 def measured(row: Row, **options: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -62,7 +71,9 @@ def test_another_packages_cache_that_cannot_run_is_named_with_its_reason(wans: A
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", [videos.latte(), videos.COGVIDEOX, videos.MOCHI], ids=["latte", "cogvideox", "mochi"])
+@pytest.mark.parametrize(
+    "row", [LATTE, videos.COGVIDEOX, videos.MOCHI, VCHITECT], ids=["latte", "cogvideox", "mochi", "vchitect"]
+)
 def test_the_other_models_run_too(row: Row) -> None:
     _, rows = measured(row, compiled=False)
     for name in (real_size.PLANNED, real_size.FASTER, "recording every site", "NoCache at every site"):
