@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,11 @@ class Bench:
         with torch.inference_mode():
             (pipe or self.pipe)(**self.size.call(self.specimen, self.device, self.dtype, steps))
 
+    def warm_up(self) -> None:
+        """A few steps with everything computed; the session counts the FLOPs of a call, once for all that follow."""
+        with fc.attach(self.pipe, fc.NoCache(sites="denoiser")):
+            self.generate(min(WARM_UP, self.steps))
+
     def time(
         self, name: str, enter: Callable[[], AbstractContextManager[Any]], against: str = UNCACHED, warm: int = 0
     ) -> Timed:
@@ -168,13 +174,13 @@ class Bench:
         pipe = active if isinstance(active, type(self.pipe)) else self.pipe
         if warm:
             self.generate(warm, pipe)
+            if session is not None:
+                session.traces.clear()
         clock = Clock(self.device)
         self._peak(reset=True)
         with heard(pipe, clock):
             self.generate(self.steps, pipe)
         each = clock.seconds()
-        if session is not None:
-            each[0] -= session.last.counting_seconds  # FLOPs are counted once, in the first call
         timed.seconds, timed.peak_gib = sum(each), self._peak()
         base = next((one.seconds for one in self.found if one.name == against), None)
         timed.speedup = None if base is None else base / timed.seconds
@@ -291,7 +297,7 @@ def measure(
         bench.time(name, enter, against, warm)
         done(state())
 
-    bench.generate(min(WARM_UP, steps))
+    bench.warm_up()
     run(UNCACHED, nullcontext)
     if not brief:
         run("NoCache at every site", lambda: fc.attach(bench.pipe, fc.NoCache(sites="all|block|denoiser")))
@@ -307,7 +313,8 @@ def measure(
     if compiled:
         compiled_blocks(bench.pipe)
         plain = "uncached, compiled"
-        run(plain, nullcontext, plain, warm=WARM_UP)
+        bench.warm_up()
+        run(plain, nullcontext, plain)
         run(f"{PLANNED}, compiled", lambda: fc.attach(bench.pipe, plan), plain)
         run(f"{FASTER}, compiled", lambda: fc.attach(bench.pipe, size.faster_cache()), plain, warm=steps)
     return state()
@@ -333,7 +340,7 @@ def bench_size(
         task = bar.add_task("models", total=len(names))
         for name in names:
             bar.update(task, description=name)
-            size = SIZES[name]
+            size, place = SIZES[name], out / f"{name}.json"
             found[name] = measure(
                 size,
                 device=torch.device("cuda"),
@@ -341,12 +348,16 @@ def bench_size(
                 steps=steps or size.steps,
                 compiled=compiled,
                 brief=brief,
-                done=lambda state, name=name: write_json(out / f"{name}.json", state, "figures"),  # type: ignore[misc]
+                done=partial(_written, place),
             )
             bar.advance(task)
             if show:
                 results.print(table(found[name]))
     return {"models": found, "files": {name: str(out / f"{name}.json") for name in found}}
+
+
+def _written(place: Path, state: dict[str, Any]) -> None:
+    write_json(place, state, "figures")
 
 
 def table(found: dict[str, Any]) -> Table:
