@@ -214,7 +214,7 @@ def planned(bench: Bench) -> tuple[fc.Planned, dict[str, float]]:
     """A plan for a fifth of the steps from one recorded run, and the seconds that recording and planning took."""
     found: list[Recording] = []
     began = time.perf_counter()
-    with TrajectoryRecorder(bench.pipe, done=found.append):
+    with TrajectoryRecorder(bench.pipe, 64 * GIB, done=found.append):
         bench.generate(bench.steps)
     recorded = time.perf_counter() - began
     began = time.perf_counter()
