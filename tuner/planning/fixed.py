@@ -40,6 +40,9 @@ NEAR = 8.0
 """dB of isolated damage over the fit's error up to which a fixed predictor is run. With random weights FoCa was seen to
 come out better than a fit from 6.4 dB above it."""
 
+LOOK, BEHIND = 2, 1.0
+"""A rival is run on so many prompts first, and on all of them if it is at most so many dB behind the fit there."""
+
 
 def fixed_weights(predictor: Predictor, computed: Steps, steps: Sequence[Step], starts: Sequence[int]) -> list[Stretch]:
     """The weights of a linear predictor at every skipped step, read off unit vectors.
@@ -120,10 +123,17 @@ def better_of(
         if damage <= limit and all(weights != other for _, other in rivals):
             rivals.append((damage, weights))
     best, calls = found, found.calls
-    one = len(runs) * len(found.computed) * sampler.relations.calls
+    one = len(found.computed) * sampler.relations.calls
+    look = runs[:LOOK] if len(runs) > LOOK else []
+    near = float(np.mean(found.errors[-1][: len(look)])) * 10.0 ** (BEHIND / 10.0) if look else math.inf
     for _, weights in sorted(rivals, key=lambda rival: rival[0]):
-        if calls - found.calls + one > most:
+        if calls - found.calls + one * (len(look) + len(runs)) > most:
             break
+        if look:
+            glance = replay(pipe, look, sampler, found.computed, weights)
+            calls += glance.calls
+            if float(np.mean(glance.errors)) > near:
+                continue
         run = replay(pipe, runs, sampler, found.computed, weights, finish=True)
         calls += run.calls
         if float(np.mean(run.errors)) < float(np.mean(best.errors[-1])):
