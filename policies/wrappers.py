@@ -32,6 +32,12 @@ class Wrapper(Policy):
     def static(self) -> bool:
         return self.inner.static
 
+    def switched_off(self) -> Policy | None:
+        """With what it wraps at its own."""
+        inner = self.inner.switched_off()
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return None if inner is None else type(self)(**fields | {"inner": inner})
+
     @final
     def assign(self, run: Run) -> Mapping[Site, Assigned]:
         wrapped: dict[int, StaticRule[Any] | WatchingRule[Any]] = {}  # one for each rule, so that sites stay together

@@ -19,7 +19,6 @@ from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pipelines import open_pipeline
 from fastercache.testing import LAWS, Verdict, check_policy
 from fastercache.testing.subject import specimen_of
-from fastercache.tuner.library import CONSTANTS
 
 PIPES = ("latte-digits", "cogvideox", "wan")
 """The trained model, and random ones with guidance in one call and in two."""
@@ -56,12 +55,11 @@ def specimen(name: str, steps: int, prompt: str) -> zoo.Specimen:
 
 def made(cls: type[fc.Policy], fields: Mapping[str, Any], subject: zoo.Specimen) -> fc.Policy:
     """The policy, with constants that belong to a model measured on this one unless they are given."""
-    if set(CONSTANTS.get(cls.name, ())) <= set(fields):
+    if not cls.unmeasured(fields):
         return cls(**fields)
-    with calibrate(subject.pipe, lags=min(3, subject.steps - 1)) as calibrator:
+    with calibrate(subject.pipe, [cls], lags=min(3, subject.steps - 1)) as calibrator:
         subject.generate()
-    policy: fc.Policy = getattr(calibrator.result(), cls.name)(**fields)
-    return policy
+    return cls.calibrated(calibrator.result(), **fields)
 
 
 def check(

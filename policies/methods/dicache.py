@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -36,6 +37,7 @@ class DiCache(Dynamic):
         default="stack[1:]",
         description="site query: what is reused; `stack[m:]` makes the probe m blocks deep (m in the paper)",
     )
+    off: ClassVar[Mapping[str, Any]] = {"threshold": 0.0}
     threshold: Threshold = Field(
         default=0.1,
         description=(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -62,6 +63,7 @@ class EasyCache(Dynamic):
         default="denoiser", description="site query: what is reused; by default the denoiser's whole output"
     )
     scope: Scope = Scope.COND
+    off: ClassVar[Mapping[str, Any]] = {"threshold": 0.0}
     threshold: Threshold = Field(
         default=0.05,
         description=(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -35,6 +36,7 @@ class SeaCache(Dynamic):
         "the residual of all blocks, while the filtered input's accumulated change is small",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "channels", "power"})
+    off: ClassVar[Mapping[str, Any]] = {"threshold": 0.0}
     threshold: Threshold = Field(
         default=0.25,
         description="reused while the filtered input's accumulated relative L1 change is below this, no unit",

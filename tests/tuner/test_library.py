@@ -14,7 +14,7 @@ from fastercache.analysis.calibrate import Calibration
 from fastercache.policies.errors import FasterCacheError, InvalidPolicy
 from fastercache.tuner import Evaluator, JointSpace, Outcome, SearchSpace, Setting, Study, default_seeds, tune
 from fastercache.tuner.fields import from_unit
-from fastercache.tuner.library import ANY, CONSTANTS, Library, check
+from fastercache.tuner.library import ANY, Library, check
 from fastercache.tuner.record import SPENT
 from fastercache.tuner.space import METHOD
 from tests.tuner.conftest import CALL, SEARCH
@@ -42,8 +42,8 @@ def test_every_policy_is_tuned_through_its_bounds(name: str, tiny_latte: Any, tm
     ran = [r for r in tried.records if r.outcome in SPENT]
     assert ran and {r.policy.name for r in tried.records} == {name}
     assert any(r.outcome is Outcome.MEASURED for r in ran)
-    if name in CONSTANTS:
-        assert all(getattr(ran[0].policy, field) != stub for field, stub in CONSTANTS[name].items())
+    if constants := fc.policy_class(name).constants:
+        assert all(getattr(ran[0].policy, field) != stub for field, stub in constants.items())
         assert Calibration.load(tmp_path / "calibration.json").runs == len(SEARCH)
 
 
