@@ -32,7 +32,8 @@ from fastercache.policies.errors import ConfigMismatch, RecordingError
 from fastercache.policies.measurements import Lags
 from fastercache.policies.rules import WatchingRule
 from fastercache.policies.schedule import Code
-from fastercache.policies.vocabulary import Branch, Kind, Role, Signal, Site, Step, matches, select
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Branch, Kind, Role, Site, Step, matches, select
 from fastercache.tuned import scheduler_identity
 
 FORMAT: Final = "fastercache-calibration"

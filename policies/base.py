@@ -19,7 +19,8 @@ from fastercache.policies.errors import InvalidPolicy, printable, shown, suggest
 from fastercache.policies.measurements import Measure, Measurements
 from fastercache.policies.notebook import shortened, table
 from fastercache.policies.rules import StaticRule, WatchingRule
-from fastercache.policies.vocabulary import Run, Signal, Site, Step, select
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Run, Site, Step, select
 
 
 class Config(BaseModel):

@@ -14,7 +14,8 @@ from fastercache.policies.base import Assigned, Citation, Policy
 from fastercache.policies.compose import Parts
 from fastercache.policies.registry import AnyPolicy, register
 from fastercache.policies.rules import Rule, StaticRule, WatchingRule
-from fastercache.policies.vocabulary import Branch, Run, Scope, Signal, Site, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Branch, Run, Scope, Site, Step
 
 S = TypeVar("S")
 

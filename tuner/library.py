@@ -11,7 +11,8 @@ from fastercache.attachment import find_sites
 from fastercache.policies.base import Policy
 from fastercache.policies.documents import put_aside
 from fastercache.policies.errors import ConfigUnreadable, FasterCacheError, InvalidPolicy, suggest
-from fastercache.policies.registry import ANY, known_policies, policy_class
+from fastercache.policies.plugins import ANY
+from fastercache.policies.registry import known_policies, policy_class
 from fastercache.tuner.evaluate import Evaluator
 from fastercache.tuner.fields import Bounds
 from fastercache.tuner.joint import JointSpace

@@ -12,7 +12,8 @@ from fastercache.policies.base import Citation
 from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold, relative_l1
 from fastercache.policies.predictors.forecasts import Aligned
 from fastercache.policies.registry import AnyPredictor, register
-from fastercache.policies.vocabulary import Signal, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Step
 
 
 @register

@@ -13,7 +13,8 @@ from fastercache.policies.base import Citation, Predictor
 from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold
 from fastercache.policies.predictors.forecasts import Relative
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Branch, Kind, Run, Scope, Signal, Site, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Branch, Kind, Run, Scope, Site, Step
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from fastercache.policies.base import Citation
 from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold, relative_l1
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Signal, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Step
 
 
 @register

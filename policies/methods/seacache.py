@@ -13,7 +13,8 @@ from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold
 from fastercache.policies.predictors.frequency import wiener
 from fastercache.policies.predictors.history import Linear
 from fastercache.policies.registry import AnyPredictor, register
-from fastercache.policies.vocabulary import Signal, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Step
 
 
 @register

@@ -14,7 +14,8 @@ from fastercache.policies.errors import RecordingError, UnknownPolicy, suggest
 from fastercache.policies.measurements import Curve, Measurements
 from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold, relative_l1
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Signal, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Step
 
 COEFFICIENTS: dict[str, Curve] = {
     "open-sora": (217.546007, -118.329252, 26.8662585, -0.0459364272, 0.048442624),
