@@ -43,6 +43,8 @@ from fastercache.policies.measurements import Measure as Measure
 from fastercache.policies.measurements import Measurements as Measurements
 from fastercache.policies.methods import *  # noqa: F403
 from fastercache.policies.predictors import *  # noqa: F403
+from fastercache.policies.registry import AnyPolicy as AnyPolicy
+from fastercache.policies.registry import AnyPredictor as AnyPredictor
 from fastercache.policies.registry import dump as dump
 from fastercache.policies.registry import known_policies as known_policies
 from fastercache.policies.registry import load_policy as load_policy

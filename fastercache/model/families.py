@@ -231,6 +231,12 @@ COMPONENTS = ("transformer", "transformer_2", "unet")
 """Pipeline components that are denoisers, in the order in which a run uses them."""
 
 
+def known_families() -> dict[str, Family]:
+    """Every known family by the name of its denoiser's class: listed here, registered, and installed as plug-ins."""
+    PLUGINS.load()
+    return dict(sorted(FAMILIES.items()))
+
+
 def family_of(denoiser: nn.Module | str) -> Family | None:
     """The family of a denoiser, or of a class by its name; None where only detection by structure is left.
 
