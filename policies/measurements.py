@@ -26,7 +26,7 @@ class Measure:
     """
 
     sites: str
-    compare: Callable[[Tensor, Tensor], float]
+    compare: Callable[[Tensor, Tensor], float | Tensor]
     apart: float = 1.0
 
 

@@ -113,14 +113,14 @@ def test_bench_puts_them_in_its_table(folder: str, tmp_path: Path, prompts: list
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(["thirds", "--set", 'stand_in={"predictor":"drifting"}'], marks=pytest.mark.slow),
+        ["thirds", "--set", 'stand_in={"predictor":"drifting"}'],
         ["steady", "--set", "threshold=1.0"],
         ["aligned_cache", "--set", "angle=2.0"],
     ],
     ids=lambda words: words[0],
 )
 def test_check_policy_holds_them_to_the_laws(folder: str, words: list[str]) -> None:
-    found = answer("check-policy", *words, "--pipe", folder)
+    found = answer("check-policy", *words, "--pipe", folder, *CALL, "--prompt", PROMPT)
     assert found["passed"] and found["pipes"][0]["reused"] > 0
 
 
@@ -136,11 +136,9 @@ def test_the_family_says_what_structure_does_not(specimen: Any) -> None:
     with record(specimen.pipe, "stack") as recorder:
         specimen.generate()
         assert recorder.session.guidance == "batched"
-    values: list[Any] = []
-    with fc.attach(specimen.pipe, fc.NoCache(sites="stack")) as session:
-        session.watch("stack", lambda seen: values.append(tuple(seen.value.shape)))
-        specimen.generate(steps=1)
-    assert values == [(1, 4 * 64, 16)] * 2, "a branch's rows are all frames, the tokens in one row"
+    with fc.attach(specimen.pipe, fc.CFGCache(start=0.0)) as session:
+        specimen.generate()
+        assert session.last.share() > 0, "the unconditional rows are left out"
     families.FAMILIES.pop("FramesTransformer3DModel")
     with pytest.raises(fc.BranchUnknown, match="guidance="):
         fc.attach(specimen.pipe, fc.NoCache())
@@ -154,6 +152,7 @@ def test_the_signal_is_computed_from_the_denoisers_input(specimen: Any) -> None:
     class Noting(steady):  # type: ignore[misc, valid-type]
         def reuse(self, state: Any, step: fc.Step, seen: torch.Tensor) -> bool:
             shown.append(float(seen))
+            super().reuse(state, step, seen)
             return False
 
     handle = specimen.pipe.transformer.register_forward_pre_hook(

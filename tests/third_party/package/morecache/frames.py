@@ -25,8 +25,8 @@ class FramesTransformer3DModel(ModelMixin, ConfigMixin):
         self.exit = nn.Linear(width, out_channels)
 
     def forward(
-        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = True, **_: object
-    ) -> tuple[Tensor]:  # fmt: skip
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: object
+    ) -> tuple[Tensor]:
         rows, _channels, frames, height, width = hidden_states.shape
         x = self.entry(hidden_states.permute(0, 2, 3, 4, 1))  # (B, F, H, W, D)
         time = (timestep.to(x.dtype) / 1000).reshape(-1, 1).expand(rows, 1)
