@@ -98,6 +98,8 @@ def probe(
 
     def fresh() -> Any:
         sampler = copy.deepcopy(scheduler)
+        for name, value in vars(sampler).items():
+            setattr(sampler, name, _on_host(value))
         if steps is not None:
             sampler.set_timesteps(steps, **settings)
         return sampler
@@ -147,6 +149,17 @@ def probe(
         stochastic=stochastic,
         residual=residual,
     )
+
+
+def _on_host(value: Any) -> Any:
+    """A scheduler's attribute with its tensors on the CPU: a pipeline on a GPU leaves timesteps and tables there."""
+    if isinstance(value, Tensor):
+        return value.to("cpu")
+    if type(value) is dict and any(isinstance(part, (Tensor, list, tuple)) for part in value.values()):
+        return {key: _on_host(part) for key, part in value.items()}
+    if type(value) in (list, tuple) and any(isinstance(part, (Tensor, list, tuple, dict)) for part in value):
+        return type(value)(_on_host(part) for part in value)
+    return value
 
 
 def _run(

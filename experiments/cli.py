@@ -122,6 +122,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     make.demo,
     cost.overhead,
     against.bench,
+    against.bench_size,
 )
 for command in COMMANDS:
     app.command()(guarded(command))

@@ -86,3 +86,31 @@ def bench(
     if not as_json:
         standings.show(results, files)
     finish({**results.model_dump(mode="json"), "files": files}, as_json)
+
+
+def bench_size(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Which models; all by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the figures go.")] = Path("bench-size"),
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=2, metavar="N", help="Steps of each run. [as published]")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled/--eager", help="Also with every block compiled. [eager]")
+    ] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="Only uncached, FasterCache and a planned schedule.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure seconds and memory at the size of published video models, with random weights, on a CUDA device.
+
+    Examples:
+
+    `fastercache bench-size --out bench-size`
+
+    `fastercache bench-size cogvideox-2b --steps 25 --compiled`
+    """
+    from fastercache.experiments.bench.sizes import SIZES
+    from fastercache.experiments.jobs.real_size import bench_size as work
+
+    finish(work(models or list(SIZES), out=out, steps=steps, compiled=compiled, brief=brief, show=not as_json), as_json)

@@ -28,16 +28,20 @@ SPEEDUPS = (2.5, 4.16, 5.0, 10.0)
 HISTORY = 5
 
 
-def made_up(steps: int, count: int) -> fc.Planned:
-    """A plan of evenly spaced steps, each stretch a combination of `HISTORY` outputs and the latent."""
-    computed = tuple(int(s) for s in np.unique(np.linspace(0, steps - 1, count + 1)[:-1].round()))
+def evenly(steps: int, count: int) -> tuple[int, ...]:
+    """So many of the steps, as far apart as they can be."""
+    return tuple(int(s) for s in np.unique(np.linspace(0, steps - 1, count + 1)[:-1].round()))
+
+
+def made_up(steps: int, computed: Sequence[int]) -> fc.Planned:
+    """A plan of these computed steps, each stretch a combination of up to `HISTORY` outputs and the latent."""
     stretches = []
     for q, (first, end) in enumerate(zip(computed, [*computed[1:], steps], strict=True)):
         if end > first + 1:
             known = min(q + 1, HISTORY)
             weights = (1.0, *(1e-3 for _ in range(known - 1)))
             stretches.append(Stretch(after=first, start=first + 1, outputs=weights, input=1e-3))
-    return fc.Planned(steps=steps, computed=computed, stand_in=Fitted(stretches=tuple(stretches)))
+    return fc.Planned(steps=steps, computed=tuple(computed), stand_in=Fitted(stretches=tuple(stretches)))
 
 
 @contextmanager
@@ -73,7 +77,8 @@ def measure(pipe: str, *, rounds: int, speedups: Sequence[float], seed: int) -> 
     case = setting.cases(shipped_captions(pipe, "held_out")[:1])[0]
     steps = int(subject.call["num_inference_steps"])
     variants: dict[str, fc.Planned | None] = {"uncached": None}
-    variants |= {f"{int(steps / s + 1e-9)} of {steps} steps": made_up(steps, int(steps / s + 1e-9)) for s in speedups}
+    counts = [int(steps / speedup + 1e-9) for speedup in speedups]
+    variants |= {f"{count} of {steps} steps": made_up(steps, evenly(steps, count)) for count in counts}
     whole: dict[str, list[float]] = {name: [] for name in variants}
     loop: dict[str, list[float]] = {name: [] for name in variants}
     flops: dict[str, float] = {}

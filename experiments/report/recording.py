@@ -21,6 +21,7 @@ from fastercache.tuner.planning.fitting import RIDGE, Sampler
 from fastercache.tuner.planning.front import Front, Point
 from fastercache.tuner.planning.record import PLAN
 from fastercache.tuner.planning.rehearsal import GROWTH, NOVELTY, Foresight, coordinates
+from fastercache.tuner.planning.scale import APART, STEEPNESS
 from fastercache.tuner.storage import open_storage
 
 HISTORY = 5
@@ -102,6 +103,8 @@ class Planning:
             "growth": GROWTH,
             "novelty": NOVELTY,
             "wary": WARY,
+            "steepness": STEEPNESS,
+            "apart": APART,
         }
         points = [
             {

@@ -24,7 +24,6 @@ TABLES = (
     "wan",
     "hunyuan",
     "further_videos",
-    "vchitect",
 )
 
 

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from fastercache.zoo.rows import EULER, FLOW, Row, masks, noisy, ones, part, pixels, rows, size, texts, wan_autoencoder
+from fastercache.zoo.rows import (
+    EULER,
+    FLOW,
+    Row,
+    masks,
+    noisy,
+    ones,
+    part,
+    pixels,
+    pooled,
+    rows,
+    size,
+    texts,
+    wan_autoencoder,
+)
 from fastercache.zoo.videos import LTX
 
 COSMOS = Row(
@@ -328,6 +342,16 @@ STABLE_AUDIO = Row(
     },
 )
 
+VCHITECT = Row(
+    "A random transformer of Vchitect-2.0's shape in its own loop.",
+    "fastercache.zoo.vchitect:VchitectPipeline",
+    {"transformer": noisy("fastercache.zoo.vchitect:VchitectXLTransformerModel")},
+    {**texts(12), **pooled(10), "height": 64, "width": 64, "frames": 3},
+    resized={"height": 48, "frames": 2},
+    unguided={},
+    videos=True,
+)
+
 ROWS = {
     "cosmos": COSMOS,
     "ltx-2": LTX_2,
@@ -336,4 +360,5 @@ ROWS = {
     "kandinsky5": KANDINSKY5,
     "easyanimate": EASYANIMATE,
     "stable-audio": STABLE_AUDIO,
+    "vchitect-2.0": VCHITECT,
 }

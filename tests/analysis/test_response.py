@@ -170,3 +170,33 @@ def _without_timesteps() -> Any:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     scheduler.timesteps = None
     return scheduler
+
+
+class Elsewhere(Tensor):
+    """A tensor that refuses to be mixed with ordinary ones until it is moved to the CPU, as a GPU's does."""
+
+    def __deepcopy__(self, memo: Any) -> Elsewhere:
+        return self.as_subclass(Tensor).clone().as_subclass(Elsewhere)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.to and args[1] == "cpu":
+            return args[0].as_subclass(Tensor)
+        if any(type(part) is Tensor and part.ndim for part in args):
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "CogVideoXDDIMScheduler", "UniPCMultistepScheduler"])
+def test_a_scheduler_whose_tables_are_on_a_gpu_is_probed_on_the_host(name: str) -> None:
+    scheduler = getattr(diffusers, name)()
+    scheduler.set_timesteps(8)
+    expected = probe(scheduler)
+    for key, value in vars(scheduler).items():
+        if isinstance(value, Tensor):
+            setattr(scheduler, key, value.clone().as_subclass(Elsewhere))
+    scheduler.unused = {"table": [scheduler.timesteps], "name": "kept"}
+    found = probe(scheduler)
+    np.testing.assert_array_equal(found.matrix, expected.matrix)
+    np.testing.assert_array_equal(found.times, expected.times)
+    assert type(scheduler.timesteps) is Elsewhere, "the scheduler is left as it is"

@@ -25,6 +25,7 @@ from fastercache.tuner.planning.portfolio import portfolio
 from fastercache.tuner.planning.referee import Referee
 from fastercache.tuner.planning.refine import refine
 from fastercache.tuner.planning.rehearsal import Foresight
+from fastercache.tuner.planning.scale import Scale
 from fastercache.tuner.planning.search import Judged, search
 from fastercache.tuner.setting import Setting
 
@@ -57,6 +58,9 @@ REFINING = 0.6
 """Most of the generations that may go into refining weights."""
 SPREAD, WEIGHT = 3.0, 4.0
 """Spread over prompts that is assumed before any was measured, dB, and how many prompts' worth that counts."""
+NEARLY, SURE = 0.5, 3.0
+"""dB: fewer steps are tried where at most so much is missing to a budget, and the last plan that can be paid for is one
+that is expected to exceed it by so much."""
 CONFIDENCE = 0.9
 """Share of times that the mean over unseen prompts keeps a budget for which the margin was left."""
 
@@ -66,12 +70,13 @@ class Known:
     """What is known of plans with one number of computed steps.
 
     Attributes:
-        plan: the best one so far. level: -10 log10 of its mean squared error on the latest prompts that judged it, dB.
+        plan: the best one so far.
+        level: -10 log10 of its mean squared error on the latest prompts that judged it, dB; None before it was run.
         fitted: its fit on all search prompts; quality: measured then, per metric and prompt.
     """
 
     plan: Steps
-    level: float
+    level: float | None = None
     fitted: FittedRuns | None = None
     quality: dict[str, list[float]] = field(default_factory=dict)
 
@@ -110,6 +115,7 @@ class Planner:
         self.foresight = Foresight.recorded(material.profile.trajectory, self.sampler, history)
         self.damage = self.foresight.damage
         self._portfolios: dict[int, list[Steps]] = {}
+        self._levels: dict[Steps, float] = {}
         self.predicted: dict[int, Path] = {
             count: paths[0] for count, paths in plans(self.damage, best=1).items() if paths
         }
@@ -124,7 +130,7 @@ class Planner:
     def _known(self, count: int) -> Known:
         """The best plan so far; before any was run, the most promising one."""
         if count not in self.known:
-            self.known[count] = Known(self._portfolio(count)[0], self._level(count))
+            self.known[count] = Known(self._portfolio(count)[0])
         return self.known[count]
 
     @property
@@ -150,38 +156,61 @@ class Planner:
         return self.point(count)
 
     def for_budget(self, budget: Budget, margin: float | None = None) -> Point:
-        """The cheapest plan that keeps a budget.
+        """The cheapest plan that keeps a budget, within the effort's generations.
 
         Args:
             margin: dB that the search prompts must exceed the budget by; by default what the spread over them makes
                 necessary for the mean of unseen prompts, see `margin_of`.
 
         Raises:
-            BudgetNotMet: if only computing every step keeps it.
+            BudgetNotMet: if only computing every step keeps it, or the generations ran out before a plan did.
         """
-        count = self._first_guess(budget, margin)
-        tried: dict[int, float] = {}
-        while count not in tried and count < self.steps:
-            share = (self._left() - 2.5 * self._cost(count)) / 2.0
-            self._search(count, share)
-            tried[count] = self._slack(count, budget) - self._margin(count, budget, margin)
-            self._told(f"{count} computed steps: {tried[count]:+.1f} dB over the budget and its margin", self.spent)
-            nearest = self._next(count, tried)
-            if nearest is None or self._left() < 3.0 * self._cost(max(count, nearest)):
-                break
-            count = nearest
-        kept = sorted(c for c, slack in tried.items() if slack >= 0.0)
-        count = kept[0] if kept else min(max(tried, default=count) + 1, self.steps)
-        while count < self.steps:
-            self._verify(count)
+        anchors, offset = self._looks(budget)
+
+        def fewest(more: float = 0.0, above: int = 0) -> int:
+            """The fewest computed steps that are expected to keep the budget, its margin and `more` dB."""
+            scale = Scale(anchors.values())
+            for count in sorted(self.predicted):
+                asked = self._margin(count, budget, margin) + more
+                if above < count < self.steps and scale(self._level(count)) >= asked:
+                    return count
+            return self.steps
+
+        count, tried = fewest(), dict[int, float]()
+        while count < self.steps and count not in tried:
+            self._search(count, (self._left() - 2.5 * self._cost(count)) / 2.0)
             found = self.known[count]
-            slack = budget.margin(found.quality) - self._margin(count, budget, margin)
+            if found.level is not None:
+                anchors[count] = self._foreseen(found.plan), found.level + offset
+            tried[count] = Scale(anchors.values())(self._level(count)) - self._margin(count, budget, margin)
+            self._told(f"{count} computed steps: {tried[count]:+.1f} dB over the budget and its margin", self.spent)
+            count = fewest(-NEARLY) if tried[count] >= 0.0 else fewest(above=count)
+            if self._left() < 3.0 * self._cost(max(count, *tried)):
+                break
+        count = min((c for c, slack in tried.items() if slack >= 0.0), default=count)
+        while count < self.steps and self._left() >= self._cost(count):
+            self._verify(count, keep=self._cost(count + 1))
+            quality = self.known[count].quality
+            slack = budget.margin(quality) - self._margin(count, budget, margin)
             if slack >= 0.0:
                 return self.point(count)
-            count = max(count + 1, self._reached(count, -slack))
-        raise BudgetNotMet(
-            f"no plan with fewer than {self.steps} computed steps keeps {budget} on {self.prompts} search "
-            f"prompt{'s' * (self.prompts != 1)} with the margin for unseen ones: lower the budget or the margin"
+            anchors[count] = self._foreseen(self.known[count].plan), budget.margin(quality)
+            following = fewest(above=count)
+            last = self._left() < self._cost(following) + self._cost(min(following + 1, self.steps))
+            count = fewest(SURE, above=count) if last else following
+        raise BudgetNotMet(self._unmet(budget, margin))
+
+    def _unmet(self, budget: Budget, margin: float | None) -> str:
+        """What to say where no plan was found."""
+        asked = f"{budget} on {self.prompts} search prompt{'s' * (self.prompts != 1)} with the margin for unseen ones"
+        slack = {count: budget.margin(known.quality) for count, known in self.verified.items() if count < self.steps}
+        if not slack or max(slack) + 1 >= self.steps:
+            return f"no plan with fewer than {self.steps} computed steps keeps {asked}: lower the budget or the margin"
+        count = max(slack, key=lambda one: slack[one])
+        return (
+            f"no plan within {self.effort.generations:g} generations keeps {asked}; the closest, with {count} computed "
+            f"steps, is {slack[count]:+.1f} dB from the budget where {self._margin(count, budget, margin):.1f} dB are "
+            "asked: raise --effort, or set --margin"
         )
 
     def margin_of(self, values: Sequence[float]) -> float:
@@ -204,9 +233,10 @@ class Planner:
     def point(self, count: int) -> Point:
         """What is known of `count` computed steps."""
         known = self.verified.get(count)
+        plan = known.plan if known else self.predicted[count].computed
         return Point(
-            computed=known.plan if known else self.predicted[count].computed,
-            predicted_psnr=self._psnr(count, self.verified),
+            computed=plan,
+            predicted_psnr=self._psnr(plan, self.verified),
             quality={name: tuple(values) for name, values in known.quality.items()} if known else {},
             predictor=known.fitted.predictor if known and known.fitted else None,
         )
@@ -225,28 +255,33 @@ class Planner:
             generations=self.spent,
         )
 
-    def _psnr(self, count: int, verified: Mapping[int, Known]) -> float | None:
-        """Predicted PSNR, dB: the recording's level, moved by what the verified plans were off."""
-        if not verified or count == self.steps:
+    def _psnr(self, plan: Steps, verified: Mapping[int, Known]) -> float | None:
+        """Predicted PSNR, dB: what the recording foresees, on the scale of the verified plans."""
+        if not verified or len(plan) == self.steps:
             return None
-        counts = sorted(verified)
-        off = [float(np.mean(verified[c].quality["psnr"])) - self._level(c) for c in counts]
-        return min(self._level(count) + float(np.interp(count, counts, off)), 100.0)
+        anchors = [(self._foreseen(k.plan), float(np.mean(k.quality["psnr"]))) for k in verified.values()]
+        return min(Scale(anchors)(self._foreseen(plan)), 100.0)
 
     def _prediction_error(self, verified: Mapping[int, Known]) -> float | None:
         if len(verified) < 2:
             return None
         misses = []
         for count, known in verified.items():
-            others = {c: k for c, k in verified.items() if c != count}
-            predicted = self._psnr(count, others)
+            predicted = self._psnr(known.plan, {c: k for c, k in verified.items() if c != count})
             assert predicted is not None
             misses.append(predicted - float(np.mean(known.quality["psnr"])))
         return float(np.sqrt(np.mean(np.square(misses))))
 
+    def _foreseen(self, plan: Steps) -> float:
+        """-10 log10 of the damage that the recording foresees, dB."""
+        if plan not in self._levels:
+            self._levels[plan] = -10.0 * math.log10(max(self.foresight.of(plan), 1e-14))
+        return self._levels[plan]
+
     def _level(self, count: int) -> float:
-        """-10 log10 of the least predicted damage, dB."""
-        return -10.0 * math.log10(max(self.predicted[count].damage, 1e-14))
+        """The foreseen level of what is known of `count` computed steps, dB."""
+        known = self.known.get(count)
+        return self._foreseen(known.plan if known else self.predicted[count].computed)
 
     def _left(self) -> float:
         return self.effort.generations - self.spent
@@ -300,30 +335,31 @@ class Planner:
         best = state.best
         self.known[count] = Known(best.computed, best.decibels)
 
-    def _verify(self, count: int) -> None:
-        """Fit the plan on all search prompts and measure what comes out."""
+    def _verify(self, count: int, keep: float = 0.0) -> None:
+        """Fit the plan on all search prompts and measure what comes out. `keep`: generations not to be touched."""
         known = self._known(count)
         if known.quality:
             return
         self._told(f"{count} computed steps: fitting on {self.prompts} prompt{'s' * (self.prompts != 1)}", self.spent)
-        self._fit(known, range(self.prompts))
+        self._fit(known, range(self.prompts), keep)
 
-    def _fit(self, known: Known, prompts: Sequence[int]) -> None:
+    def _fit(self, known: Known, prompts: Sequence[int], keep: float = 0.0, rivals: bool = True) -> None:
         runs = [self.material.runs[i] for i in prompts]
         fitted = runs[: self.effort.fitted or len(runs)]
         found = fit(self.setting.pipe, fitted, self.sampler, known.plan, history=self.history)
         self._pay(found.calls)
-        left = self._left() - self._cost(len(known.plan)) * (len(fitted) < len(runs))
-        best = better_of(
-            self.setting.pipe,
-            fitted,
-            self.sampler,
-            self.material.profile.trajectory,
-            found,
-            most=left * self.steps * self.sampler.relations.calls,
-        )
-        self._pay(best.calls - found.calls)
-        found = best
+        if rivals:
+            left = self._left() - keep - self._cost(len(known.plan)) * (len(fitted) < len(runs))
+            best = better_of(
+                self.setting.pipe,
+                fitted,
+                self.sampler,
+                self.material.profile.trajectory,
+                found,
+                most=left * self.steps * self.sampler.relations.calls,
+            )
+            self._pay(best.calls - found.calls)
+            found = best
         if len(fitted) < len(runs):
             self._refine(found, fitted, runs[len(fitted) :])
             again = replay(self.setting.pipe, runs, self.sampler, known.plan, found.stretches, finish=True)
@@ -356,30 +392,27 @@ class Planner:
         self.spent += calls / (self.steps * self.sampler.relations.calls)
 
     # -- towards a budget --------------------------------------------------------------------------------------------
-    def _first_guess(self, budget: Budget, margin: float | None) -> int:
-        """A first plan is run on two prompts: how the recording's level translates into the budget's metric."""
-        count = min(max(len(self.sampler.relations.starts), self.steps // 4), max(self.predicted))
-        look = Known(self._portfolio(count)[0], 0.0)
-        self._fit(look, range(min(2, self.prompts)))
-        self._offset = budget.margin(look.quality) - look.level
-        self._bias = {count: look.level - self._level(count)}
-        for candidate in sorted(self.predicted):
-            if self._expected(candidate) >= self._margin(candidate, budget, margin):
-                return candidate
-        return self.steps
+    def _looks(self, budget: Budget) -> tuple[dict[int, tuple[float, float]], float]:
+        """Two plans run on two prompts: how levels translate into dB over the budget.
 
-    def _expected(self, count: int) -> float:
-        """Predicted dB over the budget."""
-        counts = sorted(self._bias)
-        return self._level(count) + float(np.interp(count, counts, [self._bias[c] for c in counts])) + self._offset
-
-    def _slack(self, count: int, budget: Budget) -> float:
-        """dB over the budget of the best plan so far, by its error on the prompts that judged it."""
-        known = self.known[count]
-        if self.effort.groups:
-            self._bias[count] = known.level - self._level(count)
-            return known.level + self._offset
-        return self._expected(count)
+        Returns:
+            Per number of computed steps the foreseen level and the measured dB over the budget, and what is to be added
+            to the level of a plan's last latents to have its dB over the budget.
+        """
+        least = len(self.sampler.relations.starts)
+        found: dict[int, tuple[float, float]] = {}
+        offsets = []
+        for parts in (4, 10):
+            count = min(max(least, self.steps // parts), max(self.predicted))
+            if count in found or count == self.steps:
+                continue
+            look = Known(self._portfolio(count)[0])
+            self._told(f"{count} computed steps: a first look", self.spent)
+            self._fit(look, range(min(2, self.prompts)), rivals=False)
+            found[count] = self._foreseen(look.plan), budget.margin(look.quality)
+            assert look.level is not None
+            offsets.append(found[count][1] - look.level)
+        return found, float(np.mean(offsets))
 
     def _margin(self, count: int, budget: Budget, margin: float | None) -> float:
         if margin is not None:
@@ -390,18 +423,3 @@ class Planner:
             return self.margin_of([SPREAD * x for x in stats.norm.ppf((np.arange(self.prompts) + 0.5) / self.prompts)])
         single = [budget.margin({name: [v[i]] for name, v in values.items()}) for i in range(len(values["psnr"]))]
         return self.margin_of(single)
-
-    def _next(self, count: int, tried: Mapping[int, float]) -> int | None:
-        """The number of computed steps to try next: where the prediction, moved by what was found, crosses."""
-        slack = tried[count]
-        if slack >= 0.0:
-            fewer = [c for c in self.predicted if c < count and slack + self._level(c) - self._level(count) >= -0.5]
-            chosen = min(fewer, default=count - 1)
-        else:
-            chosen = self._reached(count, -slack)
-        return None if chosen in tried or chosen not in self.predicted or chosen >= self.steps else chosen
-
-    def _reached(self, count: int, more: float) -> int:
-        """The fewest computed steps, more than `count`, whose predicted level is so many dB higher."""
-        better = [c for c in self.predicted if c > count and self._level(c) - self._level(count) >= more]
-        return min(better, default=self.steps)

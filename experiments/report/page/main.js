@@ -14,7 +14,7 @@ if (island.planning) {
   report.schedules = new Schedules(planning);
   shown("cost");
   shown("matter");
-  if (report.schedules.counts.length) {
+  if (report.schedules.scale.length) {
     shown("front");
     views.push(new FrontView(planning, rivals, report.schedules, (plan) => report.editor.load(plan)));
   }

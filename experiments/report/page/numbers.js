@@ -76,3 +76,14 @@ function interpolate(x, xs, ys) {
     if (x <= xs[i]) return ys[i - 1] + (ys[i] - ys[i - 1]) * (x - xs[i - 1]) / (xs[i] - xs[i - 1]);
   return ys[ys.length - 1];
 }
+
+/** Points in the order of x; those nearer than `apart` to the first of their group count as one, at their mean. */
+function anchored(points, apart) {
+  const groups = [];
+  for (const point of points.slice().sort((a, b) => a[0] - b[0] || a[1] - b[1])) {
+    const last = groups[groups.length - 1];
+    if (last && point[0] - last[0][0] < apart) last.push(point);
+    else groups.push([point]);
+  }
+  return groups.map((group) => [0, 1].map((i) => group.reduce((sum, point) => sum + point[i], 0) / group.length));
+}

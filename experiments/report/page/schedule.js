@@ -10,9 +10,7 @@ class Schedules {
     this.wary = this.rehearsal && new Rehearsal({ ...island.recording, novelty: island.recording.wary });
     this.fits = new Map(island.points.filter((p) => p.stretches).map((p) => [p.computed.join(), p.stretches]));
     const measured = island.points.filter((point) => point.psnr !== null && point.computed.length < this.steps);
-    measured.sort((a, b) => a.computed.length - b.computed.length);
-    this.counts = measured.map((point) => point.computed.length);
-    this.offsets = measured.map((point) => point.psnr - this.decibels(point.computed));
+    this.scale = anchored(measured.map((point) => [this.decibels(point.computed), point.psnr]), this.apart);
   }
 
   /** Predicted squared error of the last latent. */
@@ -25,11 +23,13 @@ class Schedules {
     return -10 * Math.log10(Math.max(this.error(computed), 1e-14));
   }
 
-  /** Predicted PSNR of the video, dB: moved by what the measured plans were off; null where none was measured. */
+  /** Predicted PSNR of the video, dB: foreseen, on the scale of the measured plans; null where none was measured. */
   psnr(computed) {
     if (computed.length === this.steps) return 100;
-    if (!this.counts.length) return null;
-    return Math.min(this.decibels(computed) + interpolate(computed.length, this.counts, this.offsets), 100);
+    if (!this.scale.length) return null;
+    const level = this.decibels(computed), levels = this.scale.map(([at]) => at);
+    const inside = Math.min(Math.max(level, levels[0]), levels[levels.length - 1]);
+    return Math.min(interpolate(inside, levels, this.scale.map(([, psnr]) => psnr)) + this.steepness * (level - inside), 100);
   }
 
   speedup(computed) {

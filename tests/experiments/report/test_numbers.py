@@ -14,6 +14,7 @@ from fastercache.experiments.report.given import Given
 from fastercache.experiments.report.recording import WARY
 from fastercache.policies.registry import load_policy
 from fastercache.tuner.planning.rehearsal import GROWTH, Rehearsal
+from fastercache.tuner.planning.scale import STEEPNESS, Scale
 from tests.experiments.report.browser import Browser
 from tests.experiments.report.conftest import PLANS, STEPS, Made
 
@@ -49,7 +50,7 @@ def test_damage_rehearsal_and_foresight(shown: Browser, found: Given) -> None:
 
 
 def test_the_predicted_psnr_is_moved_to_the_measured_plan(shown: Browser, found: Given) -> None:
-    """With one measured plan, every prediction is moved by what that one was off."""
+    """With one measured plan, every prediction is moved to it, and a foreseen decibel counts `STEEPNESS`."""
     assert found.planning is not None and found.planning.front is not None
     (measured,) = (point for point in found.planning.points if point.verified and len(point.computed) < STEPS)
     assert measured.psnr is not None
@@ -58,10 +59,23 @@ def test_the_predicted_psnr_is_moved_to_the_measured_plan(shown: Browser, found:
         return -10.0 * math.log10(found.planning.foresight.of(plan))  # type: ignore[union-attr]
 
     plans = [plan for plan in SCHEDULES if len(plan) < STEPS]
-    expected = [min(level(p) + measured.psnr - level(measured.computed), 100.0) for p in plans]
+    expected = [min(measured.psnr + STEEPNESS * (level(p) - level(measured.computed)), 100.0) for p in plans]
     assert asked(shown, "s.psnr(p)", plans) == pytest.approx(expected, abs=1e-6)
     assert asked(shown, "s.psnr(p)", [measured.computed]) == pytest.approx([measured.psnr], abs=1e-6)
     assert asked(shown, "s.speedup(p)", plans) == pytest.approx([STEPS / len(p) for p in plans])
+
+
+def test_the_scale_of_measured_plans_is_the_planners(shown: Browser) -> None:
+    """Through three plans, two of which are foreseen alike: the page's line against `Scale`."""
+    anchors, levels = [(30.0, 50.0), (30.9, 56.0), (20.0, 37.0)], [15.0, 20.0, 25.0, 30.4, 31.0, 40.0]
+    found = shown.run(
+        "const [anchors, levels] = arguments, s = Object.create(report.schedules);"
+        "s.scale = anchored(anchors, s.apart);"
+        "return levels.map((level) => { s.decibels = () => level; return s.psnr([0]); })",
+        anchors,
+        levels,
+    )
+    assert found == pytest.approx([Scale(anchors)(level) for level in levels], abs=1e-9)
 
 
 def test_the_files_weights_leave_what_the_rehearsal_says(shown: Browser, found: Given) -> None:

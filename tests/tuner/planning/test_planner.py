@@ -20,6 +20,7 @@ from fastercache.tuner import Budget
 from fastercache.tuner.planning import planner as module
 from fastercache.tuner.planning.material import Material, material
 from fastercache.tuner.planning.planner import Effort, Planner
+from fastercache.tuner.planning.scale import APART, STEEPNESS
 from fastercache.tuner.planning.search import Judged
 from fastercache.tuner.setting import References, Setting
 from fastercache.zoo.specimen import Specimen
@@ -160,19 +161,36 @@ def test_the_margin_is_the_bound_of_a_mean(setting: Setting, recorded: Material)
     assert planner.margin_of([40.0] * 100) < planner.margin_of([40.0] * 10) < planner.margin_of([40.0])
 
 
-def test_predictions_are_moved_by_what_was_measured(setting: Setting, recorded: Material) -> None:
+def test_predictions_lie_on_the_scale_of_what_was_measured(setting: Setting, recorded: Material) -> None:
     planner = Planner(setting, recorded, effort=0)
     for speedup in (2.0, 5.0):
         planner.for_speedup(speedup)
     front = {len(point.computed): point for point in planner.front().points}
-    levels = {count: -10.0 * math.log10(path.damage) for count, path in planner.predicted.items() if count < STEPS}
-    off = {count: front[count].psnr - levels[count] for count in (2, 5)}  # type: ignore[operator]
+    levels = {c: -10.0 * math.log10(planner.foresight.of(p.computed)) for c, p in front.items() if c < STEPS}
+    psnr = {c: front[c].psnr or 0.0 for c in (2, 5)}
     for count in (2, 5):
-        assert front[count].predicted_psnr == pytest.approx(front[count].psnr)
-    between = off[2] + (off[5] - off[2]) * (3 - 2) / (5 - 2)
-    assert front[3].predicted_psnr == pytest.approx(min(levels[3] + between, 100.0))
-    missed = [levels[2] + off[5] - front[2].psnr, levels[5] + off[2] - front[5].psnr]  # type: ignore[operator]
-    assert planner.front().prediction_error == pytest.approx(float(np.sqrt(np.mean(np.square(missed)))))
+        assert front[count].predicted_psnr == pytest.approx(psnr[count])
+    assert levels[2] + APART < levels[3] < levels[5]
+    share = (levels[3] - levels[2]) / (levels[5] - levels[2])
+    assert front[3].predicted_psnr == pytest.approx(psnr[2] + share * (psnr[5] - psnr[2]))
+    assert front[6].predicted_psnr == pytest.approx(min(psnr[5] + STEEPNESS * (levels[6] - levels[5]), 100.0))
+    missed = abs(psnr[2] + STEEPNESS * (levels[5] - levels[2]) - psnr[5])
+    assert planner.front().prediction_error == pytest.approx(missed), "either of the two from the other alone"
+
+
+@pytest.mark.parametrize("effort", [0, 1])
+@pytest.mark.parametrize("level", [14.0, 20.0, 26.0, 32.0])
+def test_a_budget_never_takes_more_than_the_generations_of_its_effort(
+    setting: Setting, recorded: Material, specimen: Specimen, effort: int, level: float
+) -> None:
+    planner = Planner(setting, recorded, effort=effort)
+    with Counter(specimen.pipe.transformer).counting() as counter:
+        try:
+            planner.for_budget(Budget.parse(f"psnr>={level}"))
+        except BudgetNotMet as error:
+            assert "raise --effort" in str(error) or "lower the budget" in str(error)
+    assert planner.spent == pytest.approx(len(PROMPTS) + counter.calls / STEPS)
+    assert planner.spent <= EFFORTS[effort].generations
 
 
 def test_no_reference_is_generated_twice(setting: Setting, specimen: Specimen, tmp_path: Path) -> None:
