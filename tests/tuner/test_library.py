@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -71,6 +71,26 @@ def test_constants_are_measured_once_and_kept(evaluator: Evaluator, monkeypatch:
     first = library(evaluator).space("teacache").bases
     monkeypatch.setattr(Setting, "generate", lambda *_: pytest.fail("measured again"))
     assert library(evaluator).space("teacache").bases == first
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_what_a_policy_measures_itself_is_added_to_the_constants_that_are_kept(evaluator: Evaluator) -> None:
+    class Gap(fc.MagCache):
+        name: ClassVar[str] = "gap"
+        measures: ClassVar[dict[str, fc.Measure]] = {"ratio": fc.Measure("stack", lambda a, b: a.norm() / b.norm())}
+
+        @classmethod
+        def calibrated(cls, measured: fc.Measurements, **fields: Any) -> Any:
+            return cls(ratios={"*": measured.own("gap")["ratio"][0]}, **fields)
+
+    fc.register(Gap)
+    made = library(evaluator)
+    made.space("teacache")
+    before = Calibration.load(made.path)
+    assert "further" not in made.path.read_text()
+    found = library(evaluator).space("gap").bases["gap"]
+    after = Calibration.load(made.path)
+    assert after.model_copy(update={"further": {}}) == before and found == Gap.calibrated(after)
 
 
 def test_constants_that_cannot_be_read_are_put_aside_and_measured_again(evaluator: Evaluator) -> None:
