@@ -84,6 +84,10 @@ class Signal:
             serialization=core_schema.plain_serializer_function_ser_schema(str),
         )
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        return {"enum": list(known_signals())}
+
 
 _SIGNALS: dict[str, Signal] = {}
 

@@ -191,3 +191,11 @@ def test_a_setting_that_reuses_nothing_is_tried_first(specimen: Any) -> None:
     thirds = fc.policy_class("thirds")
     seeds = default_seeds(SearchSpace.of("thirds"), fc.find_sites(specimen.pipe))
     assert list(seeds) == ["no_cache", "default"] and seeds["no_cache"] == thirds(pace=1)
+
+
+def test_the_list_of_policies_tells_their_fields() -> None:
+    entries = {entry["name"]: entry for entry in answer("policies")["policies"]}
+    assert {"thirds", "steady", "aligned_cache"} <= set(entries)
+    (steady,) = answer("policies", "steady")["policies"]
+    watched = steady["fields"]["watched"]
+    assert watched["default"] == '"spread"' and {'"spread"', '"input"'} <= set(watched["allowed"].split(" | "))
