@@ -12,7 +12,6 @@ True
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +24,6 @@ from fastercache.policies.plugins import Plugins, check_name
 Function = Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
 class Signal:
     """A value that is known before a site is computed, by its registered name.
 
@@ -41,9 +39,20 @@ class Signal:
     FIRST_BLOCK_RESIDUAL: ClassVar[Signal]
     PROBE: ClassVar[Signal]
 
-    name: str
-    of: tuple[Signal, ...] = field(default=(), compare=False, repr=False)
-    function: Function | None = field(default=None, compare=False, repr=False)
+    __slots__ = ("function", "name", "of")
+
+    def __init__(self, name: str, of: tuple[Signal, ...] = (), function: Function | None = None) -> None:
+        self.name, self.of, self.function = name, of, function
+
+    def __eq__(self, other: object) -> bool:
+        """By name: a copy is the same signal."""
+        return isinstance(other, Signal) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"Signal({self.name!r})"
 
     def __str__(self) -> str:
         return self.name

@@ -35,6 +35,8 @@ def test_a_field_of_a_signal_is_written_by_name() -> None:
 
     assert Held(watched="probe").watched is fc.Signal.PROBE  # type: ignore[arg-type]
     assert Held().model_dump(mode="json") == {"watched": "input"}
+    told = Held.model_json_schema()["properties"]["watched"]
+    assert told["default"] == "input" and {"input", "probe"} <= set(told["enum"])
     with pytest.raises(fc.FasterCacheError, match="no signal is called 'probee'; did you mean 'probe'"):
         Held(watched="probee")  # type: ignore[arg-type]
 
