@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ LOAD = functools.cache(pipelines._load)
 
 
 @pytest.fixture(autouse=True)
-def installed(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package is on the path, as in a new process."""
+def installed(own_registry: None, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is on the path and nothing of it is imported, as in a new process."""
     monkeypatch.syspath_prepend(PACKAGE)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "morecache"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(pipelines, "_load", LOAD)
 
 
