@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +13,11 @@ from rich.table import Table
 
 from fastercache.analysis.metrics import metric_called
 from fastercache.analysis.plots import ComparisonPoint, comparison_info, draw_comparison, save_png
-from fastercache.experiments import console
+from fastercache.experiments import console, pages
 from fastercache.experiments.bench.lineup import FEWER
 from fastercache.experiments.bench.rows import column, size
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Interval
-from fastercache.policies.documents import Missing, read_model, read_text, write_atomic, write_json
+from fastercache.policies.documents import Missing, read_model, write_atomic, write_json
 from fastercache.policies.errors import ConfigUnreadable
 from fastercache.tuned import quality_gathered
 
@@ -316,10 +315,4 @@ def put_into(page: Path, results: Results) -> None:
     Raises:
         ConfigUnreadable: if the page is missing or has no such place.
     """
-    text = read_text(page, "page")
-    start = f"<!-- bench {results.pipeline} -->"
-    place = re.compile(re.escape(start) + r".*?<!-- end bench -->", re.DOTALL)
-    if not place.search(text):
-        raise ConfigUnreadable(f"{page} has no place for this table: add the lines '{start}' and '<!-- end bench -->'")
-    filled = f"{start}\n{markdown(results)}<!-- end bench -->"
-    write_atomic(page, place.sub(lambda _: filled, text, count=1), "page")
+    pages.put_into(page, f"<!-- bench {results.pipeline} -->", "<!-- end bench -->", markdown(results))

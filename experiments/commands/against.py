@@ -100,6 +100,13 @@ def bench_size(
         bool, typer.Option("--compiled/--eager", help="Also with every block compiled. [eager]")
     ] = False,
     brief: Annotated[bool, typer.Option("--brief", help="Only uncached, FasterCache and a planned schedule.")] = False,
+    print_only: Annotated[
+        bool, typer.Option("--print-only", help="Show what DIR holds from earlier runs; measure nothing.")
+    ] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="FILE", help="Put the tables of DIR into this Markdown page as well."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure seconds and memory at the size of published video models, with random weights, on a CUDA device.
@@ -109,8 +116,22 @@ def bench_size(
     `fastercache bench-size --out bench-size`
 
     `fastercache bench-size cogvideox-2b --steps 25 --compiled`
+
+    `fastercache bench-size --print-only --out docs/bench/size`
     """
     from fastercache.experiments.bench.sizes import SIZES
-    from fastercache.experiments.jobs.real_size import bench_size as work
+    from fastercache.experiments.console import results
+    from fastercache.experiments.jobs import real_size as work
+    from fastercache.experiments.pages import put_into
 
-    finish(work(models or list(SIZES), out=out, steps=steps, compiled=compiled, brief=brief, show=not as_json), as_json)
+    if print_only:
+        answer: dict[str, object] = {"models": work.read(out)}
+        if not as_json:
+            for one in work.read(out):
+                results.print(work.table(one))
+    else:
+        names = models or list(SIZES)
+        answer = work.bench_size(names, out=out, steps=steps, compiled=compiled, brief=brief, show=not as_json)
+    if page is not None:
+        put_into(page, work.START, work.END, work.markdown(work.read(out)))
+    finish(answer, as_json)

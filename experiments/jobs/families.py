@@ -17,6 +17,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from fastercache.experiments import console
+from fastercache.experiments.pages import put_into
 from fastercache.policies.documents import write_atomic
 from fastercache.policies.errors import ConfigUnreadable, FasterCacheError
 
@@ -195,15 +196,6 @@ def _span(numbers: list[str]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def insert(text: str, section: str) -> str:
-    """`text` with `section` between its markers. Raises ConfigUnreadable if it has none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ConfigUnreadable(f"found no place for the families table: put the lines {BEGIN} and {END} where it goes")
-    return f"{before}{BEGIN}\n{section}{END}{after}"
-
-
 def main(
     out: Annotated[Path, typer.Option(help="Results (JSON); the page is written beside it.")] = Path("families.json"),
     family: Annotated[list[str] | None, typer.Option(help="Check only these families (repeat it).")] = None,
@@ -230,7 +222,7 @@ def main(
                 bar.advance(task)
         write_atomic(out.with_suffix(".md"), table(rows), "families' table")
         if readme is not None:
-            write_atomic(readme, insert(readme.read_text(encoding="utf-8"), digest(rows)), "page")
+            put_into(readme, BEGIN, END, digest(rows))
     except FasterCacheError as error:
         console.fail(str(error))
         raise typer.Exit(2) from None

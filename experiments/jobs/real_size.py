@@ -32,8 +32,8 @@ from fastercache.experiments.bench.peers import Peer, Refused
 from fastercache.experiments.bench.sizes import SIZES, Size
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs.plan_time import made_up
-from fastercache.policies.documents import write_json
-from fastercache.policies.errors import FasterCacheError, InvalidPolicy, suggest
+from fastercache.policies.documents import read_json, write_json
+from fastercache.policies.errors import ConfigUnreadable, FasterCacheError, InvalidPolicy, suggest
 from fastercache.tuner.planning.fitting import Sampler
 from fastercache.tuner.planning.paths import plans
 from fastercache.tuner.planning.rehearsal import Foresight
@@ -41,8 +41,9 @@ from fastercache.tuner.setting import hardware
 from fastercache.zoo.specimen import Specimen
 
 GIB = 2**30
-UNCACHED, PLANNED, FASTER = "uncached", "planned, 5x", "FasterCache"
+UNCACHED, PLANNED, FASTER = "uncached", "planned", "FasterCache"
 SPEEDUP = 5
+START, END = "<!-- bench-size -->", "<!-- end bench-size -->"
 WARM_UP = 3
 """Uncached steps before anything is timed."""
 RECORDED = "recording for a plan"
@@ -131,6 +132,7 @@ class Bench:
 
     def __init__(self, size: Size, steps: int, device: torch.device, dtype: torch.dtype) -> None:
         self.size, self.steps, self.device, self.dtype = size, steps, device, dtype
+        self._freed()  # what a model before left
         self.specimen: Specimen = size.build(device, dtype)
         self.found: list[Timed] = []
 
@@ -314,7 +316,7 @@ def measure(
         compiled_blocks(bench.pipe)
         plain = "uncached, compiled"
         bench.warm_up()
-        run(plain, nullcontext, plain)
+        run(plain, nullcontext, plain, warm=WARM_UP)
         run(f"{PLANNED}, compiled", lambda: fc.attach(bench.pipe, plan), plain)
         run(f"{FASTER}, compiled", lambda: fc.attach(bench.pipe, size.faster_cache()), plain, warm=steps)
     return state()
@@ -381,6 +383,57 @@ def table(found: dict[str, Any]) -> Table:
             _number(row["cached_gib"], "{:.2f}"),
         )
     return result
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """What earlier runs measured, by file name. Raises ConfigUnreadable if there is nothing, or it cannot be read."""
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise ConfigUnreadable(f"{folder} holds no figures of bench-size: measure first, on a machine with a GPU")
+    found = [read_json(path, "figures") for path in paths]
+    for path, one in zip(paths, found, strict=True):
+        if not isinstance(one, dict) or "rows" not in one or "model" not in one:
+            raise ConfigUnreadable(f"{path} holds no figures of bench-size: move it away, or measure again")
+    return found
+
+
+def markdown(found: Sequence[dict[str, Any]]) -> str:
+    """The tables of several models for a page."""
+    return "\n".join(_section(one) for one in found)
+
+
+def _section(one: dict[str, Any]) -> str:
+    paper = "" if one["paper"] is None else f" The paper's speedup of FasterCache, on one A100: {one['paper']:.2f}x."
+    costs = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in one["seconds"].items())
+    lines = [
+        f"**{one['model']}** ({one['parameters'] / 1e9:.1f} billion parameters), {one['steps']} of the published "
+        f"{one['published_steps']} steps, {one['dtype']}, {one['device']}, torch {one['versions']['torch']}.{paper}",
+        f"One recorded run and a plan from it: {costs}.",
+        "",
+        "| variant | seconds | time | FLOPs | share | peak GiB | cached GiB | steps, by their share of the FLOPs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in one["rows"]:
+        if row["refused"] is not None:
+            lines.append(f"| {row['name']} | refused: {row['refused']} | | | | | | |")
+            continue
+        kinds = "" if "not told" in row["kinds"] else "; ".join(_kind(*item) for item in row["kinds"].items())
+        cells = [
+            f"{row['seconds']:.2f}",
+            _number(row["speedup"], "{:.2f}x"),
+            _number(row["speedup_flops"], "{:.2f}x"),
+            _number(row["realised"], "{:.3f}"),
+            _number(row["peak_gib"], "{:.1f}"),
+            _number(row["cached_gib"], "{:.2f}"),
+            kinds,
+        ]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _kind(kind: str, found: tuple[int, float]) -> str:
+    count, seconds = found
+    return f"{count} {kind}: {seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{count} {kind}: {seconds * 1e3:.1f} ms"
 
 
 def _number(value: float | None, form: str) -> str:

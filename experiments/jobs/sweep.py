@@ -188,7 +188,7 @@ def _single_stream(tried: Tried, blocks: list[Any]) -> bool:
 
     handles = [block.register_forward_hook(note, with_kwargs=True) for block in blocks]
     try:
-        tried.run(1)
+        tried.run(2)  # some schedulers have no run of one step
     finally:
         for handle in handles:
             handle.remove()

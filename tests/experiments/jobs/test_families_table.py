@@ -10,7 +10,8 @@ import typer
 
 import fastercache.experiments.jobs.families as families
 from fastercache import zoo
-from fastercache.experiments.jobs.families import Cell, Row, digest, insert, read, table
+from fastercache.experiments.jobs.families import Cell, Row, digest, read, table
+from fastercache.experiments.pages import filled
 from fastercache.policies.errors import ConfigUnreadable
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,7 +23,7 @@ def test_the_page_and_the_readme_are_renderings_of_the_same_results() -> None:
     assert list(rows) == [name for name in zoo.FAMILIES if name not in zoo.SWEPT], "every family was checked"
     assert RESULTS.with_suffix(".md").read_text(encoding="utf-8") == table(rows)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert insert(readme, digest(rows)) == readme
+    assert filled(readme, families.BEGIN, families.END, digest(rows)) == readme
     section = readme.partition(families.BEGIN)[2].partition(families.END)[0]
     assert all(f"`{name}`" in section for name in rows)
 
@@ -71,4 +72,4 @@ def test_families_that_differ_have_lines_of_their_own() -> None:
 
 def test_a_readme_without_markers_is_refused() -> None:
     with pytest.raises(ConfigUnreadable, match="families: begin"):
-        insert("nothing here", "table")
+        filled("nothing here", families.BEGIN, families.END, "table")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from fastercache import zoo
 from fastercache.experiments import cli
 from fastercache.experiments.bench.sizes import SIZES, Size
 from fastercache.experiments.jobs import real_size
+from fastercache.experiments.pages import filled
 from fastercache.zoo import videos, wan
 from fastercache.zoo.further_videos import VCHITECT
 from fastercache.zoo.rows import Row, found
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
 LATTE = replace(videos.latte(), parts={key: videos.latte().parts[key] for key in ("transformer", "scheduler")})
 STEPS = 10
 PARAMETERS = {
@@ -128,3 +131,22 @@ def test_without_a_cuda_device_it_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.exit_code == 2 and "needs a CUDA device and found none" in " ".join(result.stderr.split())
     result = CliRunner().invoke(cli.app, ["bench-size", "latte-2"])
     assert result.exit_code == 2 and "latte-1" in result.stderr
+
+
+def test_the_page_is_a_rendering_of_the_committed_figures() -> None:
+    text = (ROOT / "docs" / "real-size.md").read_text(encoding="utf-8")
+    found = real_size.read(ROOT / "docs" / "bench" / "size")
+    assert filled(text, real_size.START, real_size.END, real_size.markdown(found)) == text
+    for one in found:
+        rows = {row["name"]: row for row in one["rows"]}
+        assert rows[real_size.PLANNED]["realised"] == pytest.approx(
+            rows[real_size.UNCACHED]["seconds"] / rows[real_size.PLANNED]["seconds"] / rows["planned"]["speedup_flops"]
+        )
+
+
+def test_a_folder_without_figures_says_so(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["bench-size", "--print-only", "--out", str(tmp_path)])
+    assert result.exit_code == 2 and "holds no figures" in " ".join(result.stderr.split())
+    (tmp_path / "other.json").write_text("[1]")
+    result = CliRunner().invoke(cli.app, ["bench-size", "--print-only", "--out", str(tmp_path)])
+    assert result.exit_code == 2 and "other.json" in result.stderr
