@@ -1,16 +1,17 @@
-"""Calibrated constants of published methods, measured on any model: TeaCache's polynomial, MagCache's ratios,
-SmoothCache's curves, ERTACache's errors and correction.
+"""What calibrated policies need to know of a model, measured on it: TeaCache's polynomial, MagCache's ratios,
+SmoothCache's curves, ERTACache's errors and correction, and what a policy's own `measures` compare.
 
 >>> with calibrate(pipe) as calibrator:                                                    # doctest: +SKIP
 ...     for prompt in prompts:
 ...         pipe(prompt)
 >>> calibration = calibrator.result()                                                     # doctest: +SKIP
->>> fc.attach(pipe, calibration.teacache(threshold=0.2))                                  # doctest: +SKIP
+>>> fc.attach(pipe, fc.TeaCache.calibrated(calibration, threshold=0.2))                # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal
@@ -22,14 +23,17 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from torch import Tensor
 
 import fastercache as fc
+from fastercache.analysis.policy_measures import Comparison
 from fastercache.analysis.profile import Component, Profile
 from fastercache.analysis.record import Recorder, identity_of, record
-from fastercache.policies.base import SitePolicy
+from fastercache.policies.base import Policy, SitePolicy
 from fastercache.policies.documents import read_model, write_json
 from fastercache.policies.errors import ConfigMismatch, RecordingError
+from fastercache.policies.measurements import Lags
 from fastercache.policies.rules import WatchingRule
 from fastercache.policies.schedule import Code
-from fastercache.policies.vocabulary import Branch, Kind, Role, Signal, Site, Step, matches, select
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Branch, Kind, Role, Site, Step, matches, select
 from fastercache.tuned import scheduler_identity
 
 FORMAT: Final = "fastercache-calibration"
@@ -73,6 +77,7 @@ class Calibration(BaseModel):
             k - 1 belongs to lag k; steps before k are 0. The denominator is the newer value.
         errors: the same for the stack's residual. gains, offsets: the regression of its newer value on the older one,
             over all elements, branches and runs.
+        further: by policy and name, what the policies' own `measures` gave, by lag and step as `curves`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,48 +94,24 @@ class Calibration(BaseModel):
     errors: tuple[tuple[float, ...], ...]
     gains: tuple[tuple[float, ...], ...]
     offsets: tuple[tuple[float, ...], ...] = ()
-
-    def polynomial(self, degree: int = 4) -> tuple[float, ...]:
-        """The least-squares polynomial from the input's change to the output's, highest power first.
-
-        Raises:
-            RecordingError: with fewer pairs of changes than coefficients.
-        """
-        x, y = (np.concatenate([np.asarray(run) for run in runs]) for runs in (self.inputs, self.outputs))
-        if len(x) <= degree:
-            raise RecordingError(f"{len(x)} changes cannot determine a polynomial of degree {degree}: record more runs")
-        return tuple(float(c) for c in np.polyfit(x, y, degree))
-
-    def teacache(self, degree: int = 4, **fields: Any) -> fc.TeaCache:
-        """TeaCache with this model's polynomial."""
-        return fc.TeaCache(coefficients=self.polynomial(degree), **fields)
+    further: dict[str, dict[str, tuple[tuple[float, ...], ...]]] = Field(default_factory=dict)
 
     @property
     def mean_ratios(self) -> tuple[float, ...]:
         """One ratio a step for all branches: their mean, which is what diffusers calibrates for a batched call."""
         return tuple(sum(step) / len(step) for step in zip(*self.ratios.values(), strict=True))
 
-    def magcache(self, *, together: bool = False, **fields: Any) -> fc.MagCache:
-        """MagCache with this model's ratios.
+    def own(self, policy: str) -> dict[str, Lags]:
+        """What the `measures` of a policy gave, by their names. Raises RecordingError if they were not taken."""
+        if policy not in self.further:
+            raise RecordingError(
+                f"this calibration lacks what {policy} measures: calibrate with calibrate(pipe, [the policy's class])"
+            )
+        return self.further[policy]
 
-        `together`: all branches go by their mean ratio and so by one decision. Where guidance is batched, a stack is
-        skipped for all of them or for none, and branches that decide apart save little.
-        """
-        return fc.MagCache(ratios={"*": self.mean_ratios} if together else self.ratios, **fields)
-
-    def smoothcache(self, roles: str | None = None, **fields: Any) -> fc.SmoothCache:
-        """SmoothCache with this model's curves, of all roles or those named (`spatial|ff`)."""
-        chosen = self.curves if roles is None else {role: self._curve(role) for role in roles.split("|")}
-        return fc.SmoothCache(curves=chosen, **fields)
-
-    def _curve(self, role: str) -> tuple[tuple[float, ...], ...]:
-        if role not in self.curves:
-            raise RecordingError(f"no curve of '{role}' was recorded; there are {', '.join(self.curves)}")
-        return self.curves[role]
-
-    def ertacache(self, **fields: Any) -> fc.ERTACache:
-        """ERTACache with this model's errors and correction."""
-        return fc.ERTACache(errors=self.errors, gains=self.gains, offsets=self.offsets, **fields)
+    def measured_for(self, policies: Collection[type[Policy]]) -> bool:
+        """Whether the `measures` of these policies were taken too."""
+        return all(set(cls.measures) <= set(self.further.get(cls.name, ())) for cls in policies)
 
     def check(self, target: Any) -> None:
         """Raises ConfigMismatch if this was not measured on the model and scheduler of `target`."""
@@ -144,7 +125,8 @@ class Calibration(BaseModel):
 
     def save(self, path: str | Path) -> Path:
         """Write JSON, whole or not at all. Raises ConfigUnreadable, and NotFinite where a constant is no number."""
-        return write_json(path, self.model_dump(mode="json"), "calibration", indent=None)
+        left_out = None if self.further else {"further"}
+        return write_json(path, self.model_dump(mode="json", exclude=left_out), "calibration", indent=None)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -157,18 +139,30 @@ def _scheduler(target: Any) -> Component | None:
     return None if found is None else Component(kind=found.kind, fingerprint=found.fingerprint)
 
 
-def calibrate(target: Any, *, lags: int = 6, **attach: Any) -> Calibrator:
+def calibrate(target: Any, policies: Collection[type[Policy]] = (), *, lags: int = 6, **attach: Any) -> Calibrator:
     """Measure a model's constants over the runs made inside the context, all of the same number of steps.
 
-    `lags`: how many steps apart values are compared, which bounds how long SmoothCache and ERTACache can reuse; so many
-    values of every attention, feed-forward and of the stack are held. `**attach` goes to `fastercache.attach`.
+    Args:
+        target: a pipeline or a denoiser.
+        policies: those whose own `measures` are taken beside what every calibration measures.
+        lags: how many steps apart values are compared, which bounds how long SmoothCache and ERTACache can reuse; so
+            many values of every attention, feed-forward and of the stack are held.
+        attach: for `fastercache.attach`.
+
+    Raises:
+        NoSiteMatched: where a policy measures at sites that this model does not have.
     """
     listener = Listener()
     session = fc.attach(target, listener, **attach)
     try:
         sites = matches(f"{ROLES}|stack", session.sites)
         recorder = record(session, "|".join(s.name for s in sites), lags=lags)
-        return Calibrator(session, listener, recorder, target)
+        comparisons = [
+            Comparison(cls.name, name, measure, select(measure.sites, session.sites), lags)
+            for cls in policies
+            for name, measure in cls.measures.items()
+        ]
+        return Calibrator(session, listener, recorder, target, comparisons)
     except BaseException:
         session.detach()
         raise
@@ -177,14 +171,19 @@ def calibrate(target: Any, *, lags: int = 6, **attach: Any) -> Calibrator:
 class Calibrator:
     """A calibration going on; a context manager that detaches."""
 
-    def __init__(self, session: Any, listener: Listener, recorder: Recorder, subject: Any) -> None:
+    def __init__(
+        self, session: Any, listener: Listener, recorder: Recorder, subject: Any, comparisons: Sequence[Comparison] = ()
+    ) -> None:
         self.session, self.recorder, self._subject = session, recorder, subject
+        self._comparisons = comparisons
         listener._hear = self._heard
         self._run: Any = None
         self._last: dict[tuple[str, str, Branch], Tensor] = {}
         self._pending: dict[str, NDArray[np.float64]] = {}
         self._done: list[dict[str, NDArray[np.float64]]] = []
-        self._watch = session.watch("stack|denoiser", self._seen)
+        self._watches = [session.watch("stack|denoiser", self._seen)]
+        for comparison in comparisons:
+            self._watches.append(session.watch("|".join(s.name for s in comparison.sites), comparison.see))
 
     def __enter__(self) -> Calibrator:
         return self
@@ -192,10 +191,13 @@ class Calibrator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._watch.close()
+        for watch in self._watches:
+            watch.close()
         self.recorder.close()
         self.session.detach()
         self._last.clear()
+        for comparison in self._comparisons:
+            comparison.forget()
 
     def _begin(self, run: Any) -> None:
         self._close_run()
@@ -272,6 +274,9 @@ class Calibrator:
                     f"no relative change of {name} exists: it is zero at some step, or not finite, so this model "
                     "cannot be calibrated"
                 )
+        further: dict[str, dict[str, Lags]] = {}
+        for comparison in self._comparisons:
+            further.setdefault(comparison.policy, {})[comparison.name] = comparison.result(profile.run)
         return Calibration(
             model=identity_of(self._subject),
             scheduler=_scheduler(self._subject),
@@ -284,6 +289,7 @@ class Calibrator:
             errors=errors,
             gains=gains,
             offsets=offsets,
+            further=further,
         )
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Literal
 
 import torch
@@ -23,10 +21,7 @@ from torch import Tensor
 from fastercache.analysis import quality
 from fastercache.policies.errors import FasterCacheError, InvalidMetric, MeasurementError, suggest, told
 from fastercache.policies.files import module_from_file, split_spec
-from fastercache.policies.registry import check_name
-
-GROUP = "fastercache.metrics"
-"""Entry point group under which an installed package offers metrics."""
+from fastercache.policies.plugins import Plugins, check_name
 
 Measuring = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
 """(videos, references, prompts) -> one value a video; videos are (N, F, 3, H, W) in [0, 1]."""
@@ -122,7 +117,6 @@ class Metric:
 
 
 _METRICS: dict[str, Metric] = {}
-_BROKEN: dict[str, str] = {}
 
 
 def register_metric(metric: Metric) -> Metric:
@@ -136,21 +130,12 @@ def register_metric(metric: Metric) -> Metric:
     return metric
 
 
-@cache
-def _load_plugins() -> None:
-    """Register what installed packages offer; one that cannot be used is remembered and blocks nothing else."""
-    for point in entry_points(group=GROUP):
-        try:
-            register_metric(point.load())
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # whatever a foreign package raises, SystemExit included
-            _BROKEN[point.name] = f"the plug-in '{point.name}' ({point.value}) cannot be used: {told(error)}"
+PLUGINS = Plugins("fastercache.metrics", lambda name, found: register_metric(found))
 
 
 def known_metrics() -> dict[str, Metric]:
     """Every known metric by name: shipped, registered, and installed as plug-ins."""
-    _load_plugins()
+    PLUGINS.load()
     return dict(sorted(_METRICS.items()))
 
 
@@ -158,8 +143,7 @@ def metric_called(name: str) -> Metric:
     """The metric registered under a name. Raises MeasurementError, naming the nearest."""
     known = known_metrics()
     if name not in known:
-        why = f"; {_BROKEN[name]}" if name in _BROKEN else suggest(name, known)
-        raise MeasurementError(f"no quality metric is called '{name}'{why}")
+        raise MeasurementError(f"no quality metric is called '{name}'{PLUGINS.missed(name) or suggest(name, known)}")
     return known[name]
 
 

@@ -12,10 +12,6 @@ if TYPE_CHECKING:
     from fastercache.tuned import TunedConfig
 
 
-MEASURED = {"teacache": "coefficients", "magcache": "ratios", "smoothcache": "curves", "ertacache": "errors"}
-"""Policies with constants that belong to one model, and the field that holds them: no default fits another model."""
-
-
 def assignments(pairs: Sequence[str]) -> dict[str, Any]:
     """`["interval=3", "weight=ramp"]` to `{"interval": 3, "weight": "ramp"}`.
 
@@ -94,8 +90,8 @@ def choose(
             raise InvalidPolicy(f"presets belong to {FasterCache.name}, found --policy {policy}")
         return FasterCache(**(FasterCache.preset(preset).model_dump() | values))
     cls = policy_class(registered or FasterCache.name)
-    own = MEASURED.get(cls.name)
-    if own is not None and own not in values:
+    if missing := cls.unmeasured(values):
+        own = missing[0]
         raise InvalidPolicy(
             f"{cls.name} needs {own} measured on this very model: let `fastercache tune PIPE --policy {cls.name} --out "
             f"tuned.json` measure them and use --config tuned.json, or give known ones with --set {own}=..."

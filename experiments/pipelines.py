@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 
 from fastercache.experiments import reference
 from fastercache.experiments.arguments import assignments
+from fastercache.model.families import known_families
 from fastercache.policies.errors import ConfigUnreadable, InvalidPolicy, PipelineUnreadable, suggest
 
 
@@ -132,6 +133,7 @@ def _load(name: str, dtype: torch.dtype) -> Any:
         )
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    known_families()  # imports the denoisers of installed packages, which diffusers does not do on a folder's word
     try:
         return DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else name, dtype=dtype)
     except Exception as error:  # whatever a broken folder or a missing network makes the loaders raise

@@ -3,6 +3,8 @@
 from fastercache.attachment import attach as attach
 from fastercache.attachment import detach as detach
 from fastercache.attachment import find_sites as find_sites
+from fastercache.model.families import Family as Family
+from fastercache.model.families import register_family as register_family
 from fastercache.policies import *  # noqa: F403
 from fastercache.run.trace import Observation as Observation
 from fastercache.run.trace import Trace as Trace

@@ -24,7 +24,9 @@ from fastercache.policies.errors import ConfigMismatch as ConfigMismatch
 from fastercache.policies.errors import ConfigUnreadable as ConfigUnreadable
 from fastercache.policies.errors import FasterCacheError as FasterCacheError
 from fastercache.policies.errors import ForeignCall as ForeignCall
+from fastercache.policies.errors import InvalidFamily as InvalidFamily
 from fastercache.policies.errors import InvalidPolicy as InvalidPolicy
+from fastercache.policies.errors import InvalidSignal as InvalidSignal
 from fastercache.policies.errors import MeasurementError as MeasurementError
 from fastercache.policies.errors import MissingDependency as MissingDependency
 from fastercache.policies.errors import NoGuidance as NoGuidance
@@ -37,8 +39,12 @@ from fastercache.policies.errors import SiteConflict as SiteConflict
 from fastercache.policies.errors import UnknownPolicy as UnknownPolicy
 from fastercache.policies.files import names_file as names_file
 from fastercache.policies.files import policy_from_file as policy_from_file
+from fastercache.policies.measurements import Measure as Measure
+from fastercache.policies.measurements import Measurements as Measurements
 from fastercache.policies.methods import *  # noqa: F403
 from fastercache.policies.predictors import *  # noqa: F403
+from fastercache.policies.registry import AnyPolicy as AnyPolicy
+from fastercache.policies.registry import AnyPredictor as AnyPredictor
 from fastercache.policies.registry import dump as dump
 from fastercache.policies.registry import known_policies as known_policies
 from fastercache.policies.registry import load_policy as load_policy
@@ -53,6 +59,10 @@ from fastercache.policies.schedule import Row as Row
 from fastercache.policies.schedule import Schedule as Schedule
 from fastercache.policies.schedule import Table as Table
 from fastercache.policies.schedule import compile_policy as compile_policy
+from fastercache.policies.signals import Signal as Signal
+from fastercache.policies.signals import known_signals as known_signals
+from fastercache.policies.signals import register_signal as register_signal
+from fastercache.policies.signals import signal_called as signal_called
 from fastercache.policies.vocabulary import COND as COND
 from fastercache.policies.vocabulary import UNCOND as UNCOND
 from fastercache.policies.vocabulary import Branch as Branch
@@ -60,7 +70,6 @@ from fastercache.policies.vocabulary import Kind as Kind
 from fastercache.policies.vocabulary import Role as Role
 from fastercache.policies.vocabulary import Run as Run
 from fastercache.policies.vocabulary import Scope as Scope
-from fastercache.policies.vocabulary import Signal as Signal
 from fastercache.policies.vocabulary import Site as Site
 from fastercache.policies.vocabulary import Step as Step
 from fastercache.policies.vocabulary import select as select

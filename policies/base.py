@@ -7,7 +7,7 @@ serve many runs, threads and pipelines at once, and the bounds on its fields are
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, final
 
@@ -16,9 +16,11 @@ from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from fastercache.policies.errors import InvalidPolicy, printable, shown, suggest, told
+from fastercache.policies.measurements import Measure, Measurements
 from fastercache.policies.notebook import shortened, table
 from fastercache.policies.rules import StaticRule, WatchingRule
-from fastercache.policies.vocabulary import Run, Signal, Site, Step, select
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Run, Site, Step, select
 
 
 class Config(BaseModel):
@@ -203,6 +205,34 @@ class Policy(Config, ABC):
     unsearched: ClassVar[frozenset[str]] = frozenset()
     """Fields the tuner leaves alone unless asked, because others cover what they do."""
 
+    off: ClassVar[Mapping[str, Any]] = {}
+    """Field values at which nothing is reused, whatever the other fields are; empty where no such values are known."""
+    constants: ClassVar[Mapping[str, Any]] = {}
+    """Fields that are measured on the model, each with a value to check the other fields with where no model is."""
+    measures: ClassVar[Mapping[str, Measure]] = {}
+    """What its constants are made of, by name, beyond what every calibration measures."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Raises InvalidPolicy where what the class says of itself does not fit its fields."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for said in ("off", "constants", "measures"):
+            if said in cls.model_fields:
+                raise InvalidPolicy(
+                    f"{cls.__name__} has a field '{said}', which a policy says of itself: name it otherwise"
+                )
+        for said in ("off", "constants"):
+            for name in getattr(cls, said):
+                if name not in cls.model_fields:
+                    raise InvalidPolicy(
+                        f"{cls.__name__}.{said} names '{name}', which is no field{suggest(name, cls.model_fields)}"
+                    )
+        implemented = next(base for base in cls.__mro__ if "calibrated" in vars(base))
+        if (cls.constants or cls.measures) and implemented is Policy:
+            raise InvalidPolicy(
+                f"{cls.__name__} has constants: implement the class method calibrated(measured, **fields)"
+            )
+
     @abstractmethod
     def assign(self, run: Run) -> Mapping[Site, Assigned]:
         """The sites of `run.sites` this policy governs, in execution order, each with its rule and predictor.
@@ -219,6 +249,36 @@ class Policy(Config, ABC):
     def claims(self, sites: Sequence[Site]) -> tuple[Site, ...]:
         """The sites of a model this policy would govern in a run with guidance. Raises NoSiteMatched."""
         return tuple(self.assign(Run.of(50, sites=sites)))
+
+    @classmethod
+    def calibrated(cls, measured: Measurements, **fields: Any) -> Self:
+        """This policy with the constants of the model that was measured, and other fields as given.
+
+        A class with `constants` implements it: `return cls(**{"ratios": measured.ratios} | fields)`, where constants
+        that are given go before those measured. What its `measures` gave stands in `measured.own(cls.name)`.
+        """
+        return cls(**fields)
+
+    @final
+    @classmethod
+    def unmeasured(cls, given: Collection[str]) -> tuple[str, ...]:
+        """The constants that have to be measured where the fields `given` are set.
+
+        Those without a default, or, where all have one, all of them unless one is given.
+        """
+        required = [name for name in cls.constants if cls.model_fields[name].is_required()]
+        if required:
+            return tuple(name for name in required if name not in given)
+        return () if set(cls.constants) & set(given) else tuple(cls.constants)
+
+    def switched_off(self) -> Policy | None:
+        """This policy at the setting that reuses nothing; None where no such setting is known or allowed."""
+        if not self.off:
+            return None
+        try:
+            return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | dict(self.off))
+        except InvalidPolicy:  # a subclass with tighter bounds
+            return None
 
 
 class SitePolicy(Policy):

@@ -71,3 +71,8 @@ class Compose(Parts):
 
     def parts(self) -> tuple[Policy, ...]:
         return self.policies
+
+    def switched_off(self) -> Policy | None:
+        """All parts at theirs; None where one of them has none."""
+        parts = [part.switched_off() for part in self.policies]
+        return None if None in parts else Compose(parts)

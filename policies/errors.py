@@ -30,6 +30,14 @@ class InvalidPolicy(FasterCacheError):
     """A policy configuration with an unknown field, a value out of bounds or of the wrong type."""
 
 
+class InvalidSignal(FasterCacheError):
+    """A signal that does not exist, whose name is taken, or whose function gives no value with the rows of a call."""
+
+
+class InvalidFamily(FasterCacheError):
+    """A model family whose description cannot be, or whose denoiser class has another one."""
+
+
 class NoSiteMatched(FasterCacheError):
     """A site query that selects nothing."""
 

@@ -6,10 +6,7 @@ Only registered types are ever built from a file; no code is loaded from one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer, ValidationError
@@ -17,32 +14,11 @@ from pydantic import BeforeValidator, PlainSerializer, ValidationError
 from fastercache.policies.base import Config, Hold, Policy, Predictor
 from fastercache.policies.documents import MAX_DEPTH, deeper_than
 from fastercache.policies.errors import FasterCacheError, InvalidPolicy, UnknownPolicy, shown, suggest, told
-
-GROUP = "fastercache.policies"
-"""Entry point group under which an installed package offers policies."""
+from fastercache.policies.plugins import NotOffered, Plugins, check_name
 
 _POLICIES: dict[str, type[Policy]] = {}
 _PREDICTORS: dict[str, type[Predictor]] = {Hold.name: Hold}
 P = TypeVar("P", bound=type[Config])
-_BROKEN: dict[str, str] = {}
-"""Plug-ins that cannot be used, by the name of their entry point, and why."""
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-ANY = "any"
-"""On the command line this stands for every policy, so nothing can be called so."""
-
-
-def check_name(name: object) -> None:
-    """Whether something can be registered under a name: names end up in file names, JSON and on the command line.
-
-    Raises:
-        InvalidPolicy: saying what a name looks like.
-    """
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-        raise InvalidPolicy(
-            f"{shown(name)} cannot be a registered name: use small letters, digits and underscores, a letter first"
-        )
-    if name == ANY:
-        raise InvalidPolicy(f"'{ANY}' cannot be a registered name: it stands for every policy")
 
 
 def register(cls: P) -> P:
@@ -58,46 +34,30 @@ def register(cls: P) -> P:
     return cls
 
 
-@cache
-def _load_plugins() -> None:
-    """Register what installed packages offer. A plug-in that cannot be used is remembered, and blocks nothing else."""
-    for point in entry_points(group=GROUP):
-        source = f"the plug-in '{point.name}' ({point.value}{f' of {point.dist.name}' if point.dist else ''})"
-        try:
-            loaded = point.load()
-            if not (isinstance(loaded, type) and issubclass(loaded, (Policy, Predictor))):
-                _BROKEN[point.name] = f"{source} is no policy: its entry point must name a fastercache.Policy subclass"
-                continue
-            register(loaded)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # whatever a foreign package raises when it is imported, SystemExit included
-            _BROKEN[point.name] = f"{source} cannot be loaded: {told(error)}; update or uninstall it"
+def _register_plugin(name: str, found: Any) -> None:
+    if not (isinstance(found, type) and issubclass(found, (Policy, Predictor))):
+        raise NotOffered("is no policy: its entry point must name a fastercache.Policy or Predictor subclass")
+    register(found)
 
 
-def broken_plugins() -> dict[str, str]:
-    """Why installed plug-ins cannot be used, by the name of their entry point."""
-    _load_plugins()
-    return dict(sorted(_BROKEN.items()))
+PLUGINS = Plugins("fastercache.policies", _register_plugin)
 
 
 def _unknown(name: str, hint: str = "") -> UnknownPolicy:
     """The error for a policy name that nothing is registered under; tells of the plug-in that should bring it."""
-    broken = broken_plugins()
-    if broken:
-        why = broken.get(name) or next(iter(broken.values()))
-        return UnknownPolicy(f"no policy is called '{name}'; {why}")
-    return UnknownPolicy(f"no policy is called '{name}'{suggest(name, known_policies())}{hint}")
+    known = known_policies()
+    return UnknownPolicy(f"no policy is called '{name}'{PLUGINS.missed(name) or f'{suggest(name, known)}{hint}'}")
 
 
 def known_policies() -> dict[str, type[Policy]]:
     """Every known policy class by name: built in, registered, and installed as plug-ins."""
-    _load_plugins()
+    PLUGINS.load()
     return dict(sorted(_POLICIES.items()))
 
 
 def predictors() -> dict[str, type[Predictor]]:
-    """Every known predictor class by name."""
+    """Every known predictor class by name: built in, registered, and installed as plug-ins."""
+    PLUGINS.load()
     return dict(sorted(_PREDICTORS.items()))
 
 
@@ -151,9 +111,11 @@ def load_predictor(data: Predictor | Mapping[str, Any]) -> Predictor:
         raise InvalidPolicy(f"expected a predictor as an object with the key 'predictor', found {shown(data)}")
     _check_depth(data)
     name = data["predictor"]
-    if name not in _PREDICTORS:
-        raise UnknownPolicy(f"no predictor is called '{name}'{suggest(name, _PREDICTORS)}")
-    return _PREDICTORS[name](**{str(key): value for key, value in data.items() if key != "predictor"})
+    cls = _PREDICTORS.get(name) or predictors().get(name)
+    if cls is None:
+        near = PLUGINS.missed(name) or suggest(name, _PREDICTORS)
+        raise UnknownPolicy(f"no predictor is called '{name}'{near}")
+    return cls(**{str(key): value for key, value in data.items() if key != "predictor"})
 
 
 AnyPolicy = Annotated[Policy, BeforeValidator(load_policy), PlainSerializer(dump)]

@@ -7,7 +7,8 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from fastercache.policies.vocabulary import Branch, Run, Scope, Signal, Site, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Branch, Run, Scope, Site, Step
 
 S = TypeVar("S")
 

@@ -48,15 +48,6 @@ OUTER = frozenset({Kind.DENOISER, Kind.BRANCH})
 """Kinds whose value is what the denoiser returns; those of the others lie inside it."""
 
 
-class Signal(StrEnum):
-    """The cheap value a dynamic policy watches before it decides."""
-
-    INPUT = "input"  # the denoiser's input
-    MODULATED_INPUT = "modulated_input"  # the first block's input after its norm and timestep modulation
-    FIRST_BLOCK_RESIDUAL = "first_block_residual"  # what the blocks before the site's span added
-    PROBE = "probe"  # output of the first blocks, run for the decision alone
-
-
 class Scope(StrEnum):
     """Whose signal decides about reuse, and for which branches."""
 

@@ -14,7 +14,8 @@ from fastercache.policies.base import Assigned, Citation, Policy
 from fastercache.policies.compose import Parts
 from fastercache.policies.registry import AnyPolicy, register
 from fastercache.policies.rules import Rule, StaticRule, WatchingRule
-from fastercache.policies.vocabulary import Branch, Run, Scope, Signal, Site, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Branch, Run, Scope, Site, Step
 
 S = TypeVar("S")
 
@@ -31,6 +32,12 @@ class Wrapper(Policy):
     @property
     def static(self) -> bool:
         return self.inner.static
+
+    def switched_off(self) -> Policy | None:
+        """With what it wraps at its own."""
+        inner = self.inner.switched_off()
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return None if inner is None else type(self)(**fields | {"inner": inner})
 
     @final
     def assign(self, run: Run) -> Mapping[Site, Assigned]:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from fastercache import zoo
-from fastercache.policies import files, registry
+from fastercache.analysis import metrics
+from fastercache.model import families
+from fastercache.policies import files, registry, signals
 from fastercache.zoo.specimen import Specimen
 
 
@@ -37,10 +39,15 @@ def latte() -> Specimen:
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is registered in a test is forgotten after it, and files and plug-ins are loaded anew."""
-    for table in ("_POLICIES", "_PREDICTORS", "_BROKEN"):
-        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
-    for kept in (registry._load_plugins, files._run):
-        kept.cache_clear()
+    tables = ((registry, "_POLICIES"), (registry, "_PREDICTORS"), (signals, "_SIGNALS"), (families, "FAMILIES"))
+    for module, table in (*tables, (metrics, "_METRICS")):
+        monkeypatch.setattr(module, table, dict(getattr(module, table)))
+
+    def reset() -> None:
+        files._run.cache_clear()
+        for module in (registry, signals, families, metrics):
+            module.PLUGINS.reset()
+
+    reset()
     yield
-    for kept in (registry._load_plugins, files._run):
-        kept.cache_clear()
+    reset()

@@ -137,14 +137,13 @@ def default_seeds(space: Space, sites: Sequence[Site], given: Mapping[str, Polic
 
 
 def _off(space: Space, base: Policy, sites: Sequence[Site]) -> Policy | None:
-    """A policy of the space with every interval at 1, if it can be built and reuses nothing."""
-    encoded = space.encode(base).params
-    ones = {name: 1 for name in encoded if name.rsplit(".", 1)[-1].endswith("interval")}
-    if not ones:
+    """The point of the space at which a static policy reuses nothing, if there is one."""
+    off = base.switched_off()
+    if off is None or not off.static:
         return None
     try:
-        policy = space.build({**encoded, **ones})
-        table = compile_policy(policy, Run.of(12, sites=sites)) if policy.static else None
-    except FasterCacheError:  # intervals that begin at 2, or sites that this pipeline does not have
+        policy = space.build(space.encode(off).params)
+        table = compile_policy(policy, Run.of(12, sites=sites))
+    except FasterCacheError:  # bounds that leave the setting out, or sites that this pipeline does not have
         return None
-    return policy if table is not None and not (table.codes == Code.REUSED).any() else None
+    return None if (table.codes == Code.REUSED).any() else policy

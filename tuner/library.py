@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from fastercache.analysis.calibrate import Calibration, calibrate
 from fastercache.attachment import find_sites
 from fastercache.policies.base import Policy
 from fastercache.policies.documents import put_aside
 from fastercache.policies.errors import ConfigUnreadable, FasterCacheError, InvalidPolicy, suggest
-from fastercache.policies.registry import ANY, known_policies, policy_class
+from fastercache.policies.plugins import ANY
+from fastercache.policies.registry import known_policies, policy_class
 from fastercache.tuner.evaluate import Evaluator
 from fastercache.tuner.fields import Bounds
 from fastercache.tuner.joint import JointSpace
 from fastercache.tuner.setting import Case
 from fastercache.tuner.space import SearchSpace, Space
 
-CONSTANTS: Final[dict[str, dict[str, Any]]] = {
-    "teacache": {"coefficients": (1.0, 0.0)},
-    "magcache": {"ratios": {"*": (1.0,)}},
-    "smoothcache": {"curves": {"ff": ((0.0,),)}},
-    "ertacache": {"errors": ((0.0,),)},
-}
-"""Policies whose constants belong to one model: the field that `analysis.calibrate` measures, and a value it takes."""
 CALIBRATED_ON = 3
 """How many of the search prompts a calibration runs, uncached."""
 
@@ -52,25 +45,33 @@ class Library:
     ) -> None:
         self.evaluator, self.cases, self.path = evaluator, cases, calibration
         self.fixed, self.bounds = dict(fixed or {}), dict(bounds or {})
+        self._calibration: Calibration | None = None
 
-    @cached_property
-    def calibration(self) -> Calibration:
-        """The pipeline's constants, measured once. Raises ConfigMismatch if the file is of another model."""
-        if self.path.is_file():
+    def calibration(self, cls: type[Policy]) -> Calibration:
+        """The pipeline's constants, with those that a policy measures by itself; measured once, and kept in the file.
+
+        Raises:
+            ConfigMismatch: if the file is of another model.
+        """
+        if self._calibration is None and self.path.is_file():
             try:
-                kept = Calibration.load(self.path)
+                self._calibration = Calibration.load(self.path)
             except ConfigUnreadable:
                 put_aside(self.path)  # measured again: the same runs give the same constants
             else:
-                kept.check(self.evaluator.pipe)
-                return kept
+                self._calibration.check(self.evaluator.pipe)
+        kept = self._calibration
+        if kept is not None and kept.measured_for([cls]):
+            return kept
         self.evaluator.close()
-        with calibrate(self.evaluator.pipe) as calibrator:
+        with calibrate(self.evaluator.pipe, [cls]) as calibrator:
             for case in self.cases[:CALIBRATED_ON]:
                 self.evaluator.setting.generate(case)
-        found = calibrator.result()
-        found.save(self.path)
-        return found
+        self._calibration = calibrator.result()
+        if kept is not None:  # the rest is as it was
+            self._calibration = kept.model_copy(update={"further": kept.further | self._calibration.further})
+        self._calibration.save(self.path)
+        return self._calibration
 
     def space(self, searched: Searched | Sequence[Searched]) -> Space:
         """The space of a policy, of several, or (`any`) of all that can be searched here.
@@ -102,10 +103,10 @@ class Library:
         return JointSpace.of(spaces, left_out)
 
     def _one(self, policy: Searched, fixed: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> SearchSpace:
-        name = _name(policy)
-        if not isinstance(policy, Policy) and set(CONSTANTS.get(name, ())) - set(fixed):
+        cls = policy_class(policy) if isinstance(policy, str) else policy
+        if not isinstance(cls, Policy) and cls.unmeasured(fixed):
             known = {key: value for key, value in fixed.items() if "." not in key}
-            policy = getattr(self.calibration, name)(**known)
+            policy = cls.calibrated(self.calibration(cls), **known)
         space = SearchSpace.of(policy, fixed=fixed, bounds=bounds)
         grid = {p.name: (0, side) for p in space.parameters if _leaf(p.name) == "radius" and (side := self._half())}
         # Beyond half the latent's smaller side a frequency radius changes nothing.
@@ -132,7 +133,8 @@ def check(names: Sequence[str], fixed: Mapping[str, Any]) -> None:
     for name, fields in given.items():
         if fields or not everything:
             own = {key: value for key, value in fields.items() if "." not in key}
-            policy_class(name)(**CONSTANTS.get(name, {}) | own)
+            cls = policy_class(name)
+            cls(**dict(cls.constants) | own)
 
 
 def _name(policy: Searched) -> str:

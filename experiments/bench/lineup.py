@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import fastercache as fc
@@ -35,7 +36,7 @@ TAYLOR = fc.Taylor(order=1)
 class Method:
     """A method: its name in print, its registered policy, its kind, and what is set at each level.
 
-    `calibrated`: its constants are measured on the model first. `planned`: it is planned on the model first, for the
+    `planned`: it is planned on the model first, for the
     `speedup` of each level.
     """
 
@@ -43,9 +44,13 @@ class Method:
     policy: str
     family: str
     settings: tuple[Fields, ...]
-    calibrated: bool = False
     planned: bool = False
     package: ClassVar[str] = "fastercache"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it has constants that are measured on the model first."""
+        return bool(fc.policy_class(self.policy).constants)
 
     @property
     def speedups(self) -> tuple[float, ...]:
@@ -57,7 +62,7 @@ class Method:
         if self.planned:
             return [(plans or {})[speedup] for speedup in self.speedups]
         cls: Any = fc.policy_class(self.policy)
-        make = getattr(calibration, self.policy) if self.calibrated else cls
+        make = partial(cls.calibrated, calibration) if cls.constants else cls
         return [_published(cls, **fields) if PUBLISHED in fields else make(**fields) for fields in self.settings]
 
 
@@ -133,13 +138,13 @@ METHODS: tuple[Method, ...] = (
     Method("DMD", "dmd", FORECAST, levels("interval", 2, 3, 4)),
     Method("planned", "planned", PLANNED, levels("speedup", 2.5, 3.33, 5.0), planned=True),
     Method("MeanCache", "meancache", FORECAST, levels("interval", 2, 3, 4)),
-    Method("TeaCache", "teacache", CALIBRATED, levels("threshold", 0.05, 0.1, 0.15), calibrated=True),
+    Method("TeaCache", "teacache", CALIBRATED, levels("threshold", 0.05, 0.1, 0.15)),
     Method("MagCache", "magcache", CALIBRATED, (
         {"threshold": 0.03, "max_skip": 1, "together": True}, {"threshold": 0.06, "max_skip": 3, "together": True},
         {"threshold": 0.24, "max_skip": 5, "together": True},
-    ), calibrated=True),
-    Method("SmoothCache", "smoothcache", CALIBRATED, levels("alpha", 0.03, 0.05, 0.1), calibrated=True),
-    Method("ERTACache", "ertacache", CALIBRATED, levels("threshold", 0.05, 0.08, 0.15), calibrated=True),
+    )),
+    Method("SmoothCache", "smoothcache", CALIBRATED, levels("alpha", 0.03, 0.05, 0.1)),
+    Method("ERTACache", "ertacache", CALIBRATED, levels("threshold", 0.05, 0.08, 0.15)),
     Method("FirstBlockCache", "first_block_cache", WATCHING, levels("threshold", 0.03, 0.08, 0.16)),
     Method("DBCache", "dual_block_cache", WATCHING, levels("threshold", 0.03, 0.08, 0.16)),
     Method(
@@ -234,7 +239,9 @@ class Contender:
 
 
 def _without_default(policy: str) -> list[str]:
-    return [name for name, field in fc.policy_class(policy).model_fields.items() if field.is_required()]
+    """The fields that must be given: those that a calibration finds need not."""
+    cls = fc.policy_class(policy)
+    return [name for name, field in cls.model_fields.items() if field.is_required() and name not in cls.constants]
 
 
 def chosen(names: Sequence[str]) -> tuple[Method, ...]:
@@ -280,7 +287,11 @@ def lineup(
         refused = why_not if part.calibrated and calibration is None else None
         if part.planned and plans is None:
             refused = why_no_plans
-        entries = part.entries(calibration, plans) if refused is None else [None] * len(part.settings)
+        entries: Sequence[Entry] = [None] * len(part.settings)
+        try:
+            entries = part.entries(calibration, plans) if refused is None else entries
+        except fc.FasterCacheError as reason:  # what was measured does not do for it
+            refused = str(reason)
         names = LEVELS if len(part.settings) == len(LEVELS) else ("default",)
         rows += [
             Contender(part.label, in_words(fields), level, part.family, part.package, entry, refused)

@@ -32,6 +32,7 @@ from fastercache.experiments.bench.verdict import (
 from fastercache.experiments.console import counted, progress, say
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.documents import put_aside
+from fastercache.policies.vocabulary import matches
 from fastercache.tuned import package_versions
 from fastercache.tuner.setting import Setting
 
@@ -93,13 +94,22 @@ def calibrated(subject: Subject, plan: Plan, out: Path) -> tuple[Calibration | N
     cases = setting.cases(plan.calibration)
     what = json.dumps([setting.identity, plan.calibration], sort_keys=True, default=str)
     path = out / f"calibration-{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
+    sites = fc.find_sites(subject.pipe)
+    policies = [
+        cls
+        for cls in (fc.policy_class(method.policy) for method in plan.methods)
+        if all(matches(measure.sites, sites) for measure in cls.measures.values())
+    ]
     if path.is_file():
         try:
-            return Calibration.load(path), ""
+            kept = Calibration.load(path)
         except fc.ConfigUnreadable as error:
             say(f"{error}; kept as {put_aside(path).name}")
+        else:
+            if kept.measured_for(policies):
+                return kept, ""
     try:
-        with calibrate(subject.pipe) as calibrator, progress() as bar:
+        with calibrate(subject.pipe, policies) as calibrator, progress() as bar:
             for case in bar.track(cases, description="calibrating"):
                 setting.generate(case)
         calibration = calibrator.result()
@@ -217,7 +227,5 @@ def line_of(contest: Contest, contender: Contender, by_flops: Baseline, by_wall:
 
 def trimmed(policy: dict[str, Any]) -> dict[str, Any]:
     """A policy without its calibrated constants, which are kept in the calibration's own file."""
-    return {key: value for key, value in policy.items() if key not in CONSTANTS}
-
-
-CONSTANTS = frozenset({"coefficients", "ratios", "curves", "errors", "gains", "offsets"})
+    constants = fc.policy_class(policy["policy"]).constants
+    return {key: value for key, value in policy.items() if key not in constants}

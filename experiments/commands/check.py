@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastercache.experiments.commands.options import Fields, Json, finish
+from fastercache.experiments.commands.options import Call, Fields, Json, finish
 
 
 def check_policy(
@@ -25,6 +25,7 @@ def check_policy(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=4, help="Denoising steps; the zoo has its own.")] = 8,
     prompt: Annotated[str, typer.Option("--prompt", help="What a pipeline of yours generates.")] = "a red ball",
+    call: Call = None,
     as_json: Json = False,
 ) -> None:
     """Check that a policy keeps the laws of the runtime, on the trained model and on two random families.
@@ -37,7 +38,15 @@ def check_policy(
     """
     from fastercache.experiments.jobs import checking
 
-    found = checking.check(policy, fields or (), pipes or checking.PIPES, steps=steps, prompt=prompt, show=not as_json)
+    found = checking.check(
+        policy,
+        fields or (),
+        pipes or checking.PIPES,
+        steps=steps,
+        prompt=prompt,
+        show=not as_json,
+        arguments=call or (),
+    )
     finish(found, as_json)
     if not found["passed"]:
         raise typer.Exit(1)

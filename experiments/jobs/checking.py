@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pipelines import open_pipeline
 from fastercache.testing import LAWS, Verdict, check_policy
 from fastercache.testing.subject import specimen_of
-from fastercache.tuner.library import CONSTANTS
 
 PIPES = ("latte-digits", "cogvideox", "wan")
 """The trained model, and random ones with guidance in one call and in two."""
@@ -44,11 +43,11 @@ class Checked:
         return {"pipe": self.pipe, "passed": self.passed, "reused": self.reused, "laws": laws}
 
 
-def specimen(name: str, steps: int, prompt: str) -> zoo.Specimen:
+def specimen(name: str, steps: int, prompt: str, arguments: Sequence[str] = ()) -> zoo.Specimen:
     """A pipeline to check on: a family of the zoo, a reference model, or a pipeline's folder or hub id."""
     if name in zoo.FAMILIES:
         return zoo.build(name)
-    subject = open_pipeline(name)
+    subject = open_pipeline(name, call=arguments)
     texts = subject.captions("train")[:1] if subject.name in reference.names() else [prompt]
     call = {**subject.call, "prompt": texts[0], "num_inference_steps": steps, "output_type": "latent"}
     return specimen_of(subject.pipe, call, steps)
@@ -56,23 +55,29 @@ def specimen(name: str, steps: int, prompt: str) -> zoo.Specimen:
 
 def made(cls: type[fc.Policy], fields: Mapping[str, Any], subject: zoo.Specimen) -> fc.Policy:
     """The policy, with constants that belong to a model measured on this one unless they are given."""
-    if set(CONSTANTS.get(cls.name, ())) <= set(fields):
+    if not cls.unmeasured(fields):
         return cls(**fields)
-    with calibrate(subject.pipe, lags=min(3, subject.steps - 1)) as calibrator:
+    with calibrate(subject.pipe, [cls], lags=min(3, subject.steps - 1)) as calibrator:
         subject.generate()
-    policy: fc.Policy = getattr(calibrator.result(), cls.name)(**fields)
-    return policy
+    return cls.calibrated(calibrator.result(), **fields)
 
 
 def check(
-    policy: str, fields: Sequence[str], pipes: Sequence[str], *, steps: int, prompt: str, show: bool
+    policy: str,
+    fields: Sequence[str],
+    pipes: Sequence[str],
+    *,
+    steps: int,
+    prompt: str,
+    show: bool,
+    arguments: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Check a policy's laws on each pipeline.
 
     Args:
         policy: a registered name, or a file of the user's own.
         pipes: what to check on; see `specimen`. Where the policy finds no site, or refuses, no law applies.
-        steps: denoising steps, for pipelines that are not the zoo's.
+        steps, arguments: denoising steps, and `key=value` arguments of a call, for pipelines that are not the zoo's.
 
     Raises:
         InvalidPolicy, UnknownPolicy, PipelineUnreadable: for what does not exist or cannot be used.
@@ -83,7 +88,7 @@ def check(
         task = bar.add_task("checking", total=len(pipes))
         for pipe in pipes:
             bar.update(task, description=f"checking on {pipe}")
-            found.append(_checked(cls, values, pipe, steps, prompt))
+            found.append(_checked(cls, values, pipe, lambda name: specimen(name, steps, prompt, arguments)))
             bar.advance(task)
     if all(one.reused is None for one in found):
         raise fc.InvalidPolicy(
@@ -95,8 +100,10 @@ def check(
     return {"policy": cls.name, "fields": values, "passed": passed, "pipes": [one.payload() for one in found]}
 
 
-def _checked(cls: type[fc.Policy], fields: Mapping[str, Any], pipe: str, steps: int, prompt: str) -> Checked:
-    subject = specimen(pipe, steps, prompt)
+def _checked(
+    cls: type[fc.Policy], fields: Mapping[str, Any], pipe: str, opened: Callable[[str], zoo.Specimen]
+) -> Checked:
+    subject = opened(pipe)
     with torch.random.fork_rng():
         policy = made(cls, fields, subject)
         try:

@@ -14,7 +14,8 @@ from fastercache.policies.base import Now, Past, Policy, Predictor
 from fastercache.policies.errors import FasterCacheError, NoSiteMatched
 from fastercache.policies.predictors.fitted import Fitted
 from fastercache.policies.schedule import Code, Table, compile_policy
-from fastercache.policies.vocabulary import COND, UNCOND, Branch, Kind, Run, Signal, Site
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import COND, UNCOND, Branch, Kind, Run, Site
 from fastercache.tuned import TunedConfig
 
 OUTPUT, INPUT = 0, 1

@@ -2,16 +2,19 @@
 
 Everything here was read off the pinned diffusers' pipelines, and every family is run small in the tests. A denoiser
 class that is not listed still works where detection by structure succeeds; its guidance style must then be passed to
-`attach`.
+`attach`. A third party lists its own class with `register_family(MyTransformer3DModel, Family("batched"))`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
+from fastercache.policies.errors import InvalidFamily, shown, suggest
+from fastercache.policies.plugins import Plugins
 from fastercache.policies.vocabulary import COND, UNCOND, Branch, Role
 
 Guidance = Literal["batched", "separate", "none"]
@@ -56,6 +59,24 @@ class Family:
     text_first: bool = False
     inseparable: bool = False
     true_cfg: bool = False
+
+    def __post_init__(self) -> None:
+        allowed = {"guidance": get_args(Guidance), "tokens": ("", "num_frames", "img_shapes", "img_ids")}
+        for name, values in allowed.items():
+            _one_of(f"a family's {name}", getattr(self, name), values)
+        for layout in self.layouts.values():
+            _one_of("a layout of a block list", layout, get_args(Layout))
+        for role in self.roles.values():
+            _one_of("a role of a module", role, tuple(Role))
+        if isinstance(self.order, str) or COND not in self.order or len(set(self.order)) != len(self.order):
+            raise InvalidFamily(f"a family's order names each branch once, '{COND}' among them, found {self.order!r}")
+        if self.guidance != "none" and len(self.order) < 2:
+            raise InvalidFamily(f"guidance that is {self.guidance} has two branches or more, found {self.order!r}")
+
+
+def _one_of(what: str, found: object, allowed: Sequence[str]) -> None:
+    if found not in allowed:
+        raise InvalidFamily(f"{what} cannot be {shown(found)}{suggest(str(found), allowed)}")
 
 
 _BATCHED = Family("batched")
@@ -172,6 +193,31 @@ FAMILIES: dict[str, Family] = {
     "HunyuanVideoTransformer3DModel": Family("none", order=(COND,), true_cfg=True, roles=_SINGLE_IS_JOINT),
 }
 
+
+def register_family(denoiser: type[nn.Module] | str, family: Family) -> Family:
+    """Make a family known for a denoiser class, and for the classes that derive from it.
+
+    Args:
+        denoiser: the class, or its name.
+        family: how pipelines call it.
+
+    Raises:
+        InvalidFamily: if this is no class of a denoiser, or the class has another family already.
+    """
+    name = denoiser if isinstance(denoiser, str) else getattr(denoiser, "__name__", "")
+    if not name.isidentifier():
+        raise InvalidFamily(f"a family belongs to a denoiser's class or the class's name, found {shown(denoiser)}")
+    if not isinstance(family, Family):
+        raise InvalidFamily(f"expected a fastercache.Family for {name}, found {shown(family)}")
+    if FAMILIES.get(name, family) != family:
+        raise InvalidFamily(f"the denoiser {name} has another family already: {FAMILIES[name]}")
+    FAMILIES[name] = family
+    return family
+
+
+PLUGINS = Plugins("fastercache.families", register_family)
+"""An installed package offers a family as an entry point with the name of the denoiser's class."""
+
 IMAGE: Branch = "image"
 """The branch of InstructPix2Pix that is given the picture without the text."""
 
@@ -185,12 +231,19 @@ COMPONENTS = ("transformer", "transformer_2", "unet")
 """Pipeline components that are denoisers, in the order in which a run uses them."""
 
 
+def known_families() -> dict[str, Family]:
+    """Every known family by the name of its denoiser's class: listed here, registered, and installed as plug-ins."""
+    PLUGINS.load()
+    return dict(sorted(FAMILIES.items()))
+
+
 def family_of(denoiser: nn.Module | str) -> Family | None:
     """The family of a denoiser, or of a class by its name; None where only detection by structure is left.
 
     A module has the family of its class, or of the nearest listed class that this derives from, as quantised and
     extended ones do. One that `torch.compile` wrapped has that of what is inside.
     """
+    PLUGINS.load()
     if isinstance(denoiser, str):
         return FAMILIES.get(denoiser)
     lineage = type(getattr(denoiser, "_orig_mod", denoiser)).__mro__

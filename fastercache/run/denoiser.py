@@ -26,7 +26,8 @@ from fastercache.model.order import watch_chain
 from fastercache.model.rows import branch_rows
 from fastercache.model.skeleton import has_hooks
 from fastercache.policies.errors import BranchUnknown
-from fastercache.policies.vocabulary import Branch, Kind, Signal, Site
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Branch, Kind, Site
 from fastercache.run.assembly import Assembly
 from fastercache.run.caller import Caller
 from fastercache.run.calls import Call, RunState
@@ -172,11 +173,14 @@ class Denoiser:
 
     def _raise_tower(self) -> Watchtower | None:
         """What watches the first block, if a rule or a predictor needs it."""
-        wanted: set[Signal | None] = set()
+        wanted: set[Signal] = set()
         for unit in self.units.values():
-            wanted.add(unit.jury.signal if unit.jury is not None else None)
-            wanted.add(unit.history.predictor.needs if unit.history is not None else None)
-        watched = frozenset(s for s in wanted if s is not None and s is not Signal.INPUT)
+            for signal in (
+                unit.jury.signal if unit.jury is not None else None,
+                unit.history.predictor.needs if unit.history is not None else None,
+            ):
+                wanted |= signal.seen if signal is not None else frozenset()
+        watched = frozenset(wanted - {Signal.INPUT})
         if not watched or not self.blocks:
             return None
         first = self.blocks[0]

@@ -12,7 +12,8 @@ from fastercache.policies.base import Assigned
 from fastercache.policies.errors import FasterCacheError
 from fastercache.policies.rules import WatchingRule
 from fastercache.policies.schedule import Code, Table
-from fastercache.policies.vocabulary import COND, OUTER, Branch, Kind, Signal, Site, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import COND, OUTER, Branch, Kind, Site, Step
 from fastercache.run.store import History
 
 Shape = tuple[tuple[int, ...], torch.dtype]
@@ -67,7 +68,13 @@ class ValueShapes:
         """Of a signal, None for none: hidden states have the shape of the site's first value."""
         if signal is None:
             return None
-        return self.input if signal is Signal.INPUT else self.values(site)[0]
+        if signal.function is not None:
+            found = signal.value(lambda source: _empty(self._seen(site, source), 1))
+            return tuple(found.shape), found.dtype
+        return self._seen(site, signal)
+
+    def _seen(self, site: Site, signal: Signal) -> Shape:
+        return self.input if signal == Signal.INPUT else self.values(site)[0]
 
 
 def plan_static(

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from fastercache.policies.base import Policy, Predictor
 from fastercache.policies.errors import AttachError
-from fastercache.policies.vocabulary import Signal, Site
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Site
 
 TOKENS = 1
 """The axis of hidden states (rows, tokens, channels) that is shared out, in all of diffusers' plans."""
@@ -50,7 +51,7 @@ class Ranks:
 
     def check(self, policy: Policy, site: Site, predictor: Predictor) -> None:
         """Raises AttachError for a predictor that measures what each rank holds a part of."""
-        if predictor.needs not in (None, Signal.INPUT):
+        if predictor.needs is not None and predictor.needs.seen != {Signal.INPUT}:
             raise AttachError(
                 f"{policy.name} predicts {site.name} by measuring hidden states, of which each rank of context "
                 "parallelism holds a part: use another predictor with it, or one process"

@@ -17,11 +17,13 @@ from fastercache.model.hooks import Inner, SiteForward
 from fastercache.model.layout import BlockIO, canonical, flatten_output, leading_tensor
 from fastercache.policies.errors import AttachError
 from fastercache.policies.rules import StaticRule, WatchingRule
-from fastercache.policies.vocabulary import COND, OUTER, Branch, Scope, Signal, Site, Step
+from fastercache.policies.signals import Signal, declared
+from fastercache.policies.vocabulary import COND, OUTER, Branch, Scope, Site, Step
 from fastercache.run.parallel import Ranks
 from fastercache.run.store import rows_of
 
-Source = Callable[[Signal], Tensor | None]
+Source = Callable[[Signal], Tensor]
+"""Gives the value of a signal that the runtime sees itself."""
 S = TypeVar("S")
 
 
@@ -105,19 +107,21 @@ class Watchtower:
 
 
 def signal_value(wanted: Signal, site: Site, source: Tensor | None, sighted: Sighted, entry: Tensor | None) -> Tensor:
-    """The value of a signal at a site: `source` is the denoiser's input, `entry` the input of a run of blocks.
+    """The value at a site of a signal that the runtime sees.
+
+    `source` is the denoiser's input, `entry` the input of a run of blocks.
 
     Raises:
         AttachError: where the signal does not exist, naming it and the site.
     """
     found: Tensor | None = None
-    if wanted is Signal.INPUT:
+    if wanted == Signal.INPUT:
         found = source
-    elif wanted is Signal.MODULATED_INPUT:
+    elif wanted == Signal.MODULATED_INPUT:
         found = sighted.modulated
-    elif site.span[0] > 0 and wanted is Signal.PROBE:
+    elif site.span[0] > 0 and wanted == Signal.PROBE:
         found = entry
-    elif site.span[0] > 0 and wanted is Signal.FIRST_BLOCK_RESIDUAL:
+    elif site.span[0] > 0 and wanted == Signal.FIRST_BLOCK_RESIDUAL:
         found = sighted.residual
         if site.span[0] > 1 and entry is not None and sighted.entry is not None:
             found = entry - sighted.entry
@@ -144,15 +148,14 @@ class Jury(Generic[S]):
         self.ranks = ranks  # the processes that must decide alike
         self.signal, self.scope = None, Scope.BRANCH
         if isinstance(rule, WatchingRule):
-            self.signal, self.scope = rule.signal, rule.decides
+            self.signal = declared(rule.signal, f"the signal of {type(rule).__name__}")
+            self.scope = rule.decides
         self._inside = ranks is not None and site.kind not in OUTER
         self._led: tuple[int, bool] = (-1, False)  # the step that the conditional branch decided, and how
 
     def ask(self, step: Step, branches: tuple[Branch, ...], source: Source) -> tuple[Branch, ...]:
         """The branches that the rule would reuse."""
-        signal = source(self.signal) if self.signal is not None else None
-        if self._inside and self.signal is not Signal.INPUT:
-            signal = self._whole(signal)
+        signal = None if self.signal is None else self.signal.value(lambda wanted: self._seen(wanted, source))
         if self.scope is Scope.CALL:
             return branches if self._verdict(step, leader(branches), signal) else ()
         if self.scope is Scope.COND:
@@ -170,6 +173,13 @@ class Jury(Generic[S]):
         else:
             verdict = self.rule.reuse(state, step)
         return verdict if self.ranks is None else self.ranks.agreed(verdict)
+
+    def _seen(self, wanted: Signal, source: Source) -> Tensor:
+        """A signal that the runtime sees, whole."""
+        value = source(wanted)
+        if self.ranks is None or not self._inside or wanted == Signal.INPUT:
+            return value
+        return self.ranks.whole(value)
 
     def _whole(self, part: Tensor | None) -> Tensor | None:
         """All tokens of a value inside the denoiser, of which this process holds a part."""

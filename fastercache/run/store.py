@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastercache.policies.base import Now, Past, Predictor
+from fastercache.policies.signals import declared
 from fastercache.policies.vocabulary import Branch, Step
 from fastercache.run.rows import Rows
 from fastercache.run.transfer import Transfers
@@ -96,6 +97,7 @@ class History:
         """`seen_by_first`: what the predictor needs belongs to the first stream alone, as a denoiser's input does."""
         self.predictor = predictor
         self.depth = predictor.depth
+        declared(predictor.needs, f"what the predictor {type(predictor).__name__} needs")
         self.seen_by_first = seen_by_first
         self.dtype, self.device, self.transfers = dtype, device, transfers
         self.entries: list[Entry] = []

@@ -105,7 +105,7 @@ class Unit:
     def seen(self, source: Source) -> Tensor | None:
         """What the predictor needs of the present call, for all of its branches."""
         needs = self.history.predictor.needs if self.history is not None else None
-        return None if needs is None else source(needs)
+        return None if needs is None else needs.value(source)
 
     def keep(self, call: Call, branches: tuple[Branch, ...], streams: Streams, seen: Tensor | None = None) -> None:
         """Note computed branches, whose rows `streams` holds in this order, and store what a later step reads.

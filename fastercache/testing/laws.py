@@ -96,7 +96,7 @@ class Checker:
         for policy in (
             NoCache(sites="|".join(self.uncached.kinds)),
             WarmUp(inner=self.policy, steps=1000),
-            *at_interval_one(self.policy),
+            *([off] if (off := self.policy.switched_off()) is not None else []),
         ):
             with self.attach(policy) as session:
                 output = self.specimen.generate()
@@ -265,16 +265,6 @@ class Checker:
         with captured.attach(self.policy) as session:
             captured.run(session, style=captured.style, steps=steps)
             return session.last.schedule()
-
-
-INTERVALS = frozenset({"interval", "cfg_interval", "other_interval"})
-"""Fields that, all at 1, make a policy compute at every step."""
-
-
-def at_interval_one(policy: Policy) -> list[Policy]:
-    """The policy with its intervals set to 1, where it has any."""
-    fields = {name: 1 for name in type(policy).model_fields if name in INTERVALS}
-    return [policy.model_copy(update=fields)] if fields else []
 
 
 def decisions(trace: Trace) -> dict[str, list[list[int]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -185,6 +186,7 @@ class BWCache(BlockWatching):
         "https://arxiv.org/abs/2509.13789",
         "every block, periodically from the step on at which all changed little",
     )
+    off: ClassVar[Mapping[str, Any]] = {"threshold": 0.0}
     threshold: Threshold = Field(
         default=0.15,
         description=(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+from fastercache.policies.measurements import Lags
+
 T = TypeVar("T")
-Curve = tuple[float, ...]
-Lags = tuple[Curve, ...]
-"""Curves by lag: entry [k - 1][i] compares step i with step i - k. Entries before step k are 0 and are never read."""
 
 
 def nearest(values: Sequence[T], index: int, count: int) -> T:

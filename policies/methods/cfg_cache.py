@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +35,7 @@ class CFGCache(SitePolicy, StaticRule[None]):
     name: ClassVar[str] = "cfg_cache"
     citation: ClassVar[Citation] = FASTERCACHE
     unsearched: ClassVar[frozenset[str]] = frozenset({"divisor", "offset"})
+    off: ClassVar[Mapping[str, Any]] = {"interval": 1}
     interval: Annotated[int, Field(ge=1, le=12)] = Field(
         default=5,
         description="all branches are computed every this many steps; only the conditional one in between",

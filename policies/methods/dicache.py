@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -11,7 +12,8 @@ from fastercache.policies.base import Citation
 from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold, relative_l1
 from fastercache.policies.predictors.forecasts import Aligned
 from fastercache.policies.registry import AnyPredictor, register
-from fastercache.policies.vocabulary import Signal, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Step
 
 
 @register
@@ -36,6 +38,7 @@ class DiCache(Dynamic):
         default="stack[1:]",
         description="site query: what is reused; `stack[m:]` makes the probe m blocks deep (m in the paper)",
     )
+    off: ClassVar[Mapping[str, Any]] = {"threshold": 0.0}
     threshold: Threshold = Field(
         default=0.1,
         description=(

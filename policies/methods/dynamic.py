@@ -17,7 +17,8 @@ from torch import Tensor
 from fastercache.policies.base import Hold, Predictor, SitePolicy
 from fastercache.policies.registry import AnyPredictor
 from fastercache.policies.rules import WatchingRule
-from fastercache.policies.vocabulary import Branch, Run, Scope, Signal, Site, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Branch, Run, Scope, Site, Step
 
 
 def relative_l1(new: Tensor, old: Tensor) -> float:
@@ -90,7 +91,7 @@ class Dynamic(SitePolicy, WatchingRule[Memo]):
     def reuse(self, state: Memo, step: Step, seen: Tensor | None) -> bool:
         if state.now is not None:
             state.seen = state.now
-        state.now = seen.clone() if seen is not None and self.signal is Signal.INPUT else seen
+        state.now = seen.clone() if seen is not None and self.signal == Signal.INPUT else seen
         if not self.judge(state, step, state.now):
             return False
         state.skipped += 1

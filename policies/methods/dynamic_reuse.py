@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -40,6 +41,7 @@ class DynamicReuse(SitePolicy, StaticRule[int | None]):
     sites: str = Field(
         default="attention", description="site query: what is reused; by default every self-attention's output"
     )
+    off: ClassVar[Mapping[str, Any]] = {"interval": 1}
     interval: Annotated[int, Field(ge=1, le=8)] = Field(
         default=2,
         description=("computed every this many steps, extrapolated in between (the paper has 2); 1: never reused"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -12,7 +13,8 @@ from fastercache.policies.base import Citation, Predictor
 from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold
 from fastercache.policies.predictors.forecasts import Relative
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Branch, Kind, Run, Scope, Signal, Site, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Branch, Kind, Run, Scope, Site, Step
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class EasyCache(Dynamic):
         default="denoiser", description="site query: what is reused; by default the denoiser's whole output"
     )
     scope: Scope = Scope.COND
+    off: ClassVar[Mapping[str, Any]] = {"threshold": 0.0}
     threshold: Threshold = Field(
         default=0.05,
         description=(

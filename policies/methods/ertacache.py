@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from fastercache.policies.base import Citation, Now, Past, Predictor, SitePolicy
-from fastercache.policies.methods.calibrated import Lags, lagged
+from fastercache.policies.measurements import Lags, Measurements
+from fastercache.policies.methods.calibrated import lagged
 from fastercache.policies.registry import register
 from fastercache.policies.rules import StaticRule
 from fastercache.policies.vocabulary import Run, Site, Step
@@ -59,6 +60,8 @@ class ERTACache(SitePolicy, StaticRule[int | None]):
         "the residual of all blocks at profiled steps, with a calibrated correction",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"errors", "gains", "offsets"})
+    constants: ClassVar[Mapping[str, Any]] = {"errors": ((0.0,),), "gains": (), "offsets": ()}
+    off: ClassVar[Mapping[str, Any]] = {"threshold": 0.0}
     errors: Lags = Field(
         description="relative L1 change of the residual, by lag and step, no unit; measured on the model by calibration"
     )
@@ -88,6 +91,12 @@ class ERTACache(SitePolicy, StaticRule[int | None]):
             if len({len(curve) for curve in lags}) > 1 or (name == "errors" and not (lags and lags[0])):
                 raise ValueError(f"{name} must be one list per lag, all of the same number of steps")
         return self
+
+    @classmethod
+    def calibrated(cls, measured: Measurements, **fields: Any) -> Self:
+        """With a model's measured errors and their correction."""
+        found = {"errors": measured.errors, "gains": measured.gains, "offsets": measured.offsets}
+        return cls(**found | fields)
 
     @property
     def query(self) -> str:

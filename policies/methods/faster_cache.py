@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +31,7 @@ class FasterCache(Parts):
     sites: str = Field(
         default="attention", description="site query: what is extrapolated; by default every self-attention's output"
     )
+    off: ClassVar[Mapping[str, Any]] = {"interval": 1, "cfg_interval": 1}
     interval: Annotated[int, Field(ge=1, le=8)] = Field(
         default=2,
         description=(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from fastercache.policies.base import Citation
 from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold, relative_l1
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Signal, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Step
 
 
 @register
@@ -31,6 +33,7 @@ class FirstBlockCache(Dynamic):
         default="stack[1:]",
         description="site query: what is reused; by default the residual of all blocks after the first",
     )
+    off: ClassVar[Mapping[str, Any]] = {"threshold": 0.0}
     threshold: Threshold = Field(
         default=0.08,
         description="reused while the first block's residual changed by less than this, as a relative L1 change",
@@ -65,6 +68,7 @@ class DualBlockCache(Dynamic):
         default="",
         description="site query: what is reused; empty: the residual of the blocks between `front` and `back`",
     )
+    off: ClassVar[Mapping[str, Any]] = {"threshold": 0.0}
     threshold: Threshold = Field(
         default=0.08,
         description="reused while the front blocks' residual changed by less than this, as a relative L1 change",

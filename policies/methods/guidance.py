@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -59,6 +60,7 @@ class BranchReuse(Periodic, StaticRule[int]):
         default=str(Kind.DENOISER),
         description="site query: what is reused of each branch; by default the denoiser's whole output",
     )
+    off: ClassVar[Mapping[str, Any]] = {"interval": 1, "other_interval": 1}
     interval: Annotated[int, Field(ge=1, le=12)] = Field(
         default=1, description="the conditional branch is computed every this many steps; 1: always"
     )
@@ -180,6 +182,7 @@ class GuidanceInterval(SitePolicy, StaticRule[None]):
         "https://arxiv.org/abs/2404.07724",
         "the unconditional branch outside a window of progress",
     )
+    off: ClassVar[Mapping[str, Any]] = {"start": 0.0, "stop": 1.0}
     start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         default=0.1,
         description=(

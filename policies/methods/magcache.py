@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from fastercache.policies.base import Citation, Hold, Predictor, SitePolicy
-from fastercache.policies.methods.calibrated import Curve, nearest
+from fastercache.policies.measurements import Curve, Measurements
+from fastercache.policies.methods.calibrated import nearest
 from fastercache.policies.registry import AnyPredictor, register
 from fastercache.policies.rules import StaticRule
 from fastercache.policies.vocabulary import Branch, Run, Site, Step
@@ -44,6 +46,8 @@ class MagCache(SitePolicy, StaticRule[_Drift]):
         "the residual of all blocks, held while calibrated magnitude ratios allow",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"ratios"})
+    constants: ClassVar[Mapping[str, Any]] = {"ratios": {"*": (1.0,)}}
+    off: ClassVar[Mapping[str, Any]] = {"retention": 1.0}
     ratios: dict[str, Curve] = Field(
         description=(
             "magnitude ratios gamma_t by branch (or *), one a step, no unit; measured on the model by calibration"
@@ -69,6 +73,15 @@ class MagCache(SitePolicy, StaticRule[_Drift]):
                 "needs magnitude ratios by branch (or '*'): measure them with fastercache.analysis.calibrate"
             )
         return self
+
+    @classmethod
+    def calibrated(cls, measured: Measurements, *, together: bool = False, **fields: Any) -> Self:
+        """With a model's measured ratios.
+
+        `together`: all branches go by their mean ratio and so by one decision. Where guidance is batched, a stack is
+        skipped for all of them or for none, and branches that decide apart save little.
+        """
+        return cls(**{"ratios": {"*": measured.mean_ratios} if together else measured.ratios} | fields)
 
     @property
     def query(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -34,6 +34,7 @@ class PyramidAttentionBroadcast(SitePolicy, StaticRule[int]):
         "https://arxiv.org/abs/2408.12588",
         "attention outputs, held; the range grows from spatial over temporal to cross",
     )
+    off: ClassVar[Mapping[str, Any]] = {"spatial": 1, "temporal": 1, "cross": 1, "joint": 1, "ff": 1}
     spatial: Range = Field(
         default=2,
         description=(

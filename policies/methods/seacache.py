@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -12,7 +13,8 @@ from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold
 from fastercache.policies.predictors.frequency import wiener
 from fastercache.policies.predictors.history import Linear
 from fastercache.policies.registry import AnyPredictor, register
-from fastercache.policies.vocabulary import Signal, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Step
 
 
 @register
@@ -35,6 +37,7 @@ class SeaCache(Dynamic):
         "the residual of all blocks, while the filtered input's accumulated change is small",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "channels", "power"})
+    off: ClassVar[Mapping[str, Any]] = {"threshold": 0.0}
     threshold: Threshold = Field(
         default=0.25,
         description="reused while the filtered input's accumulated relative L1 change is below this, no unit",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from fastercache.policies.base import Citation, SitePolicy
-from fastercache.policies.methods.calibrated import Lags, lagged
+from fastercache.policies.errors import RecordingError
+from fastercache.policies.measurements import Lags, Measurements
+from fastercache.policies.methods.calibrated import lagged
 from fastercache.policies.registry import register
 from fastercache.policies.rules import StaticRule
 from fastercache.policies.vocabulary import Branch, Run, Site, Step, matches
@@ -41,6 +44,8 @@ class SmoothCache(SitePolicy, StaticRule[_Known]):
         "each layer type's outputs where a calibrated error curve allows",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"curves"})
+    constants: ClassVar[Mapping[str, Any]] = {"curves": {"ff": ((0.0,),)}}
+    off: ClassVar[Mapping[str, Any]] = {"alpha": 0.0}
     curves: dict[str, Lags] = Field(
         description=(
             "layer type (a site query) -> its relative L1 error by lag and step, no unit; measured by calibration"
@@ -61,6 +66,19 @@ class SmoothCache(SitePolicy, StaticRule[_Known]):
         if not self.curves:
             raise ValueError("needs at least one layer type's curves: measure them with fastercache.analysis.calibrate")
         return self
+
+    @classmethod
+    def calibrated(cls, measured: Measurements, *, roles: str | None = None, **fields: Any) -> Self:
+        """With a model's measured curves, of all roles or of those named (`spatial|ff`).
+
+        Raises:
+            RecordingError: for a role of which no curve was measured.
+        """
+        chosen = list(measured.curves) if roles is None else roles.split("|")
+        for role in chosen:
+            if role not in measured.curves:
+                raise RecordingError(f"no curve of '{role}' was recorded; there are {', '.join(measured.curves)}")
+        return cls(**{"curves": {role: measured.curves[role] for role in chosen}} | fields)
 
     @property
     def query(self) -> str:

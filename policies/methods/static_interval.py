@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from fastercache.policies.base import Citation, Hold, Predictor, SitePolicy
+from fastercache.policies.base import Citation, Hold, Policy, Predictor, SitePolicy
 from fastercache.policies.registry import AnyPredictor, register
 from fastercache.policies.rules import StaticRule
 from fastercache.policies.vocabulary import Run, Site, Step
@@ -28,6 +29,9 @@ class NoCache(SitePolicy, StaticRule[None]):
     def reuse(self, state: None, step: Step) -> bool:
         return False
 
+    def switched_off(self) -> Policy:
+        return self
+
 
 def anchor(run_count: int, start: float) -> int:
     """Index of the first step whose progress is at least `start`."""
@@ -47,6 +51,7 @@ class Periodic(SitePolicy):
     """Base of policies that compute every `interval`-th step from `start` to `stop` (in progress)."""
 
     unsearched: ClassVar[frozenset[str]] = frozenset({"offset"})
+    off: ClassVar[Mapping[str, Any]] = {"interval": 1}
     interval: Annotated[int, Field(ge=1, le=12)] = Field(
         default=2,
         description="computed every this many steps, reused in between (N in most papers); 1: never reused",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
+import numpy as np
 from pydantic import Field
 from torch import Tensor
 
 from fastercache.policies.base import Citation
-from fastercache.policies.errors import UnknownPolicy, suggest
-from fastercache.policies.methods.calibrated import Curve
+from fastercache.policies.errors import RecordingError, UnknownPolicy, suggest
+from fastercache.policies.measurements import Curve, Measurements
 from fastercache.policies.methods.dynamic import Dynamic, Memo, Threshold, relative_l1
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Signal, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Step
 
 COEFFICIENTS: dict[str, Curve] = {
     "open-sora": (217.546007, -118.329252, 26.8662585, -0.0459364272, 0.048442624),
@@ -27,8 +30,8 @@ class TeaCache(Dynamic):
     polynomial `coefficients`; reuse while the sum is below `threshold`. The first and the last step are computed.
 
     The polynomial maps the change of the input to that of the output and belongs to one model: take a published one,
-    `TeaCache(coefficients=COEFFICIENTS["latte"])`, or fit one with `fastercache.analysis.calibrate`. The default is the
-    identity.
+    `TeaCache(coefficients=COEFFICIENTS["latte"])`, or fit one, `TeaCache.calibrated(calibration)`, see
+    `fastercache.analysis.calibrate`. The default is the identity.
     """
 
     name: ClassVar[str] = "teacache"
@@ -40,6 +43,7 @@ class TeaCache(Dynamic):
         "the residual of all blocks, while the modulated input's accumulated change is small",
     )
     unsearched: ClassVar[frozenset[str]] = frozenset({"coefficients", "scope"})
+    constants: ClassVar[Mapping[str, Any]] = {"coefficients": (1.0, 0.0)}
     threshold: Threshold = Field(
         default=0.15,
         description="reused while the accumulated, rescaled change is below this, no unit (delta in the paper)",
@@ -61,6 +65,20 @@ class TeaCache(Dynamic):
             return False
         memo.total += polynomial(self.coefficients, relative_l1(signal, memo.seen))
         return memo.total < self.threshold
+
+    @classmethod
+    def calibrated(cls, measured: Measurements, *, degree: int = 4, **fields: Any) -> Self:
+        """With the least-squares polynomial from the measured changes of the input to those of the output.
+
+        Raises:
+            RecordingError: with fewer pairs of changes than coefficients.
+        """
+        if "coefficients" in fields:
+            return cls(**fields)
+        x, y = (np.concatenate([np.asarray(run) for run in runs]) for runs in (measured.inputs, measured.outputs))
+        if len(x) <= degree:
+            raise RecordingError(f"{len(x)} changes cannot determine a polynomial of degree {degree}: record more runs")
+        return cls(coefficients=tuple(float(c) for c in np.polyfit(x, y, degree)), **fields)
 
     @classmethod
     def published(cls, model: str, **fields: Any) -> TeaCache:

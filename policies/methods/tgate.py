@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -30,6 +31,7 @@ class TGate(SitePolicy, StaticRule[Role | None]):
         "https://arxiv.org/abs/2404.02747",
         "cross-attention after a gate step, self-attention at an interval before it",
     )
+    off: ClassVar[Mapping[str, Any]] = {"gate": 1.0, "self_interval": 1}
     gate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         default=0.4,
         description="cross-attention is held from this point of the run on (progress, 0 to 1); the paper's gate step m",

@@ -12,7 +12,7 @@ from fastercache.policies.base import Config, Now, Past, Predictor
 from fastercache.policies.errors import ScheduleMismatch
 from fastercache.policies.predictors.history import weighted
 from fastercache.policies.registry import register
-from fastercache.policies.vocabulary import Signal
+from fastercache.policies.signals import Signal
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 

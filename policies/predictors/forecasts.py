@@ -15,7 +15,8 @@ from fastercache.policies.base import Hold, Now, Past, Predictor
 from fastercache.policies.errors import AttachError
 from fastercache.policies.predictors.history import combination, expansion
 from fastercache.policies.registry import AnyPredictor, register
-from fastercache.policies.vocabulary import Signal, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Step
 
 
 def hermite(order: int, x: float) -> float:

@@ -109,9 +109,10 @@ def test_inputs_are_what_teacache_sees(calibration: Calibration, specimen: Speci
 
 def test_the_polynomial_is_the_least_squares_fit(calibration: Calibration) -> None:
     x, y = np.concatenate(calibration.inputs), np.concatenate(calibration.outputs)
-    np.testing.assert_allclose(calibration.polynomial(2), np.polyfit(x, y, 2), rtol=1e-9)
+    fitted = fc.TeaCache.calibrated(calibration, degree=2).coefficients
+    np.testing.assert_allclose(fitted, np.polyfit(x, y, 2), rtol=1e-9)
     with pytest.raises(RecordingError, match="record more runs"):
-        calibration.polynomial(12)
+        fc.TeaCache.calibrated(calibration, degree=12)
 
 
 @pytest.mark.parametrize("steps", [STEPS, 5, 12])
@@ -119,11 +120,11 @@ def test_every_calibrated_policy_runs_also_at_other_step_counts(
     calibration: Calibration, specimen: Specimen, steps: int
 ) -> None:
     policies = [
-        calibration.teacache(degree=1, threshold=1.0),
-        calibration.magcache(threshold=1.0),
-        calibration.smoothcache(alpha=1.0),
-        calibration.smoothcache("spatial|ff", alpha=1.0),
-        calibration.ertacache(threshold=1.0),
+        fc.TeaCache.calibrated(calibration, degree=1, threshold=1.0),
+        fc.MagCache.calibrated(calibration, threshold=1.0),
+        fc.SmoothCache.calibrated(calibration, alpha=1.0),
+        fc.SmoothCache.calibrated(calibration, roles="spatial|ff", alpha=1.0),
+        fc.ERTACache.calibrated(calibration, threshold=1.0),
     ]
     for policy in policies:
         assert fc.load_policy(fc.dump(policy)) == policy
@@ -131,7 +132,7 @@ def test_every_calibrated_policy_runs_also_at_other_step_counts(
             output = specimen.generate(steps=steps)
         assert torch.isfinite(output).all() and session.last.share() > 0, policy.name
     with pytest.raises(RecordingError, match="no curve of 'joint'"):
-        calibration.smoothcache("joint")
+        fc.SmoothCache.calibrated(calibration, roles="joint")
 
 
 def test_it_round_trips_and_knows_its_model(calibration: Calibration, specimen: Specimen, tmp_path: Path) -> None:
@@ -190,7 +191,10 @@ def test_two_denoisers_are_each_compared_with_themselves() -> None:
         (b - a).abs().mean() / b.abs().mean() for a, b in (values["transformer_2", x][:2] for x in ("cond", "uncond"))
     ]
     assert calibration.errors[0][first + 1] == pytest.approx(float(sum(over) / 2), rel=1e-3)
-    for policy in (calibration.magcache(threshold=1.0, retention=0.0), calibration.ertacache(threshold=1.0, start=0.0)):
+    for policy in (
+        fc.MagCache.calibrated(calibration, threshold=1.0, retention=0.0),
+        fc.ERTACache.calibrated(calibration, threshold=1.0, start=0.0),
+    ):
         with fc.attach(s.pipe, policy) as session:
             s.generate()
             reused = {

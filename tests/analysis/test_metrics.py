@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,7 @@ bright = Metric("bright", brightness, low=0.0, high=1.0, better="higher", unit=0
 """
 
 
-@pytest.fixture(autouse=True)
-def own_metrics(own_registry: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
-    metrics._load_plugins.cache_clear()
-    yield
-    metrics._load_plugins.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def made(name: str = "mine", fn: Any = None, **changes: Any) -> Metric:
@@ -148,7 +142,8 @@ def test_an_installed_package_offers_metrics_and_a_broken_one_blocks_nothing(
     info = tmp_path / "plug-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{metrics.GROUP}]\nbright = plug_metrics:bright\ngone = plug_gone:m\n")
+    offered = "bright = plug_metrics:bright\ngone = plug_gone:m\n"
+    (info / "entry_points.txt").write_text(f"[{metrics.PLUGINS.group}]\n{offered}")
     (tmp_path / "plug_metrics.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
     assert known_metrics()["bright"].reference_free

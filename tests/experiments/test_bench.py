@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 import fastercache as fc
+from fastercache.analysis.calibrate import Calibration
 from fastercache.experiments import cli
 from fastercache.experiments.bench import lineup, standings, verdict
 from fastercache.experiments.bench import plans as making
@@ -286,6 +287,38 @@ def test_a_policy_of_somebody_s_that_has_no_defaults_is_left_out_of_all_and_told
     assert "given" not in {method.policy for method in lineup.chosen(["all"])}
     with pytest.raises(fc.InvalidPolicy, match=r"given has no defaults .*: level must be given"):
         lineup.chosen(["given", "fora"])
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_the_table_keeps_every_field_but_a_policy_s_own_constants() -> None:
+    class Shifted(fc.StaticInterval):
+        name: ClassVar[str] = "shifted"
+        offsets: tuple[float, ...] = (0.5,)  # called as ERTACache's constants, and none
+
+    fc.register(Shifted)
+    assert work.trimmed(fc.dump(Shifted()))["offsets"] == [0.5]
+    constants = {"errors": ((0.0, 0.1),), "gains": ((0.0, 1.0),), "offsets": ((0.0, 0.0),)}
+    kept = {"policy": "ertacache", "threshold": 0.2, "max_skip": 6, "start": 0.1, "sites": "stack"}
+    assert work.trimmed(fc.dump(fc.ERTACache(threshold=0.2, **constants))) == kept
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_method_that_cannot_be_made_of_what_was_measured_is_one_refused_row() -> None:
+    class Picky(fc.MagCache):
+        name: ClassVar[str] = "picky"
+
+        @classmethod
+        def calibrated(cls, measured: Any, **fields: Any) -> Any:
+            return cls(ratios=measured.own("picky")["ratio"], **fields)
+
+    fc.register(Picky)
+    (method,) = lineup.chosen(["picky"])
+    assert method.calibrated
+    empty: Any = Calibration(
+        steps=2, runs=1, inputs=((0.1,),), outputs=((0.1,),), ratios={}, curves={}, errors=((0.0, 0.1),), gains=()
+    )
+    (row,) = [row for row in lineup.lineup([method], 4, empty, peers=False) if row.label == "picky"]
+    assert row.entry is None and row.refused is not None and "lacks what picky measures" in row.refused
 
 
 def test_an_unknown_method_is_one_line_that_names_the_nearest() -> None:

@@ -179,22 +179,27 @@ def test_context_parallelism(tmp_path: Path) -> None:
 # -- a policy and a metric of one's own -------------------------------------------------------------------------------
 @pytest.mark.usefixtures("own_registry")
 def test_the_policy_of_the_walk_through(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    policy, use, stateful, watching, predictor, needy, *_, metric = python("docs/writing-a-policy.md")
+    policy, use, stateful, watching, predictor, needy, signal, constants, measuring, family, metric = python(
+        "docs/writing-a-policy.md"
+    )
     assert len(policy.strip().splitlines()) < 40
     module = ModuleType("my_policies")
     monkeypatch.setitem(sys.modules, "my_policies", module)
     execute(policy, "docs/writing-a-policy.md", module.__dict__)
-    execute(use, "docs/writing-a-policy.md", {})
+    used = execute(use, "docs/writing-a-policy.md", {})
     assert capsys.readouterr().out.startswith("ends: 6 steps")
     with pytest.raises(fc.InvalidPolicy, match="did you mean 'interval'"):
         module.Ends(intervall=3)
 
     space: dict[str, Any] = dict(module.__dict__) | {"Tensor": torch.Tensor}
     s = zoo.build("wan")
-    for code in (stateful, watching, needy):
+    for code in (stateful, watching, needy, signal, constants, family):
         exec(compile(code, "writing-a-policy.md", "exec"), space)
     with_input = fc.StaticInterval(sites="denoiser", interval=2, stand_in=space["Moved"]())
-    for example in (space["Rest"](), space["Still"](), with_input):
+    turning = execute(measuring, "docs/writing-a-policy.md", space | used)["policy"]
+    assert len(turning.turns) == STEPS and turning.turns[0] == 0.0 < min(turning.turns[1:]) and turning.angle == 0.3
+    resting = space["Turning"](turns=(0.0, 0.1))
+    for example in (space["Rest"](), space["Still"](), space["Calm"](), with_input, resting):
         with fc.attach(s.pipe, example) as session:
             s.generate()
             assert session.last.share() > 0, example.name

@@ -19,8 +19,7 @@ PIPE = "latte-digits"
 
 
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+def file(tmp_path: Path) -> Path:
     path = tmp_path / "my_metrics.py"
     path.write_text(CODE)
     return path

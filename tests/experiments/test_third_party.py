@@ -161,7 +161,7 @@ def test_a_plug_in_goes_through_the_commands(tmp_path: Path, monkeypatch: pytest
     info = tmp_path / "plug-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\nlate = plugged:Late\n")
+    (info / "entry_points.txt").write_text(f"[{registry.PLUGINS.group}]\nlate = plugged:Late\n")
     (tmp_path / "plugged.py").write_text(CODE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     assert "late" in {entry["name"] for entry in answer("policies")["policies"]}

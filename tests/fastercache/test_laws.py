@@ -10,7 +10,8 @@ from torch import Tensor
 
 import fastercache as fc
 from fastercache.inventory import take_inventory
-from fastercache.policies.vocabulary import Branch, Run, Signal, Site, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Branch, Run, Site, Step
 from fastercache.testing import LAWS, LawBroken, check_policy
 from fastercache.testing.laws import Checker
 from fastercache.zoo.specimen import Specimen

@@ -113,7 +113,7 @@ def install(folder: Path, entry: str) -> None:
     info = folder / "plug-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{entry}\n")
+    (info / "entry_points.txt").write_text(f"[{registry.PLUGINS.group}]\n{entry}\n")
 
 
 def test_an_installed_package_offers_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from fastercache.analysis.calibrate import Calibration
 from fastercache.policies.errors import FasterCacheError, InvalidPolicy
 from fastercache.tuner import Evaluator, JointSpace, Outcome, SearchSpace, Setting, Study, default_seeds, tune
 from fastercache.tuner.fields import from_unit
-from fastercache.tuner.library import ANY, CONSTANTS, Library, check
+from fastercache.tuner.library import ANY, Library, check
 from fastercache.tuner.record import SPENT
 from fastercache.tuner.space import METHOD
 from tests.tuner.conftest import CALL, SEARCH
@@ -42,8 +42,8 @@ def test_every_policy_is_tuned_through_its_bounds(name: str, tiny_latte: Any, tm
     ran = [r for r in tried.records if r.outcome in SPENT]
     assert ran and {r.policy.name for r in tried.records} == {name}
     assert any(r.outcome is Outcome.MEASURED for r in ran)
-    if name in CONSTANTS:
-        assert all(getattr(ran[0].policy, field) != stub for field, stub in CONSTANTS[name].items())
+    if constants := fc.policy_class(name).constants:
+        assert all(getattr(ran[0].policy, field) != stub for field, stub in constants.items())
         assert Calibration.load(tmp_path / "calibration.json").runs == len(SEARCH)
 
 
@@ -71,6 +71,26 @@ def test_constants_are_measured_once_and_kept(evaluator: Evaluator, monkeypatch:
     first = library(evaluator).space("teacache").bases
     monkeypatch.setattr(Setting, "generate", lambda *_: pytest.fail("measured again"))
     assert library(evaluator).space("teacache").bases == first
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_what_a_policy_measures_itself_is_added_to_the_constants_that_are_kept(evaluator: Evaluator) -> None:
+    class Gap(fc.MagCache):
+        name: ClassVar[str] = "gap"
+        measures: ClassVar[dict[str, fc.Measure]] = {"ratio": fc.Measure("stack", lambda a, b: a.norm() / b.norm())}
+
+        @classmethod
+        def calibrated(cls, measured: fc.Measurements, **fields: Any) -> Any:
+            return cls(ratios={"*": measured.own("gap")["ratio"][0]}, **fields)
+
+    fc.register(Gap)
+    made = library(evaluator)
+    made.space("teacache")
+    before = Calibration.load(made.path)
+    assert "further" not in made.path.read_text()
+    found = library(evaluator).space("gap").bases["gap"]
+    after = Calibration.load(made.path)
+    assert after.model_copy(update={"further": {}}) == before and found == Gap.calibrated(after)
 
 
 def test_constants_that_cannot_be_read_are_put_aside_and_measured_again(evaluator: Evaluator) -> None:

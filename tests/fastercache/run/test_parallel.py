@@ -19,7 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 import fastercache as fc
 from fastercache import zoo
 from fastercache.policies.base import Policy
-from fastercache.policies.vocabulary import Scope, Signal, Step
+from fastercache.policies.signals import Signal
+from fastercache.policies.vocabulary import Scope, Step
 from fastercache.run.parallel import Ranks
 from fastercache.testing.probes import coarse, fine
 from fastercache.zoo.specimen import Specimen

@@ -203,3 +203,44 @@ def test_the_first_block_is_watched_once_a_call(wan: Specimen, monkeypatch: pyte
         with fc.attach(wan.pipe, policy) as session:
             wan.generate(steps=4)
             assert len(watched) == 4 * 2 == session.last.run.count * len(session.last.run.branches), policy.name
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_signal_made_of_others_is_their_function_and_its_bytes_are_known(wan: Specimen) -> None:
+    """What it is made of is captured for it, and what a predictor keeps of it has the size that was planned."""
+
+    @fc.register_signal("token_mean", of=(fc.Signal.MODULATED_INPUT, fc.Signal.INPUT))
+    def token_mean(modulated: Tensor, x: Tensor) -> Tensor:
+        return modulated.mean(1) + x.flatten(1).mean(1, keepdim=True)
+
+    policy = listen(wan, Watching(sites="stack", wanted=token_mean, scope=fc.Scope.CALL))
+    attention = captured(wan.pipe.transformer.blocks[0].attn1, wan)
+    inputs = captured(wan.pipe.transformer, wan)
+    assert len(policy._asked) == len(attention) == len(inputs)
+    for (_, _, got), (given, _), (x, _) in zip(policy._asked, attention, inputs, strict=True):
+        assert got is not None
+        torch.testing.assert_close(got, given.mean(1) + x.flatten(1).mean(1, keepdim=True))
+
+    class Keeps(fc.Hold):
+        name: ClassVar[str] = "keeps"
+
+        @property
+        def needs(self) -> fc.Signal:
+            return token_mean
+
+        def keep(self, value: Tensor, seen: Tensor | None) -> Any:
+            return value, seen
+
+        def predict(self, past: Any, now: fc.Now) -> Tensor:
+            assert now.seen is not None and now.seen.shape == past[-1].value[1].shape
+            value: Tensor = past[-1].value[0]
+            return value
+
+    with fc.attach(wan.pipe, fc.StaticInterval(sites="stack", interval=2, stand_in=Keeps())) as session:
+        wan.generate(steps=4)
+        width = wan.pipe.transformer.config.num_attention_heads * wan.pipe.transformer.config.attention_head_dim
+        assert session.last.bytes_per_step == session.plan().per_step
+        held = session.last.cached_bytes
+    with fc.attach(wan.pipe, fc.StaticInterval(sites="stack", interval=2)) as session:
+        wan.generate(steps=4)
+        assert held - session.last.cached_bytes == 2 * width * 4, "a number a channel, for each of two branches"

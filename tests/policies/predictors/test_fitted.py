@@ -16,7 +16,7 @@ from fastercache.policies.errors import InvalidPolicy, ScheduleMismatch
 from fastercache.policies.methods.planned import Planned
 from fastercache.policies.predictors.fitted import Fitted, Stretch
 from fastercache.policies.registry import load_policy
-from fastercache.policies.vocabulary import Signal
+from fastercache.policies.signals import Signal
 from fastercache.testing import check_policy
 from fastercache.testing.deployment import check_compile
 from fastercache.zoo.specimen import Specimen
