@@ -35,18 +35,29 @@ def _around(module: nn.Module, change: Wrapped) -> Iterator[None]:
 
 
 class Steps:
-    """Counts the scheduler's steps, and the calls of each module within one."""
+    """Counts the scheduler's steps, and the calls of each module within one.
+
+    A step begins with the first call of a module after the scheduler's; some pipelines call the scheduler twice in one.
+    """
 
     def __init__(self, scheduler: Any) -> None:
-        self.index, self._scheduler, self._calls = 0, scheduler, dict[Any, int]()
+        self._index, self._over, self._scheduler, self._calls = 0, False, scheduler, dict[Any, int]()
+
+    @property
+    def index(self) -> int:
+        """Of the step that a module called now belongs to."""
+        if self._over:
+            self._over = False
+            self._index += 1
+            self._calls.clear()
+        return self._index
 
     @contextmanager
     def counting(self) -> Iterator[None]:
         step = self._scheduler.step
 
         def instead(*args: Any, **kwargs: Any) -> Any:
-            self.index += 1
-            self._calls.clear()
+            self._over = True
             return step(*args, **kwargs)
 
         self._scheduler.step = instead
@@ -57,8 +68,9 @@ class Steps:
 
     def call_of(self, module: nn.Module) -> int:
         """How often this module was called in this step before."""
-        self._calls[module] = self._calls.get(module, -1) + 1
-        return self._calls[module]
+        key = (self.index, module)
+        self._calls[key] = self._calls.get(key, -1) + 1
+        return self._calls[key]
 
 
 def mapped(change: Callable[[int, Tensor], Tensor], output: Any) -> Any:
