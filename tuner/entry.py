@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ from torch import Tensor
 
 from fastercache.attachment import find_sites
 from fastercache.policies.base import Policy
-from fastercache.policies.errors import ConfigUnreadable, FasterCacheError
+from fastercache.policies.errors import BudgetNotMet, ConfigUnreadable, FasterCacheError
 from fastercache.policies.methods.faster_cache import PRESETS, FasterCache
+from fastercache.policies.methods.planned import Planned
 from fastercache.policies.schedule import Code, compile_policy
 from fastercache.policies.vocabulary import Run, Site
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.evaluate import Evaluator
 from fastercache.tuner.fields import Bounds
-from fastercache.tuner.library import Library, Searched
+from fastercache.tuner.library import Library, Searched, check
 from fastercache.tuner.logbook import logged
+from fastercache.tuner.planning.material import Told
+from fastercache.tuner.planning.opening import opened
 from fastercache.tuner.propose import SamplerName
 from fastercache.tuner.space import SearchSpace, Space
-from fastercache.tuner.study import OnTrial, Study, disjoint
+from fastercache.tuner.study import GUEST, Guests, OnTrial, Study, disjoint
 
 JOURNAL = "study.journal"
 """The study's file in its folder, where it is kept in no database."""
@@ -50,6 +54,7 @@ def tune(
     references: str | Path | None = None,
     logdir: str | Path | None = None,
     video: Callable[[Any], Tensor] | None = None,
+    told: Told = lambda doing, spent: None,
 ) -> Study:
     """Search the cheapest policy within a budget; call it again with the same arguments to go on.
 
@@ -60,6 +65,8 @@ def tune(
         policy: what to search: a name, a class, or an instance whose unsearched fields are kept; several of these; or
             `any` for every registered policy that the pipeline allows. Constants that belong to a model (TeaCache's
             polynomial, MagCache's ratios, ...) are measured on the first search prompts unless they are given.
+            `planned` among others is planned from a recording of the search prompts, for some 24 uncached generations
+            in all, and the plans that came out are tried beside the rest.
         held_out: prompts the search never sees, for `study.verify()`. Overlap with `prompts` is an error.
         call: keyword arguments of each pipeline call (steps, guidance scale, size, ...).
         trials: how many trials make videos in all, those of earlier calls included. timeout: seconds for this call.
@@ -75,6 +82,7 @@ def tune(
         references: folder of the uncached references, where it is shared.
         logdir: folder for TensorBoard: each trial's settings and figures under HPARAMS.
         video: turns the pipeline's output into a video (F, 3, H, W) in [0, 1], where it is not diffusers' own.
+        told: progress of planning: what is done, and generations spent.
 
     Raises:
         InvalidBudget, InvalidPolicy: for what cannot be read or searched.
@@ -94,7 +102,8 @@ def tune(
         video=video,
     )
     library = Library(evaluator, evaluator.cases(prompts), out / "calibration.json", fixed, bounds)
-    space = library.space(policy)
+    searched, guests = _with_plans(policy, evaluator, prompts, budget, out, references, told)
+    space = library.space(searched)
     if trials:  # before the study is written down: a call that the pipeline refuses leaves none behind
         evaluator.reference(evaluator.cases(prompts[:1])[0])
     study = Study(
@@ -108,9 +117,45 @@ def tune(
         seed=seed,
         sampler=sampler,
         seeds=default_seeds(space, find_sites(pipe), seeds),
+        guests=guests if trials else None,
     )
-    with logged(logdir, on_trial) as told:
-        return study.optimise(trials, timeout, told)
+    with logged(logdir, on_trial) as finished:
+        return study.optimise(trials, timeout, finished)
+
+
+def _with_plans(
+    policy: Searched | Sequence[Searched],
+    evaluator: Evaluator,
+    prompts: Sequence[str],
+    budget: Budget,
+    out: Path,
+    references: str | Path | None,
+    told: Told,
+) -> tuple[Searched | Sequence[Searched], Guests | None]:
+    """What is searched by its fields, and what makes the plans where `planned` was asked for beside it."""
+    names = [policy] if isinstance(policy, (str, Policy, type)) else list(policy)
+    others = [one for one in names if one not in (Planned.name, Planned)]
+    if len(others) == len(names):
+        return policy, None
+    if not others:
+        check([Planned.name], {})
+
+    def guests() -> dict[str, Policy]:
+        evaluator.close()
+        planner = opened(
+            evaluator.setting,
+            prompts,
+            out / "planning",
+            metrics=budget.metrics,
+            references=None if references is None else Path(references),
+            told=told,
+        )
+        with suppress(BudgetNotMet):  # then what was run on the way may keep the budget without a margin
+            planner.for_budget(budget)
+        front = planner.front()
+        return {f"{GUEST}{len(p.computed)}": p.policy(front.steps) for p in front.verified}
+
+    return others, guests
 
 
 def default_seeds(space: Space, sites: Sequence[Site], given: Mapping[str, Policy] | None = None) -> dict[str, Policy]:

@@ -11,6 +11,7 @@ from fastercache.attachment import find_sites
 from fastercache.policies.base import Policy
 from fastercache.policies.documents import put_aside
 from fastercache.policies.errors import ConfigUnreadable, FasterCacheError, InvalidPolicy, suggest
+from fastercache.policies.methods.planned import Planned
 from fastercache.policies.plugins import ANY
 from fastercache.policies.registry import known_policies, policy_class
 from fastercache.tuner.evaluate import Evaluator
@@ -129,6 +130,13 @@ def check(names: Sequence[str], fixed: Mapping[str, Any]) -> None:
     if ANY in names and not everything:
         raise InvalidPolicy(f"'{ANY}' already stands for every policy: give it alone")
     known = list(known_policies()) if everything else [_name(name) for name in names]
+    if Planned.name in known and not everything:
+        if len(known) == 1:
+            raise InvalidPolicy(
+                "planned has no fields to search: `fastercache plan` makes a plan from a recording; with other "
+                "policies beside it `tune` makes one first"
+            )
+        known.remove(Planned.name)
     given = {known[0]: dict(fixed)} if len(known) == 1 else _by_policy(fixed, dict.fromkeys(known))
     for name, fields in given.items():
         if fields or not everything:

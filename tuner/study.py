@@ -44,6 +44,9 @@ SEEDING = 30.0
 """Seconds that a worker waits for the one that made the study to queue its seeds."""
 
 OnTrial = Callable[["Study", Record], None]
+Guests = Callable[[], Mapping[str, Policy]]
+"""Makes policies that are tried beside the searched ones, by name; all names begin with `GUEST`."""
+GUEST = "planned:"
 
 
 class Study(Shown):
@@ -68,6 +71,7 @@ class Study(Shown):
         seed: int = 0,
         sampler: SamplerName = "known-cost",
         seeds: Mapping[str, Policy] | None = None,
+        guests: Guests | None = None,
     ) -> None:
         disjoint(search, held_out)
         self.evaluator, self.space, self.budget = evaluator, space, budget
@@ -80,7 +84,7 @@ class Study(Shown):
         self._proposer = Proposer(space, lambda policy: self.cost_model.forecast(policy))
         self._cost_model: CostModel | None = None
         self._records: dict[int, Record] = {}
-        self._seeds = dict(seeds or {})
+        self._seeds, self._guests = dict(seeds or {}), guests
         optuna_verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
@@ -175,6 +179,9 @@ class Study(Shown):
         while not self._made and SEEDED not in self.optuna.user_attrs and time.monotonic() < until:
             time.sleep(0.05)  # where the one that made the study died before, another does it after a while
         present = {Notes.of(t).source for t in self.optuna.get_trials(deepcopy=False) if not is_interrupted(t)}
+        if self._guests is not None and not any(source.startswith(GUEST) for source in present):
+            for source, policy in self._guests().items():
+                enqueue(self.optuna, {}, policy=dump(policy), source=source)
         for source, policy in self._seeds.items():
             if source not in present:
                 encoded = self.space.encode(policy)
@@ -204,8 +211,8 @@ class Study(Shown):
         return Record.of(self.optuna.get_trials(deepcopy=False)[trial.number])
 
     def _try(self, trial: Trial) -> None:
-        params = self.space.suggest(trial)
         noted = Notes.of(trial)
+        params = {} if noted.source.startswith(GUEST) else self.space.suggest(trial)
         if noted.policy is not None:
             policy = load_policy(noted.policy)
         else:

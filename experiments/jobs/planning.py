@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,10 +25,10 @@ from fastercache.policies.errors import InvalidPolicy
 from fastercache.tuned import Results, TunedConfig, prompt_hash
 from fastercache.tuner import Budget
 from fastercache.tuner.planning.front import Front, Point, means
-from fastercache.tuner.planning.material import Told, material
+from fastercache.tuner.planning.material import Told
+from fastercache.tuner.planning.opening import opened
 from fastercache.tuner.planning.planner import EFFORTS, Planner
-from fastercache.tuner.planning.record import PlanRecord
-from fastercache.tuner.setting import Case, References, Setting, hardware, run
+from fastercache.tuner.setting import Setting, hardware, run
 
 PLANNED = "planned"
 HELD_OUT_SEED = 100_000
@@ -103,28 +101,9 @@ def open_planner(
     storage: str | None = None,
     told: Told = lambda doing, spent: None,
 ) -> Planner:
-    """Record the search prompts, or read what was recorded, and open the study that keeps the plans; see `plan`."""
+    """The planner of an opened pipeline, see `tuner.planning.opening`."""
     setting = Setting(subject.pipe, subject.call, seed)
-    cases = setting.cases(prompts)
-    recorded = material(References(setting, folder / "references"), cases, told=told)
-    made_for = _made_for(setting, cases, effort)
-    # One study for each effort and set of prompts, beside shared references.
-    name = f"{'plans' if storage is None else folder.name}-{made_for[:8]}"
-    record = PlanRecord(storage or folder / "plans.journal", made_for, name=name)
-    return Planner(
-        setting,
-        recorded,
-        effort=effort,
-        metrics=("psnr", "ssim", *metrics),
-        judged=record.add,
-        known=record.known,
-        told=told,
-    )
-
-
-def _made_for(setting: Setting, cases: Sequence[Case], effort: int) -> str:
-    key = json.dumps([setting.identity, [[case.prompt, case.seed] for case in cases], effort], sort_keys=True)
-    return hashlib.sha256(key.encode()).hexdigest()[:32]
+    return opened(setting, prompts, folder, effort=effort, metrics=metrics, storage=storage, told=told)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export
 from fastercache.tuner.entry import JOURNAL
 from fastercache.tuner.export import searched
 from fastercache.tuner.library import check
+from fastercache.tuner.planning.material import Told
 
 JOB, TUNED = "job.json", "tuned"
 _GAP = "{difference:+.2f} dB (95 % interval {low:+.2f} to {high:+.2f}) at equal FLOPs on the held-out prompts"
@@ -135,6 +136,7 @@ def study_of(
     trials: int,
     seconds: float | None,
     on_trial: Callable[[Study, Record], None] | None = None,
+    told: Told = lambda doing, spent: None,
     references: Path | None = None,
     logdir: Path | None = None,
     storage: str | None = None,
@@ -157,6 +159,7 @@ def study_of(
         seed=job.seed,
         fixed=job.fields,
         on_trial=on_trial,
+        told=told,
         references=references,
         logdir=logdir,
         storage=storage,
@@ -165,8 +168,8 @@ def study_of(
 
 
 @contextmanager
-def watched(trials: int, seconds: float | None) -> Iterator[Callable[[Study, Record], None]]:
-    """A progress bar over trials, or over the time limit where there is one, with the best so far."""
+def watched(trials: int, seconds: float | None) -> Iterator[tuple[Callable[[Study, Record], None], Told]]:
+    """A progress bar over trials, or over the time limit where there is one, with the best so far; and over plans."""
     began = time.monotonic()
     with progress() as bar:
         task = bar.add_task("tuning", total=seconds or trials)
@@ -177,7 +180,10 @@ def watched(trials: int, seconds: float | None) -> Iterator[Callable[[Study, Rec
             text = f"tuning, {counted(ran, 'trial')}, best {max(saving, default=1.0):.2f}x"
             bar.update(task, description=text, completed=time.monotonic() - began if seconds else ran)
 
-        yield tick
+        def told(doing: str, spent: float) -> None:
+            bar.update(task, description=f"planning, {spent:.1f} generations: {doing}")
+
+        yield tick, told
 
 
 def tell(budget: Budget) -> None:
@@ -207,7 +213,7 @@ def search(
     job.save(folder, storage)
     subject = job.open()
     tell(budget)
-    with watched(trials, seconds) as tick:
+    with watched(trials, seconds) as (tick, told):
         logdir = folder / "tensorboard"
         study = study_of(
             subject,
@@ -216,6 +222,7 @@ def search(
             trials=trials,
             seconds=seconds,
             on_trial=tick,
+            told=told,
             references=references,
             logdir=logdir,
             storage=storage,

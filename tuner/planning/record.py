@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import optuna
 from optuna.distributions import IntDistribution
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.trial import TrialState, create_trial
 
 from fastercache.policies.errors import ConfigMismatch
@@ -37,7 +38,9 @@ class PlanRecord:
         storage = open_storage(place)
         try:
             self.study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
-            self.study.set_metric_names(["decibels"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self.study.set_metric_names(["decibels"])
         except DuplicatedStudyError:
             self.study = optuna.load_study(storage=storage, study_name=name)
         before = self.study.user_attrs.get(KEY, made_for)

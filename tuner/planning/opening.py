@@ -1,0 +1,56 @@
+"""A planner opened in a folder: recordings, references and judged plans are kept there, and none is made twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastercache.tuner.planning.material import Told, material
+from fastercache.tuner.planning.planner import Planner
+from fastercache.tuner.planning.record import PlanRecord
+from fastercache.tuner.setting import Case, References, Setting
+
+
+def opened(
+    setting: Setting,
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    effort: int = 1,
+    metrics: Sequence[str] = (),
+    references: Path | None = None,
+    storage: str | None = None,
+    told: Told = lambda doing, spent: None,
+) -> Planner:
+    """Record the search prompts, or read what was recorded, and open the study that keeps the plans.
+
+    Args:
+        setting: the pipeline and its call. prompts: the search prompts. folder: where everything is kept.
+        effort, metrics: see `Planner`. references: another folder of the uncached references, where it is shared.
+        storage: a database for the study of plans, in place of a file in the folder. told: progress.
+
+    Raises:
+        RecordingError: see `material`. ConfigMismatch: if the folder holds plans of something else.
+    """
+    cases = setting.cases(prompts)
+    recorded = material(References(setting, references or folder / "references"), cases, told=told)
+    made_for = _made_for(setting, cases, effort)
+    # One study for each effort and set of prompts, beside shared references.
+    name = f"{'plans' if storage is None else folder.name}-{made_for[:8]}"
+    record = PlanRecord(storage or folder / "plans.journal", made_for, name=name)
+    return Planner(
+        setting,
+        recorded,
+        effort=effort,
+        metrics=("psnr", "ssim", *metrics),
+        judged=record.add,
+        known=record.known,
+        told=told,
+    )
+
+
+def _made_for(setting: Setting, cases: Sequence[Case], effort: int) -> str:
+    key = json.dumps([setting.identity, [[case.prompt, case.seed] for case in cases], effort], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
