@@ -22,7 +22,7 @@ from fastercache.policies.errors import FasterCacheError, RecordingError
 from fastercache.policies.registry import dump
 from fastercache.policies.schedule import Code
 from fastercache.policies.vocabulary import Branch, Kind, Run, Site, matches, select
-from fastercache.tuned import model_identity, package_versions, scheduler_identity
+from fastercache.tuned import guidance_scale_of, model_identity, package_versions, scheduler_identity
 
 DEFAULT_SITES = "attention|denoiser|branch"
 
@@ -257,8 +257,7 @@ class Recorder:
             self._sums.add(statistics, guidance)
             self._values += self._run_values
             self._predicted += self._run_predicted
-            scale = getattr(self.session.pipe, "guidance_scale", None)
-            self._guidance_scale = float(scale) if isinstance(scale, (int, float)) else None
+            self._guidance_scale = guidance_scale_of(self.session.pipe)
             self._bands = self._guidance is None or self._guidance.bands
         else:
             self._discarded += 1

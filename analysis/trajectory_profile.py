@@ -23,7 +23,7 @@ from fastercache.policies.documents import read_model, write_atomic, write_json
 from fastercache.policies.errors import ConfigUnreadable, RecordingError
 from fastercache.policies.notebook import Shown
 from fastercache.policies.vocabulary import Step
-from fastercache.tuned import Identity, Model, model_identity, package_versions, scheduler_identity
+from fastercache.tuned import Identity, Model, guidance_scale_of, model_identity, package_versions, scheduler_identity
 
 WHAT = "trajectory profile"
 
@@ -94,7 +94,7 @@ class TrajectoryProfile(Shown):
         info = TrajectoryInfo(
             model=model_identity(pipe),
             scheduler=scheduler_identity(pipe),
-            guidance_scale=getattr(pipe, "guidance_scale", None),
+            guidance_scale=guidance_scale_of(pipe),
             kind=first.kind,
             reach=first.reach,
             stochastic=first.stochastic,

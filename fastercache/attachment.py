@@ -17,7 +17,7 @@ from fastercache.policies.base import Policy
 from fastercache.policies.errors import AttachError
 from fastercache.policies.vocabulary import Branch, Site
 from fastercache.session import Session
-from fastercache.tuned import OtherConditions, TunedConfig
+from fastercache.tuned import OtherConditions, TunedConfig, guidance_scale_of
 
 
 def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
@@ -131,8 +131,7 @@ def attach(
 
         def check(run: Any, pipe: Any, latent: tuple[int, ...]) -> None:
             style: Guidance = session.guidance if len(run.branches) > 1 else "none"
-            scale = getattr(pipe, "guidance_scale", None)
-            tuned.check_run(run.count, scale, allow=frozenset(allow), guidance=style)
+            tuned.check_run(run.count, guidance_scale_of(pipe), allow=frozenset(allow), guidance=style)
             for difference in set(tuned.differences(target, latent)) - said:
                 said.add(difference)
                 warnings.warn(difference, OtherConditions, stacklevel=2)

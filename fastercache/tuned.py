@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from fastercache.model.families import COMPONENTS
 from fastercache.policies.base import Policy
@@ -348,6 +348,14 @@ def model_identity(target: Any) -> Model:
     config |= {name: dict(getattr(module, "config", {})) for name, module in rest}
     pipeline = None if isinstance(target, nn.Module) else type(target).__name__
     return Model(pipeline=pipeline, denoiser=Identity.of(type(getattr(first, "_orig_mod", first)).__name__, config))
+
+
+def guidance_scale_of(pipe: Any) -> float | None:
+    """The guidance scale of a pipeline's last or current run, where it tells; the largest where each frame has one."""
+    scale = getattr(pipe, "guidance_scale", None)
+    if isinstance(scale, Tensor):
+        return float(scale.max()) if scale.numel() else None
+    return float(scale) if isinstance(scale, (int, float)) else None
 
 
 def scheduler_identity(target: Any) -> Identity | None:

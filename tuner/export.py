@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from fastercache.policies.errors import ConfigUnreadable
-from fastercache.tuned import Certificate, Measured, Results, TunedConfig, prompt_hash
+from fastercache.tuned import Certificate, Measured, Results, TunedConfig, guidance_scale_of, prompt_hash
 from fastercache.tuner.record import Record
 from fastercache.tuner.study import Study
 
@@ -27,7 +27,7 @@ def export(
     """
     record = record or study.best()
     run = study.cost_model.run
-    scale = study.evaluator.setting.call.get("guidance_scale", getattr(study.evaluator.pipe, "guidance_scale", None))
+    scale = study.evaluator.setting.call.get("guidance_scale", guidance_scale_of(study.evaluator.pipe))
     return TunedConfig.describe(
         study.evaluator.pipe,
         record.policy,

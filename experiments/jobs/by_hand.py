@@ -54,17 +54,18 @@ class Steps:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        step = self._scheduler.step
+        kind = type(self._scheduler)  # of the class: a pipeline may step a copy of its scheduler as well
+        step = kind.step
 
-        def instead(*args: Any, **kwargs: Any) -> Any:
+        def instead(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
             self._over = True
-            return step(*args, **kwargs)
+            return step(scheduler, *args, **kwargs)
 
-        self._scheduler.step = instead
+        kind.step = instead
         try:
             yield
         finally:
-            del self._scheduler.step
+            kind.step = step
 
     def call_of(self, module: nn.Module) -> int:
         """How often this module was called in this step before."""

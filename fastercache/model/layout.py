@@ -46,10 +46,15 @@ def take_rows(value: Any, lead: int | tuple[int, ...], parts: Sequence[int], of:
 
 
 def per_row(value: Any, leads: tuple[int, ...], tokens: int | None) -> bool:
-    """Whether position embeddings are given for each row: (B, N, D) as in LTX, not (N, D) or (N, heads, D)."""
+    """Whether position embeddings are given for each row: (B, N, D) as in LTX, or (B, 1, N, ...) with an axis for heads
+    as in PRX, not (N, D) or (N, heads, D)."""
     if isinstance(value, (tuple, list)):
         return bool(value) and all(per_row(item, leads, tokens) for item in value)
-    return isinstance(value, Tensor) and value.ndim == 3 and value.shape[0] in leads and value.shape[1] == tokens
+    if not isinstance(value, Tensor) or value.ndim < 3 or value.shape[0] not in leads:
+        return False
+    if value.ndim == 3:
+        return value.shape[1] == tokens
+    return value.shape[1] == 1 and value.shape[2] == tokens
 
 
 def leading_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "hidden_states") -> Tensor:

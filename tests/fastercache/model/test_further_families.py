@@ -13,7 +13,9 @@ import fastercache as fc
 from fastercache import zoo
 from fastercache.attachment import denoisers_of
 from fastercache.model.finder import find_blocks
+from fastercache.model.layout import take_rows
 from fastercache.policies.vocabulary import COND, UNCOND
+from fastercache.tuned import guidance_scale_of
 from fastercache.zoo import SWEPT as FURTHER
 from fastercache.zoo.specimen import Specimen
 from tests.fastercache.model.test_families import first_cond_output
@@ -106,6 +108,42 @@ def test_the_unconditional_branch_is_predicted_as_by_hand(name: str) -> None:
         s.generate(steps=2)
     expected = seen[COND, 1] + seen[UNCOND, 0] - seen[COND, 0]
     assert torch.allclose(seen[UNCOND, 1], expected, atol=1e-5)
+
+
+def test_a_position_embedding_that_is_given_for_each_row_is_cut_with_them() -> None:
+    """PRX hands every attention (B, 1, N, ...): one branch of it is the rows of a whole call."""
+    s = specimen("prx")
+    attention = s.pipe.transformer.blocks[0].attention
+    given: list[dict[str, Any]] = []
+    handle = attention.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs), with_kwargs=True)
+    s.generate(steps=2)
+    handle.remove()
+    whole = given[-1]
+    assert whole["image_rotary_emb"].shape[:2] == (2, 1)
+    with torch.no_grad():
+        both = attention(**whole)
+        for part in (0, 1):
+            own = attention(**take_rows(whole, 2, [part], 2))
+            assert torch.allclose(own, both[part : part + 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["prx", "pixart-sigma"])
+def test_attention_and_a_branch_are_reused_together(name: str) -> None:
+    """FasterCache computes one branch of a call at some steps, also inside its attentions."""
+    s = specimen(name)
+    with fc.attach(s.pipe, fc.FasterCache(start=0.1, cfg_start=0.2, cfg_interval=3)) as session:
+        s.generate(steps=8)
+    assert session.last.speedup_flops > 1.3
+
+
+def test_guidance_that_differs_from_frame_to_frame_is_told_by_its_largest() -> None:
+    s = specimen("svd")
+    s.generate(steps=2)
+    assert isinstance(s.pipe.guidance_scale, Tensor)
+    assert guidance_scale_of(s.pipe) == float(s.pipe.guidance_scale.max()) > 1.0
+    s.pipe._guidance_scale = 2
+    assert guidance_scale_of(s.pipe) == 2.0
+    assert guidance_scale_of(object()) is None
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE_CALLS))
