@@ -149,6 +149,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "WanTransformer3DModel": _SEPARATE,
     "WanVACETransformer3DModel": Family("separate", order=(COND, UNCOND), stack=("blocks",)),
+    "WanAnimateTransformer3DModel": Family("separate", order=(COND, UNCOND), stack=("blocks",)),
     "Lumina2Transformer2DModel": Family(
         "separate", order=(COND, UNCOND), stack=("layers",), roles={"layers.*.attn": Role.JOINT}
     ),
