@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -156,4 +157,10 @@ class _Runner:
         return self.owner._answer(self.number, call, denoiser, source)
 
     def stepped(self, lane: Lane, step: SamplerStep) -> None:
-        self.last = step
+        self.last = _owned(step)
+
+
+def _owned(step: SamplerStep) -> SamplerStep:
+    """The step with copies of what belongs to the pipeline: some write the next latents over the present ones."""
+    calls = tuple(replace(call, input=call.input.clone()) for call in step.calls)
+    return replace(step, latent=step.latent.clone(), after=step.after.clone(), calls=calls)

@@ -51,6 +51,23 @@ def test_results_equal_separate_calls(family: str) -> None:
     assert clean(specimen.pipe, before)
 
 
+def test_a_step_that_was_heard_does_not_change_when_the_pipeline_writes_over_its_latents() -> None:
+    """Kandinsky 5 assigns the next latents into the tensor that the denoiser was given."""
+    specimen = zoo.build("kandinsky5")
+    seen: list[Tensor] = []
+    handle = specimen.pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["hidden_states"].clone()), with_kwargs=True
+    )
+    with Lockstep(specimen.pipe, [of(specimen, 0)]) as lock:
+        lock.start()
+        (first,) = lock.advance()
+        (second,) = lock.advance()
+        lock.results()
+    handle.remove()
+    assert torch.equal(first.calls[0].input, seen[0])
+    assert torch.equal(first.after, second.latent) and not torch.equal(first.latent, second.latent)
+
+
 def test_an_answer_stands_in_for_a_call_and_is_not_counted() -> None:
     pipe = Pipe()
     with Lockstep(pipe, [lambda p: p(0), lambda p: p(1)]) as lock:
