@@ -1,4 +1,4 @@
-"""The command `report`. Arguments and help only; the work is imported when it runs."""
+"""The commands `report` and `attribute`. Arguments and help only; the work is imported when it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from fastercache.experiments.commands.options import Json, finish
+from fastercache.experiments.commands.options import (
+    Allow,
+    Call,
+    Device,
+    Dtype,
+    Json,
+    Pipe,
+    PromptFile,
+    Seed,
+    finish,
+    opened,
+)
 
 
 def report(
@@ -31,3 +42,55 @@ def report(
     from fastercache.experiments.jobs import reporting
 
     finish(reporting.report(paths, out, title=title, show=not as_json), as_json)
+
+
+def attribute(
+    pipe: Pipe,
+    config: Annotated[
+        Path, typer.Option("--config", metavar="FILE", help="The planned schedule: a config that `plan` made.")
+    ],
+    count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Measure on the first N prompts.")] = 2,
+    truth: Annotated[
+        bool, typer.Option("--truth/--no-truth", help="Measure by cached runs, or predict from the recording alone.")
+    ] = True,
+    study: Annotated[
+        Path | None,
+        typer.Option("--study", metavar="DIR", help="The folder of `plan`, for its recordings. [planning/PIPE]"),
+    ] = None,
+    prompt_file: PromptFile = None,
+    allow: Allow = None,
+    call: Call = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Name the stretches of skipped steps that make the error of a planned schedule.
+
+    Each stretch's share in the error is predicted from the recording of `plan` and measured by cached runs; so is what
+    computing it would gain. Prompts, seed and call are those that `plan` was given.
+
+    Example: `fastercache attribute latte-digits --config fast.json --count 1`
+    """
+    from fastercache.experiments.arguments import read_prompts
+    from fastercache.experiments.jobs import attributing
+    from fastercache.experiments.pipelines import shipped_captions
+
+    tuned, plan = attributing.read_plan(config, pipe)
+    prompts = read_prompts(prompt_file) if prompt_file else shipped_captions(pipe, "train")
+    subject = opened(pipe, device, dtype, call)
+    finish(
+        attributing.attribute(
+            subject,
+            tuned,
+            plan,
+            prompts,
+            count=count,
+            with_truth=truth,
+            seed=seed,
+            allow=allow or (),
+            folder=study or Path("planning") / Path(pipe).name,
+            show=not as_json,
+        ),
+        as_json,
+    )

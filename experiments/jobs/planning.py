@@ -79,7 +79,7 @@ def plan(
     )
 
     def priced(seconds: float) -> None:
-        say(f"an uncached generation takes {seconds:.1f} s here: at most some {_lasting(price * seconds)} in all")
+        say(f"an uncached generation takes {seconds:.1f} s here: at most some {lasting(price * seconds)} in all")
 
     with watched(EFFORTS[effort].generations) as told:
         planner = open_planner(
@@ -102,7 +102,8 @@ def plan(
     return _shipped(subject, planner, front, point, alone, held_out, wanted, folder, out, seed, metrics, show)
 
 
-def _lasting(seconds: float) -> str:
+def lasting(seconds: float) -> str:
+    """`40 s`, `3 min`."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 

@@ -23,6 +23,7 @@ FEW = {
     "generate": ["--steps", "6"],
     "analyze": ["--steps", "6", "--count", "1"],
     "plan": ["--steps", "6", "--count", "1", "--held-out-count", "1", "--effort", "0"],
+    "attribute": ["--count", "1"],
     "certify": ["--steps", "6", "--rate", "0.5", "--level", "0.6", "--count", "2"],
     "tune": ["--steps", "6", "--count", "1", "--trials", "2"],
     "bench": ["--steps", "6", "--count", "1"],

@@ -21,7 +21,7 @@ fixed combination of the denoiser's outputs, each skipped step is fitted to the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -112,15 +112,18 @@ class FittedRuns:
 
 @dataclass
 class Memory:
-    """Outputs of computed steps by the plan's beginning up to them: plans with one beginning share its calls."""
+    """Outputs of computed steps by the plan's `beginning` up to them: plans with one beginning share its calls."""
 
     kept: dict[Steps, Calls] = field(default_factory=dict)
 
-    def only(self, computed: Steps) -> None:
-        """Forget what belongs to other plans than one."""
-        self.kept = {
-            beginning: calls for beginning, calls in self.kept.items() if beginning == computed[: len(beginning)]
-        }
+    def only(self, whole: Steps) -> None:
+        """Forget what belongs to other plans than one, `beginning` of its last step."""
+        self.kept = {begun: calls for begun, calls in self.kept.items() if begun == whole[: len(begun)]}
+
+
+def beginning(computed: Collection[int], exact: Collection[int], step: int) -> Steps:
+    """The steps that a run computes up to one, in order; ~k for a step k whose output no stand-in combines."""
+    return tuple(k if k in computed else ~k for k in sorted({*computed, *exact}) if k <= step)
 
 
 def fit(
@@ -131,6 +134,7 @@ def fit(
     *,
     history: int = 5,
     ridge: float = RIDGE,
+    exact: Collection[int] = (),
     memory: Memory | None = None,
     go_on: Callable[[FittedRuns], bool] = lambda found: True,
     finish: bool = True,
@@ -140,6 +144,8 @@ def fit(
     Args:
         runs: the prompts. computed: the plan's steps, rising; the first of every denoiser is among them.
         history: K, how many computed outputs a stand-in combines.
+        exact: steps beside the plan's at which the denoiser is computed too. The run uses what it gives, but no
+            stand-in combines it. They are whole stretches.
         memory: outputs known from plans with the same beginning; what this plan computes is added.
         go_on: asked after each stretch; False gives the plan up.
         finish: whether the generations are run to their end, and `results` filled.
@@ -152,17 +158,17 @@ def fit(
         raise FasterCacheError(f"a plan computes the first step of each denoiser: step {min(missing)} is left out")
     work = _Work(sampler, [run.reference for run in runs], history, ridge)
     found = FittedRuns(computed)
-    chosen = set(computed)
+    chosen, every = set(computed), {*computed, *exact}
     with Lockstep(pipe, [run.generate for run in runs]) as lock:
         lock.start()
         for k in range(sampler.steps):
-            if k in chosen:
-                beginning = tuple(step for step in computed if step <= k)
-                known = memory.kept.get(beginning) if memory is not None else None
+            if k in every:
+                begun = beginning(computed, exact, k)
+                known = memory.kept.get(begun) if memory is not None else None
                 steps = lock.advance(_recalled(known))
                 if memory is not None:
-                    memory.kept[beginning] = [step.calls for step in steps]
-                work.computed(steps)
+                    memory.kept[begun] = [step.calls for step in steps]
+                (work.computed if k in chosen else work.used)(steps)
             else:
                 stretch = work.stretch(k, computed)
                 if not found.stretches or found.stretches[-1] != stretch:
@@ -210,6 +216,7 @@ def replay(
     computed: Steps,
     stretches: Sequence[Stretch],
     *,
+    exact: Collection[int] = (),
     memory: Memory | None = None,
     keep: bool = True,
     finish: bool = False,
@@ -217,23 +224,24 @@ def replay(
     """Run prompts under a plan with given weights.
 
     Args:
+        exact: see `fit`.
         memory: outputs known from a run with the same beginning *and the same weights up to there*.
         keep: whether what is computed is added to the memory. finish: whether the generations are run to their end.
     """
     depth = max((len(s.outputs) for s in stretches), default=1)
     work = _Work(sampler, [run.reference for run in runs], depth, RIDGE)
-    chosen = set(computed)
+    chosen, every = set(computed), {*computed, *exact}
     sizes: list[Floats] = []
     with Lockstep(pipe, [run.generate for run in runs]) as lock:
         lock.start()
         for k in range(sampler.steps):
-            if k in chosen:
-                beginning = tuple(step for step in computed if step <= k)
-                known = memory.kept.get(beginning) if memory is not None else None
+            if k in every:
+                begun = beginning(computed, exact, k)
+                known = memory.kept.get(begun) if memory is not None else None
                 steps = lock.advance(_recalled(known))
                 if memory is not None and keep:
-                    memory.kept[beginning] = [step.calls for step in steps]
-                work.computed(steps)
+                    memory.kept[begun] = [step.calls for step in steps]
+                (work.computed if k in chosen else work.used)(steps)
             else:
                 serving = [stretch for stretch in stretches if stretch.start <= k][-1]
                 if serving.start == k:

@@ -54,6 +54,11 @@ def generation(references: References, case: Case) -> Generate:
     return generate
 
 
+def recorded(references: References, cases: Sequence[Case]) -> list[Case]:
+    """The cases that `material` would read and not generate, in order."""
+    return [case for case in cases if _place(references, case).with_suffix(".json").is_file()]
+
+
 def material(
     references: References,
     cases: Sequence[Case],
