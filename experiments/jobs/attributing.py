@@ -63,7 +63,7 @@ def attribute(
         ConfigMismatch: if the config was made for another pipeline. InvalidPolicy: see `weights_of`.
     """
     config.check(subject.pipe, allow)
-    subject = _as_made(subject, config)
+    subject = as_made(subject, config)
     setting = Setting(subject.pipe, subject.call, seed)
     references = References(setting, folder / "references")
     cases = setting.cases(prompts)
@@ -103,7 +103,7 @@ def attribute(
     }
 
 
-def _as_made(subject: Subject, config: TunedConfig) -> Subject:
+def as_made(subject: Subject, config: TunedConfig) -> Subject:
     """The subject with the steps of the config, and its guidance scale where the pipeline's own is another."""
     call = {**subject.call, "num_inference_steps": config.steps}
     parameter = inspect.signature(type(subject.pipe).__call__).parameters.get("guidance_scale")
@@ -124,7 +124,7 @@ def _truth(subject: Subject, found: Material, plan: fc.Planned, count: int, step
             bar.update(task, description=doing, completed=done)
             if done and not priced:
                 priced = True
-                say(f"at most some {lasting((time.perf_counter() - began) / done * calls)} in all here")
+                say(f"at this pace some {lasting((time.perf_counter() - began) / done * calls)} in all here")
 
         runs, videos = found.runs[:count], found.videos[:count]
         return attribution.truth(subject.pipe, runs, videos, found.sampler, plan, told=told)

@@ -4,7 +4,7 @@ A decision is to skip one stretch of steps. Let E be the mean squared error of t
 questions have different answers:
 
 - *What does a stretch do wrong by itself?* `alone`: the error of a run that skips this stretch and computes all others,
-  with the weights fitted to that. Predicted, it is the isolated damage (`damage`), which costs no run.
+  with the weights fitted to that. `predicted` has it without a run.
 - *What does computing it gain?* `without`: the error of the plan with this stretch computed as well, all weights as
   they are, E less which is its drop.
 
@@ -33,6 +33,7 @@ from fastercache.policies.errors import InvalidPolicy, ScheduleMismatch
 from fastercache.policies.predictors.fitted import Fitted, Stretch
 from fastercache.tuner.planning.damage import Damage
 from fastercache.tuner.planning.fitting import Memory, Sampler, SearchRun, beginning, fit, replay
+from fastercache.tuner.planning.rehearsal import GROWTH
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,11 @@ def weights_of(plan: fc.Planned, sampler: Sampler) -> tuple[Stretch, ...]:
 
 
 def predicted(trajectory: Trajectory, sampler: Sampler, plan: fc.Planned) -> Floats:
-    """What each stretch does wrong by itself, (D,), from the recording alone: its isolated damage, see `damage`."""
+    """What each stretch does wrong by itself, (D,), from the recording alone.
+
+    That is its isolated damage (`damage`), which has the sampler's part, and the denoiser's as `rehearsal` has it: an
+    error that nothing repairs grows by e^GROWTH over a run, so by e^(GROWTH (1 - j / n)) from the stretch's end j.
+    """
     damage = Damage(
         trajectory,
         sampler.impulse,
@@ -93,8 +98,11 @@ def predicted(trajectory: Trajectory, sampler: Sampler, plan: fc.Planned) -> Flo
         latent=sampler.input is not None,
         starts=sampler.relations.starts,
     )
-    after = [decision.after for decision in decisions(plan)]
-    return damage.by_stretch(plan.computed)[np.isin(plan.computed, after)]
+    skipped = decisions(plan)
+    isolated = damage.by_stretch(plan.computed)[np.isin(plan.computed, [decision.after for decision in skipped])]
+    left = np.array([1.0 - (decision.last + 1) / plan.steps for decision in skipped])
+    found: Floats = isolated * np.exp(2.0 * GROWTH * left)
+    return found
 
 
 def shares(errors: Floats) -> Floats:
@@ -206,9 +214,9 @@ def truth(
     memory, alone = Memory(), []
     for decision in reversed(skipped):  # the last one first: its run computes what all others begin with
         told(f"skipping {decision} alone", calls)
-        exact = [step for step in every if step not in decision.steps]
+        others = [step for step in every if step not in decision.steps]
         depth = plan.stand_in.depth
-        run = fit(pipe, runs, sampler, plan.computed, history=depth, exact=exact, memory=memory, finish=False)
+        run = fit(pipe, runs, sampler, plan.computed, history=depth, exact=others, memory=memory, finish=False)
         memory.only(uncached)
         alone.append(run.errors[-1])
         calls += run.calls
