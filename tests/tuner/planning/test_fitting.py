@@ -131,6 +131,19 @@ def test_memory_of_shared_beginnings_saves_calls_and_changes_nothing() -> None:
     assert fit(pipe, runs, sampler, (0, 2, 3, 6), memory=memory).calls == 9
 
 
+def test_memory_tells_computed_steps_that_are_combined_from_others() -> None:
+    """Both runs compute steps 0, 1, 2, 3 and 6, but what stands in at 4 and 5 is made of other outputs."""
+    pipe = Pipe()
+    sampler, runs = material(pipe)
+    memory = Memory()
+    other = fit(pipe, runs, sampler, (0, 1, 2, 3, 6), history=3, memory=memory)
+    fresh = fit(pipe, runs, sampler, (0, 2, 3, 6), history=3, exact={1})
+    shared = fit(pipe, runs, sampler, (0, 2, 3, 6), history=3, exact={1}, memory=memory)
+    assert shared.stretches == fresh.stretches != other.stretches
+    assert all(torch.equal(a, b) for a, b in zip(shared.results, fresh.results, strict=True))
+    assert (fresh.calls, shared.calls) == (5 * len(SEEDS), 4 * len(SEEDS)), "step 0 is shared"
+
+
 def test_a_plan_is_given_up_when_asked() -> None:
     pipe = Pipe()
     sampler, runs = material(pipe)
