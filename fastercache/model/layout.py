@@ -15,8 +15,8 @@ from fastercache.policies.errors import AttachError
 
 # Arguments whose leading axis is not the batch, even where the sizes happen to agree; but see `per_row`.
 UNSLICED = frozenset(
-    {"image_rotary_emb", "rotary_emb", "freqs_cis", "freqs_cos", "freqs_sin", "img_ids", "txt_ids", "img_shapes",
-     "rope_interpolation_scale", "control_hidden_states_scale"}
+    {"image_rotary_emb", "rotary_emb", "rotary_embedding", "freqs_cis", "freqs_cos", "freqs_sin", "img_ids", "txt_ids",
+     "img_shapes", "text_rope_pos", "visual_rope_pos", "rope_interpolation_scale", "control_hidden_states_scale"}
 )  # fmt: skip
 
 

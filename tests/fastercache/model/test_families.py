@@ -49,7 +49,7 @@ def specimen(name: str) -> Specimen:
 @pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_every_law_holds(name: str, kind: str) -> None:
     s = specimen(name)
-    report = check_policy(fine(s.pipe) if kind == "fine" else coarse(s.pipe), s).raise_if_broken()
+    report = check_policy(fine(s) if kind == "fine" else coarse(s), s).raise_if_broken()
     skipped = [v.law for v in report.verdicts if v.passed is None]
     expected = [4, 5] if name in DISTILLED else [4] if name in TEXT_LENGTHS else []
     if name in PERTURBED or (name == "vchitect-2.0" and kind == "fine"):
@@ -144,7 +144,7 @@ def test_distilled_guidance_has_nothing_for_cfg_cache(name: str) -> None:
 @pytest.mark.parametrize("name", ["flux-true-cfg", "qwen-image", "wan"])
 def test_guidance_is_told_anew_for_each_run(name: str) -> None:
     s = specimen(name)
-    with fc.attach(s.pipe, fine(s.pipe)) as session:
+    with fc.attach(s.pipe, fine(s)) as session:
         for overrides in ({}, s.unguided, {}):
             s.generate(**overrides)
             assert session.last.run.branches == ((COND,) if overrides else (COND, UNCOND))
