@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastercache.model.layout import UNSLICED, leading_tensor, per_row, take_rows
+from fastercache.model.layout import UNSLICED, leading_tensor, per_row, take_rows, tokens_of
 from fastercache.policies.errors import BranchUnknown
 
 SECOND_AXIS = frozenset({"encoder_hidden_states_llama3"})
@@ -60,7 +60,7 @@ class RowAxes:
         # AnimateDiff's texts and ControlNet residuals have a row for each frame of (B, C, F, H, W) or (B, F, C, H, W).
         frames = main.shape[1:3] if main.ndim == 5 else ()
         self.leads = (self.batch, *(self.batch * f for f in frames))
-        self.tokens = main.shape[1] if main.ndim == 3 else None
+        self.tokens = tokens_of(main)
 
     def axis(self, value: Tensor, name: str) -> int | None:
         """The axis of an argument's rows; None where it has none."""
