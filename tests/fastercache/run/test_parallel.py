@@ -109,8 +109,8 @@ def work(rank: int, folder: str, threshold: float) -> None:
 
 
 def cases() -> dict[str, Policy]:
-    pipe = zoo.build("wan").pipe
-    return {"fine": fine(pipe), "coarse": coarse(pipe), **DYNAMIC}
+    wan = zoo.build("wan")
+    return {"fine": fine(wan), "coarse": coarse(wan), **DYNAMIC}
 
 
 @pytest.fixture(scope="module")
