@@ -20,9 +20,7 @@ UNSLICED = frozenset(
 )  # fmt: skip
 
 
-def take_rows(
-    value: Any, lead: int | tuple[int, ...], parts: Sequence[int], of: int, tokens: int | None = None
-) -> Any:
+def take_rows(value: Any, lead: int | tuple[int, ...], parts: Sequence[int], of: int, tokens: int | None = None) -> Any:
     """The same nesting with only the rows of some of `of` equal parts along every leading axis of a size in `lead`.
 
     Inside a block there can be two: hidden states (B*F, ...) beside an embedding (B, ...). `tokens` is how many the
