@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +70,17 @@ def plan(
     check_writable(out, "tuned config")
     subject = with_steps(subject)
     asked = wanted.metrics if wanted is not None else ()
+    price = EFFORTS[effort].generations
+    steps = int(subject.call["num_inference_steps"])
+    say(
+        f"the price: at most {price:g} uncached generations' worth of denoiser calls ({price * steps:g} steps), "
+        f"{counted(len(prompts), 'recorded prompt')} included"
+        + (f"; measuring on {counted(len(held_out), 'held-out prompt')} comes on top" if held_out else "")
+    )
+
+    def priced(seconds: float) -> None:
+        say(f"an uncached generation takes {seconds:.1f} s here: at most some {_lasting(price * seconds)} in all")
+
     with watched(EFFORTS[effort].generations) as told:
         planner = open_planner(
             subject,
@@ -80,6 +91,7 @@ def plan(
             folder=folder,
             storage=storage,
             told=told,
+            priced=priced,
         )
         if wanted is not None:
             point = planner.for_budget(wanted, margin)
@@ -88,6 +100,10 @@ def plan(
             point = planner.for_speedup(speedup)
     front, alone = planner.front(), planner.damage.alone()
     return _shipped(subject, planner, front, point, alone, held_out, wanted, folder, out, seed, metrics, show)
+
+
+def _lasting(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def open_planner(
@@ -100,10 +116,11 @@ def open_planner(
     folder: Path,
     storage: str | None = None,
     told: Told = lambda doing, spent: None,
+    priced: Callable[[float], None] = lambda seconds: None,
 ) -> Planner:
     """The planner of an opened pipeline, see `tuner.planning.opening`."""
     setting = Setting(subject.pipe, subject.call, seed)
-    return opened(setting, prompts, folder, effort=effort, metrics=metrics, storage=storage, told=told)
+    return opened(setting, prompts, folder, effort=effort, metrics=metrics, storage=storage, told=told, priced=priced)
 
 
 @contextmanager

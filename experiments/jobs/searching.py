@@ -213,6 +213,12 @@ def search(
     job.save(folder, storage)
     subject = job.open()
     tell(budget)
+    videos = counted(trials * len(job.prompts), "video")
+    say(
+        f"the price: at most {videos} ({counted(trials, 'trial')} of {counted(len(job.prompts), 'prompt')}, most are "
+        f"stopped early), {len(job.prompts)} uncached ones before them, and the held-out prompts after them"
+        + (f"; the search itself ends after {seconds:g} s" if seconds is not None else "")
+    )
     with watched(trials, seconds) as (tick, told):
         logdir = folder / "tensorboard"
         study = study_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import re
 import types
 from pathlib import Path
@@ -173,7 +174,7 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
     assert arguments.read_prompts(tmp_path / "p.txt") == ["a red seven", "b"]
 
 
-@pytest.mark.parametrize("policy", sorted(arguments.MEASURED))
+@pytest.mark.parametrize("policy", sorted(name for name in fc.known_policies() if fc.policy_class(name).unmeasured({})))
 def test_constants_of_another_model_are_refused_with_the_way_to_get_them(policy: str) -> None:
     with pytest.raises(InvalidPolicy, match=f"fastercache tune PIPE --policy {policy}"):
         arguments.choose(policy, (), None)
@@ -204,10 +205,33 @@ def test_a_device_that_is_not_there(device: str) -> None:
 def test_plan_says_its_budget_in_words_first(tmp_path: Path) -> None:
     words = ["--call", "height=33", "--steps", "2", "--count", "1", "--study", str(tmp_path / "plans")]
     result = run("plan", "latte-digits", "--budget", "q0.9(psnr)>=30", *words)
-    said, warned, error = result.stderr.splitlines()
+    said, warned, *price, error = result.stderr.splitlines()
+    words = " ".join(price)
+    assert words.startswith(
+        "the price: at most 24 uncached generations' worth of denoiser calls (48 steps), 1 recorded"
+    )
+    assert "12 held-out prompts comes on top" in words and "an uncached generation takes" not in words
     assert said == "the budget q0.9(psnr)>=30 means: psnr at least 30 for at least 10 % of the prompts"
     assert warned.startswith("warning: ") and warned.endswith("write p90:psnr>=30")
     assert result.exit_code == 2 and error.startswith("error: LattePipeline cannot be called so: ") and "33" in error
+
+
+@pytest.mark.slow
+def test_the_same_plan_command_twice_writes_the_same_file(tmp_path: Path) -> None:
+    files, said = [], []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        result = run(
+            "plan", "latte-digits", "--speedup", "3", "--steps", "12", "--count", "2", "--effort", "1",
+            "--held-out-count", "0", "--study", str(folder / "study"), "--out", str(folder / "tuned.json"),
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        found = json.loads((folder / "tuned.json").read_text())
+        assert found["measured"]["search"].pop("seconds") > 0.0
+        files.append(found)
+        said.append(" ".join(result.stderr.split()))
+    assert files[0] == files[1]
+    assert all("an uncached generation takes" in one and "in all" in one for one in said)
 
 
 def test_a_call_that_the_pipeline_refuses_leaves_no_study_behind(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,13 @@ def material(
     *,
     max_bytes: int = MAX_BYTES,
     told: Told = lambda doing, spent: None,
+    priced: Callable[[float], None] = lambda seconds: None,
 ) -> Material:
     """Record the search prompts, or read what an earlier call recorded. No reference is generated twice.
+
+    Args:
+        max_bytes: host memory that the values of one run may take. told: progress.
+        priced: told the seconds of the first generation that this call makes, once.
 
     Raises:
         RecordingError: if a generation does not run to its last step, or needs more host memory than `max_bytes`.
@@ -68,12 +74,17 @@ def material(
     if not cases:
         raise RecordingError("planning needs at least one search prompt: give --count or --prompts")
     videos, runs, profiles = [], [], []
+    first = True
     for number, case in enumerate(cases):
         told(f"recording prompt {number + 1} of {len(cases)}", float(number))
         place = _place(references, case)
         known = _read(references, case, place)
         if known is None:
+            began = time.perf_counter()
             known = _recorded(references, case, place, max_bytes)
+            if first:
+                priced(time.perf_counter() - began)
+            first = False
         video, profile, run = known
         videos.append(video)
         runs.append(run)

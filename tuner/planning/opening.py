@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastercache.tuner.planning.material import Told, material
@@ -23,19 +23,20 @@ def opened(
     references: Path | None = None,
     storage: str | None = None,
     told: Told = lambda doing, spent: None,
+    priced: Callable[[float], None] = lambda seconds: None,
 ) -> Planner:
     """Record the search prompts, or read what was recorded, and open the study that keeps the plans.
 
     Args:
         setting: the pipeline and its call. prompts: the search prompts. folder: where everything is kept.
         effort, metrics: see `Planner`. references: another folder of the uncached references, where it is shared.
-        storage: a database for the study of plans, in place of a file in the folder. told: progress.
+        storage: a database for the study of plans, in place of a file in the folder. told, priced: see `material`.
 
     Raises:
         RecordingError: see `material`. ConfigMismatch: if the folder holds plans of something else.
     """
     cases = setting.cases(prompts)
-    recorded = material(References(setting, references or folder / "references"), cases, told=told)
+    recorded = material(References(setting, references or folder / "references"), cases, told=told, priced=priced)
     made_for = _made_for(setting, cases, effort)
     # One study for each effort and set of prompts, beside shared references.
     name = f"{'plans' if storage is None else folder.name}-{made_for[:8]}"

@@ -195,10 +195,14 @@ def test_a_budget_never_takes_more_than_the_generations_of_its_effort(
 
 def test_no_reference_is_generated_twice(setting: Setting, specimen: Specimen, tmp_path: Path) -> None:
     references = References(setting, tmp_path)
+    priced: list[float] = []
     with Counter(specimen.pipe.transformer).counting() as counter:
-        material(references, setting.cases(PROMPTS[:2]))
+        material(references, setting.cases(PROMPTS[:2]), priced=priced.append)
         assert counter.calls == 2 * STEPS
-        again = material(references, setting.cases(PROMPTS))
-        assert counter.calls == 3 * STEPS
+        assert len(priced) == 1 and priced[0] > 0.0, "once, of the first that is made"
+        again = material(references, setting.cases(PROMPTS), priced=priced.append)
+        assert counter.calls == 3 * STEPS and len(priced) == 2
+        material(references, setting.cases(PROMPTS), priced=priced.append)
+        assert len(priced) == 2, "what is read from disk tells no price"
     assert again.spent == 3.0
     assert again.profile.trajectory.runs == 3
