@@ -28,7 +28,6 @@ TEXT_LENGTHS = {
     "hunyuan-video-1.5",
     "hunyuan-image",
     "qwen-image-edit",
-    "qwen-image-controlnet",
 }  # the branches' texts differ in length
 WHOLE_CALLS = {"z-image", "hidream"}  # no call can be made for one branch alone
 UNPACKED = {"ltx-condition", "stable-audio"}  # the call does not tell how tokens lie in a picture, as CFG-Cache asks
@@ -59,6 +58,8 @@ def reasons(name: str, kind: str) -> dict[int, str]:
         return dict.fromkeys((4, 5), "the run has one branch")
     if name in TEXT_LENGTHS:
         return {4: "arguments differ in shape, so that they cannot share a call"}
+    if name == "qwen-image-controlnet":  # whose residuals only the conditional call is given
+        return {4: "the branches are called with other arguments"}
     if name in PERTURBED:
         return {4: "tells its branches by their place in one call"}
     if name == "vchitect-2.0" and kind == "fine":
