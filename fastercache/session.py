@@ -366,7 +366,10 @@ class Session(Shown):
         run, dtype = trace.run, self._cache_dtype
         assert self._compiled is not None  # the run has been laid out
         if self._compiled.table is not None:
-            made_for = {site.name: (shapes.values(site), shapes.input) for site in sites}, denoiser.branches.groups
+            # A site that is never reused holds nothing: its shapes are not asked for, since some are unknown (of the
+            # branches' difference on packed tokens).
+            used = [site for site, i in zip(sites, own, strict=True) if self._compiled.table.reuses(i)]
+            made_for = {site.name: (shapes.values(site), shapes.input) for site in used}, denoiser.branches.groups
             if self._planned is None or self._planned[0] is not self._compiled or self._planned[1] != made_for:
                 table = Table(run, tuple(sites), self._compiled.table.codes[own], tuple(predictors))
                 plan = plan_static(table, shapes, made_for[1], dtype)

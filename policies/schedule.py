@@ -59,6 +59,10 @@ class Table:
             for site, predictor in zip(self.codes.tolist(), self.predictors, strict=True)
         ]
 
+    def reuses(self, site: int) -> bool:
+        """Whether any value of the site with this number is ever reused."""
+        return bool((self.codes[site] == Code.REUSED).any())
+
     def kept(self) -> NDArray[np.bool_]:
         """Which computed values a later reuse reads, (sites, branches, steps): only those need storing."""
         kept = np.zeros(self.codes.shape, dtype=bool)

@@ -91,7 +91,7 @@ def check_family(name: str) -> Row:
         cells = dict.fromkeys(COLUMNS, Cell("n/a", "it does not attach")) | {"attaches": Cell("no", str(error))}
         return Row(name, denoiser, "", cells, diffusers.__version__)
     cells = {"attaches": Cell("yes")}
-    reports = [check_policy(policy, specimen) for policy in (fine(specimen.pipe), coarse(specimen.pipe))]
+    reports = [check_policy(policy, specimen) for policy in (fine(specimen), coarse(specimen))]
     for law in LAWS:
         verdicts = [report.verdict(law) for report in reports]
         cells[f"law {law}"] = _worst([_cell(v.passed, v.detail) for v in verdicts])

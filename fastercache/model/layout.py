@@ -15,15 +15,16 @@ from fastercache.policies.errors import AttachError
 
 # Arguments whose leading axis is not the batch, even where the sizes happen to agree; but see `per_row`.
 UNSLICED = frozenset(
-    {"image_rotary_emb", "rotary_emb", "freqs_cis", "freqs_cos", "freqs_sin", "img_ids", "txt_ids", "img_shapes",
-     "rope_interpolation_scale", "control_hidden_states_scale"}
+    {"image_rotary_emb", "rotary_emb", "rotary_embedding", "freqs_cis", "freqs_cos", "freqs_sin", "img_ids", "txt_ids",
+     "img_shapes", "text_rope_pos", "visual_rope_pos", "rope_interpolation_scale", "control_hidden_states_scale"}
 )  # fmt: skip
 
 
-def take_rows(value: Any, lead: int | tuple[int, ...], parts: Sequence[int], of: int) -> Any:
+def take_rows(value: Any, lead: int | tuple[int, ...], parts: Sequence[int], of: int, tokens: int | None = None) -> Any:
     """The same nesting with only the rows of some of `of` equal parts along every leading axis of a size in `lead`.
 
-    Inside a block there can be two: hidden states (B*F, ...) beside an embedding (B, ...).
+    Inside a block there can be two: hidden states (B*F, ...) beside an embedding (B, ...). `tokens` is how many the
+    call's main input (B, N, D) has, where that is not among the values as `hidden_states`.
     """
     leads = (lead,) if isinstance(lead, int) else lead
     if isinstance(value, Tensor):
@@ -34,27 +35,33 @@ def take_rows(value: Any, lead: int | tuple[int, ...], parts: Sequence[int], of:
             return value.narrow(0, parts[0] * size, size * len(parts))
         return torch.cat([value.narrow(0, p * size, size) for p in parts])
     if isinstance(value, (tuple, list)):
-        return type(value)(take_rows(item, leads, parts, of) for item in value)
+        return type(value)(take_rows(item, leads, parts, of, tokens) for item in value)
     if isinstance(value, dict):
         hidden = value.get("hidden_states")
-        tokens = hidden.shape[1] if isinstance(hidden, Tensor) and hidden.ndim == 3 else None
+        if isinstance(hidden, Tensor):
+            tokens = tokens_of(hidden)
         return {
-            k: v if k in UNSLICED and not per_row(v, leads, tokens) else take_rows(v, leads, parts, of)
+            k: v if k in UNSLICED and not per_row(v, leads, tokens) else take_rows(v, leads, parts, of, tokens)
             for k, v in value.items()
         }
     return value
 
 
+def tokens_of(main: Tensor) -> int | None:
+    """How many tokens a call's main input (B, N, D) has; None for one of another shape."""
+    return main.shape[1] if main.ndim == 3 else None
+
+
 def per_row(value: Any, leads: tuple[int, ...], tokens: int | None) -> bool:
-    """Whether position embeddings are given for each row: (B, N, D) as in LTX, or (B, 1, N, ...) with an axis for heads
-    as in PRX, not (N, D) or (N, heads, D)."""
+    """Whether position embeddings are given for each row: (B, N, D) as in LTX, or with an axis for heads (B, 1, N, ...)
+    as in PRX or (B, N, 1, ...) as in Kandinsky 5, not (N, D) or (N, heads, D)."""
     if isinstance(value, (tuple, list)):
         return bool(value) and all(per_row(item, leads, tokens) for item in value)
     if not isinstance(value, Tensor) or value.ndim < 3 or value.shape[0] not in leads:
         return False
     if value.ndim == 3:
         return value.shape[1] == tokens
-    return value.shape[1] == 1 and value.shape[2] == tokens
+    return tuple(value.shape[1:3]) in ((1, tokens), (tokens, 1))
 
 
 def leading_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], name: str = "hidden_states") -> Tensor:

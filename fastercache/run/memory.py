@@ -89,13 +89,15 @@ def plan_static(
     by_site: dict[str, int] = {}
     reads = table.reads()
     for s, (site, predictor) in enumerate(zip(table.sites, table.predictors, strict=True)):
+        by_site[site.name] = 0
+        if not table.reuses(s):
+            continue
         history = History(predictor, dtype, seen_by_first=site.kind in OUTER)
         one, seen = shapes.values(site), shapes.seen(site, predictor.needs)
         last = dict(zip(order, reads[s], strict=True))
         codes = dict(zip(order, table.codes[s].tolist(), strict=True))
         # A branch's difference is always stored alone; other values of one call share an entry.
         groups = calls if site.kind is not Kind.BRANCH else [(b,) for b in order]
-        by_site[site.name] = 0
         for i in range(count):
             for group in groups:
                 kept = tuple(b for b in group if codes[b][i] == Code.COMPUTED and i in last[b])

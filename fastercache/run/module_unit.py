@@ -8,7 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from fastercache.model.hooks import Inner
-from fastercache.model.layout import BlockIO, flatten_output, leading_tensor, rebuild_output, strip, take_rows
+from fastercache.model.layout import (
+    BlockIO,
+    flatten_output,
+    leading_tensor,
+    rebuild_output,
+    strip,
+    take_rows,
+    tokens_of,
+)
 from fastercache.policies.vocabulary import Branch, Site
 from fastercache.run.calls import Call, RunState, Streams
 from fastercache.run.units import Unit, join
@@ -113,9 +121,10 @@ class ModuleUnit(Unit):
         """The arguments' rows of the branches that are computed."""
         assert self.state is not None
         self.state.cut()
-        lead = (leading_tensor(args, kwargs).shape[0], call.batch)
-        parts = [call.branches.index(b) for b in computed]
-        return take_rows(args, lead, parts, len(call.branches)), take_rows(kwargs, lead, parts, len(call.branches))
+        main = leading_tensor(args, kwargs)
+        lead, tokens = (main.shape[0], call.batch), tokens_of(main)
+        parts, of = [call.branches.index(b) for b in computed], len(call.branches)
+        return take_rows(args, lead, parts, of, tokens), take_rows(kwargs, lead, parts, of, tokens)
 
     def _main(self, values: Streams) -> Tensor | None:
         """The residual of the hidden-states stream."""

@@ -43,12 +43,13 @@ class Uncached(NamedTuple):
     """What a run without reuse showed.
 
     Attributes:
-        captured: the calls of the first denoiser. kinds: of its sites.
+        captured: the calls of the first denoiser, or why the branches of a call cannot be told apart.
+        kinds: of its sites.
         coupled: whether its branches are told by their place in one call.
         steps: of the run; image-to-image takes fewer than asked for.
     """
 
-    captured: Captured
+    captured: Captured | Incompatible
     kinds: list[str]
     coupled: bool
     steps: int
@@ -109,7 +110,16 @@ class Checker:
     def law_2(self) -> Verdict:
         """Nothing of one run reaches the next."""
         s = self.specimen
-        alone = {name: self._outcome_alone(overrides) for name, overrides in variants(s).items()}
+        tried, impossible = variants(s), {}
+        alone: dict[str, Tensor | FasterCacheError] = {}
+        for name, overrides in variants(s).items():
+            try:
+                alone[name] = self._outcome_alone(overrides)
+            except Exception as error:
+                if not self._fails_bare(overrides, error):
+                    raise
+                impossible[name] = f"not with {name}, where the pipeline itself raises {type(error).__name__}"
+                del tried[name]
         with self.attach() as session:
             first = s.generate()
             if not same(s.generate(), first):
@@ -124,13 +134,21 @@ class Checker:
                     pass
                 if raised and not same(s.generate(), first):
                     return Verdict(2, False, "the run after one that raised differs")
-            for name, overrides in variants(s).items():
+            for name, overrides in tried.items():
                 here = outcome(s, overrides)
                 if not agree(here, alone[name]):
                     return Verdict(2, False, f"a run with {name} in a used session: {_far(here, alone[name])}")
                 if not same(s.generate(), first):
                     return Verdict(2, False, f"the run after one with {name} differs")
-        return Verdict(2, True)
+        return Verdict(2, True, "; ".join(impossible.values()))
+
+    def _fails_bare(self, overrides: dict[str, Any], error: Exception) -> bool:
+        """Whether the bare pipeline raises the same error in such a run: it cannot be made at all."""
+        try:
+            self.specimen.generate(**overrides)
+        except Exception as own:
+            return type(own) is type(error) and str(own) == str(error)
+        return False
 
     def _outcome_alone(self, overrides: dict[str, Any]) -> Tensor | FasterCacheError:
         with self.attach():
@@ -151,6 +169,8 @@ class Checker:
     def law_4(self) -> Verdict:
         """The same policy, batched and with separate calls, gives the same latents within float tolerance."""
         captured = self.uncached.captured
+        if isinstance(captured, Incompatible):
+            return Verdict(4, None, str(captured))
         if len(captured.calls) < 2:
             return Verdict(4, None, "the run has one branch")
         if captured.order[0] != COND and captured.style == "separate" and self._guides(captured):
@@ -174,6 +194,8 @@ class Checker:
     def law_5(self) -> Verdict:
         """Shifting one branch's input leaves the other branch's outputs alone, bit for bit."""
         captured = self.uncached.captured
+        if isinstance(captured, Incompatible):
+            return Verdict(5, None, str(captured))
         if len(captured.calls) < 2:
             return Verdict(5, None, "the run has one branch")
         others = [b for b in captured.calls if b != COND]
@@ -249,7 +271,12 @@ class Checker:
             run = session.last.run
         given = [call for module, call in calls if module is first.module]
         kinds = sorted({str(site.kind) for site in run.sites})
-        return Uncached(Captured.of(first.module, first.branches, given), kinds, first.branches.coupled, run.count)
+        captured: Captured | Incompatible
+        try:
+            captured = Captured.of(first.module, first.branches, given)
+        except Incompatible as reason:
+            captured = reason
+        return Uncached(captured, kinds, first.branches.coupled, run.count)
 
     def _guides(self, captured: Captured) -> bool:
         """Whether the policy predicts one branch from another."""
@@ -262,6 +289,7 @@ class Checker:
         if self.policy.static:
             return self.policy
         captured, steps = self.uncached.captured, self.uncached.steps
+        assert isinstance(captured, Captured)  # laws 4 and 5 look first
         with captured.attach(self.policy) as session:
             captured.run(session, style=captured.style, steps=steps)
             return session.last.schedule()

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from fastercache.attachment import attach
 from fastercache.model.branches import BranchFinder
 from fastercache.model.families import Guidance
-from fastercache.model.layout import UNSLICED, flatten_output, leading_tensor, take_rows
+from fastercache.model.layout import UNSLICED, flatten_output
+from fastercache.model.rows import RowAxes, branch_rows, positional_names
 from fastercache.policies.base import Policy
+from fastercache.policies.errors import BranchUnknown
 from fastercache.policies.vocabulary import COND, Branch
 from fastercache.session import Session
 
@@ -44,11 +46,18 @@ class Captured:
 
     @classmethod
     def of(cls, denoiser: nn.Module, finder: BranchFinder, calls: Sequence[Arguments]) -> Captured:
-        """From the calls of a run's first step, as the pipeline made them; `finder` knows that run's branches."""
+        """From the calls of a run's first step, as the pipeline made them; `finder` knows that run's branches.
+
+        Raises:
+            Incompatible: where the branches of a call cannot be told apart.
+        """
         by_branch: dict[Branch, Arguments] = {}
         for group, call in zip(finder.groups, calls, strict=False):
-            lead = leading_tensor(*call).shape[0]
-            by_branch.update({b: _rows(call, lead, i, len(group)) for i, b in enumerate(group)})
+            try:
+                parts = [branch_rows(denoiser.forward, *call, [i], len(group)) for i in range(len(group))]
+            except BranchUnknown as error:
+                raise Incompatible(str(error)) from error
+            by_branch.update(zip(group, parts, strict=True))
         return cls(denoiser, by_branch, finder.groups, finder.guidance)
 
     def attach(self, policy: Policy, style: Guidance | None = None) -> Session:
@@ -77,7 +86,7 @@ class Captured:
             shift: what is added to each branch's input, so that the branches see different latents.
         """
         order = tuple(b for b in session._denoisers[0].branches.order if b in self.calls)  # as the session expects them
-        x = leading_tensor(*self.calls[COND]).clone()
+        x = _stacked(main_input(*self.calls[COND])).clone()
         outputs: dict[Branch, list[Tensor]] = {branch: [] for branch in order}
         session.start([float(t) for t in torch.linspace(999, 0, steps).tolist()])
         with torch.no_grad():
@@ -103,14 +112,32 @@ class Captured:
             groups = self.groups if len(self.groups[0]) > 1 else [order]
         outputs: dict[Branch, Tensor] = {}
         for group in groups:
-            args, kwargs = _joined([fed[b] for b in group])
+            args, kwargs = joined_calls(self.denoiser.forward, [fed[b] for b in group])
             with session.branch(*group) if len(groups) > 1 and len(order) > 2 else nullcontext():
                 output = _output(self.denoiser(*args, **kwargs))
             outputs.update(zip(group, output.chunk(len(group)), strict=True))
         return outputs
 
 
+def main_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | list[Tensor]:
+    """What a call is to denoise: a tensor of all rows, or a list with one tensor for each, as Z-Image is given."""
+    named = [kwargs[key] for key in ("hidden_states", "sample", "x") if key in kwargs]
+    for value in (*named, *args, *kwargs.values()):
+        if isinstance(value, Tensor) or (isinstance(value, list) and value and isinstance(value[0], Tensor)):
+            return value
+    raise TypeError("the denoiser was called without any tensor")
+
+
+def _stacked(value: Tensor | list[Tensor]) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.stack(value)
+
+
 def _output(result: Any) -> Tensor:
+    """The first thing a denoiser returned; a list of the rows as one tensor."""
+    if not isinstance(result, Tensor):
+        first = next(iter(result.values() if isinstance(result, dict) else result))
+        if isinstance(first, list):
+            return torch.stack(first)
     found = flatten_output(result)[0]
     if found is None:
         raise TypeError("the denoiser returned no tensor")
@@ -131,36 +158,45 @@ def _like(direction: Tensor, x: Tensor) -> Tensor:
 def _fed(call: Arguments, x: Tensor) -> Arguments:
     """The same call with another main input."""
     args, kwargs = call
-    old = leading_tensor(args, kwargs)
-    return tuple(x if a is old else a for a in args), {k: x if v is old else v for k, v in kwargs.items()}
+    old = main_input(args, kwargs)
+    new = x if isinstance(old, Tensor) else list(x)
+    return tuple(new if a is old else a for a in args), {k: new if v is old else v for k, v in kwargs.items()}
 
 
-def _rows(call: Arguments, lead: int, part: int, of: int) -> Arguments:
-    args, kwargs = call
-    return take_rows(args, lead, [part], of), take_rows(kwargs, lead, [part], of)
+def joined_calls(forward: Any, calls: Sequence[Arguments]) -> Arguments:
+    """One call of `forward` with the rows of several, in their order: the inverse of `branch_rows`.
 
-
-def _joined(calls: Sequence[Arguments]) -> Arguments:
-    lead = leading_tensor(*calls[0]).shape[0]
-    if any(set(c[1]) != set(calls[0][1]) for c in calls):
+    Raises:
+        Incompatible: where the calls have other arguments, or of other shapes, or differ in one that has no rows.
+    """
+    args, kwargs = calls[0]
+    if any(set(c[1]) != set(kwargs) for c in calls):
         raise Incompatible("the branches are called with other arguments, so that they cannot share a call")
-    args = tuple(_join([c[0][i] for c in calls], lead) for i in range(len(calls[0][0])))
-    kwargs = {k: v if k in UNSLICED else _join([c[1][k] for c in calls], lead) for k, v in calls[0][1].items()}
-    return args, kwargs
+    axes = RowAxes(args, kwargs)
+    names = positional_names(forward, len(args))
+    joined = tuple(_join([c[0][i] for c in calls], name, axes) for i, name in enumerate(names))
+    return joined, {k: _join([c[1][k] for c in calls], k, axes) for k in kwargs}
 
 
-def _join(values: list[Any], lead: int) -> Any:
+def _join(values: list[Any], name: str, axes: RowAxes) -> Any:
     first = values[0]
     if isinstance(first, Tensor):
-        if first.ndim == 0 or first.shape[0] != lead:
-            return first
-        if any(v.shape[1:] != first.shape[1:] for v in values):
+        axis = axes.axis(first, name)
+        if any(v.shape != first.shape for v in values):
             raise Incompatible("the branches' arguments differ in shape, so that they cannot share a call")
-        return torch.cat(values)
-    if isinstance(first, (tuple, list)) and len(first) == lead and not all(isinstance(v, Tensor) for v in first):
-        return type(first)(item for value in values for item in value)
+        if axis is not None:
+            return torch.cat(values, dim=axis)
+        if any(not torch.equal(v, first) for v in values):
+            raise Incompatible(f"the branches differ in {name}, which has no rows, so that they cannot share a call")
+        return first
+    if axes.one_per_row(first):
+        return [row for value in values for row in value]
     if isinstance(first, (tuple, list)):
-        return type(first)(_join([v[i] for v in values], lead) for i in range(len(first)))
+        tensors = all(isinstance(v, Tensor) for v in first)
+        if len(first) == axes.batch and not tensors and name not in UNSLICED:
+            return type(first)(item for value in values for item in value)
+        items = [_join([v[i] for v in values], name, axes) for i in range(len(first))]
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     if isinstance(first, dict):
-        return {k: v if k in UNSLICED else _join([x[k] for x in values], lead) for k, v in first.items()}
+        return {k: _join([x[k] for x in values], k, axes) for k in first}
     return first

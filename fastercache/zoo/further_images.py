@@ -153,7 +153,6 @@ PRX = Row(
     },
     {**_TEXT, **masks(7, dtype=torch.bool), "negative_prompt": None, "use_resolution_binning": False},
     resized=_TALLER,
-    prompts=1,
 )
 
 BRIA = Row(

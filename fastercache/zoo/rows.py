@@ -51,7 +51,7 @@ class Row:
         pipeline: the pipeline's class, as `Part.kind`.
         parts: the pipeline's components, built in this order; what is no Part is passed as it is.
         inputs: the arguments of a call; a function among them is given the number of prompts.
-        steps, resized, unguided, doubled, videos, prompts: as in `Specimen`.
+        steps, resized, unguided, doubled, videos: as in `Specimen`.
         finish: what remains to be done to the built pipeline.
     """
 
@@ -64,7 +64,6 @@ class Row:
     unguided: Call = field(default_factory=lambda: {"guidance_scale": 1.0})
     doubled: Call = field(default_factory=dict)
     videos: bool = False
-    prompts: int = 2
     finish: Callable[[Any], None] | None = None
 
     def build(self, name: str) -> Specimen:
@@ -78,9 +77,7 @@ class Row:
         def inputs(count: int) -> Call:
             return {key: value(count) if callable(value) else value for key, value in self.inputs.items()}
 
-        return Specimen(
-            name, pipe, inputs, self.steps, self.resized, self.unguided, self.doubled, self.videos, self.prompts
-        )
+        return Specimen(name, pipe, inputs, self.steps, self.resized, self.unguided, self.doubled, self.videos)
 
     def but(self, about: str, *, without: tuple[str, ...] = (), inputs: Call | None = None, **changes: Any) -> Row:
         """This row with further or other inputs, less those in `without`, and other changed attributes."""

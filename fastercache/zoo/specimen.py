@@ -27,7 +27,6 @@ class Specimen:
         unguided: overrides that switch guidance off; empty where the family has none.
         doubled: overrides that make two samples of each prompt; empty where the pipeline cannot.
         videos: whether the latents have frames.
-        prompts: how many prompts a call may have, at most two: some pipelines take one only.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Specimen:
     unguided: Call = field(default_factory=dict)
     doubled: Call = field(default_factory=dict)
     videos: bool = False
-    prompts: int = 2
 
     def call(self, *, steps: int | None = None, seed: int = 0, prompts: int = 1, **overrides: Any) -> Call:
         """Keyword arguments of one pipeline call."""

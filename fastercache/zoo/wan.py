@@ -78,7 +78,6 @@ WAN_VACE = WAN.but(
     },
     resized={"num_frames": 5},
     doubled={},
-    prompts=1,
 )
 
 SKYREELS = WAN.but(

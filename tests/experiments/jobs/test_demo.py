@@ -107,6 +107,7 @@ def test_the_budget_is_what_fastercache_reaches_on_the_search_prompts(
     assert float(result[1]["budget"].removeprefix("psnr>=")) == pytest.approx(sum(values) / len(values), abs=2e-4)
 
 
+@pytest.mark.slow
 def test_a_second_call_generates_nothing_and_gives_the_same_table(
     subject: Subject, result: tuple[Path, dict[str, Any]], generated: list[Any]
 ) -> None:

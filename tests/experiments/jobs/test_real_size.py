@@ -83,6 +83,7 @@ def test_the_other_models_run_too(row: Row) -> None:
         assert rows[name]["refused"] is None, rows[name]["refused"]
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_compared_with_compiled_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
 

@@ -13,16 +13,16 @@ import fastercache as fc
 from fastercache import zoo
 from fastercache.attachment import denoisers_of
 from fastercache.model.finder import find_blocks
-from fastercache.model.layout import take_rows
+from fastercache.model.layout import leading_tensor, take_rows, tokens_of
 from fastercache.policies.vocabulary import COND, UNCOND
+from fastercache.testing import check_policy
 from fastercache.tuned import guidance_scale_of
 from fastercache.zoo import SWEPT as FURTHER
 from fastercache.zoo.specimen import Specimen
-from tests.fastercache.model.test_families import first_cond_output
+from tests.fastercache.model.test_families import WHOLE_CALLS, first_cond_output
 
 STACKS = ["auraflow", "bria", "easyanimate", "flux.2", "kandinsky5", "lumina2", "stable-audio", "wan-vace", "z-image"]
 ONE_BRANCH = {"flux.2", "flux-kontext"}
-WHOLE_CALLS = {"z-image", "hidream"}  # no call can be made for one branch alone
 
 
 @lru_cache(maxsize=1)
@@ -110,21 +110,38 @@ def test_the_unconditional_branch_is_predicted_as_by_hand(name: str) -> None:
     assert torch.allclose(seen[UNCOND, 1], expected, atol=1e-5)
 
 
-def test_a_position_embedding_that_is_given_for_each_row_is_cut_with_them() -> None:
-    """PRX hands every attention (B, 1, N, ...): one branch of it is the rows of a whole call."""
-    s = specimen("prx")
-    attention = s.pipe.transformer.blocks[0].attention
-    given: list[dict[str, Any]] = []
-    handle = attention.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs), with_kwargs=True)
-    s.generate(steps=2)
+@pytest.mark.parametrize(
+    ("name", "prompts", "path", "shape"),
+    [
+        ("prx", 1, "blocks.0.attention", (2, 1, 64)),
+        ("kandinsky5", 2, "visual_transformer_blocks.0.self_attention", (2, 32, 1)),
+    ],
+)
+def test_a_position_embedding_that_is_given_for_each_row_is_cut_with_them(
+    name: str, prompts: int, path: str, shape: tuple[int, ...]
+) -> None:
+    """PRX hands every attention (B, 1, N, ...), Kandinsky (B, N, 1, ...): one row is that row of a whole call."""
+    s = specimen(name)
+    attention = s.pipe.transformer.get_submodule(path)
+    given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    handle = attention.register_forward_pre_hook(lambda _, *call: given.append(call), with_kwargs=True)
+    s.generate(steps=2, prompts=prompts)
     handle.remove()
-    whole = given[-1]
-    assert whole["image_rotary_emb"].shape[:2] == (2, 1)
+    args, kwargs = given[-1]
+    assert {tuple(v.shape[:3]) for k, v in kwargs.items() if k in ("image_rotary_emb", "rotary_emb")} == {shape}
+    tokens = tokens_of(leading_tensor(args, kwargs))
     with torch.no_grad():
-        both = attention(**whole)
+        both = attention(*args, **kwargs)
         for part in (0, 1):
-            own = attention(**take_rows(whole, 2, [part], 2))
+            own = attention(*take_rows(args, 2, [part], 2), **take_rows(kwargs, 2, [part], 2, tokens))
             assert torch.allclose(own, both[part : part + 1], atol=1e-6)
+
+
+def test_one_branch_of_a_batched_call_gets_its_own_positions() -> None:
+    """Kandinsky 5 in a loop that calls it with both branches, of which CFG-Cache and its attentions compute one."""
+    s = specimen("kandinsky5")
+    report = check_policy(fc.FasterCache(start=0.0, cfg_start=0.0, cfg_interval=2), s, steps=4, laws=(4,))
+    assert report.raise_if_broken().verdict(4).passed
 
 
 @pytest.mark.parametrize("name", ["prx", "pixart-sigma"])

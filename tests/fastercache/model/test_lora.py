@@ -42,7 +42,7 @@ def weights(rank: int) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["fine", "coarse"])
 def test_the_laws_hold_with_a_lora_on(wan: Specimen, kind: str) -> None:
     adapter(wan.pipe)
-    policy = fine(wan.pipe) if kind == "fine" else coarse(wan.pipe)
+    policy = fine(wan) if kind == "fine" else coarse(wan)
     check_policy(policy, wan, laws=(1, 2, 3, 6, 8, 9)).raise_if_broken()
 
 

@@ -35,6 +35,8 @@ class Toy(nn.Module):
         joint_attention_kwargs: dict[str, Any] | None = None,
         image_rotary_emb: Tensor | None = None,
         samples: list[Tensor] | None = None,
+        visual_rope_pos: list[Tensor] | None = None,
+        text_rope_pos: Tensor | None = None,
         other: Any = None,
     ) -> tuple[Tensor]:
         rows = sample.shape[0]
@@ -48,6 +50,8 @@ class Toy(nn.Module):
             extra = extra + first.mean(1) + 2 * second.mean(1) + 3 * third.mean(1)
         if samples is not None:
             extra = extra + torch.stack([s.mean() for s in samples])
+        if visual_rope_pos is not None and text_rope_pos is not None:
+            extra = extra + visual_rope_pos[0].sum() + text_rope_pos.sum()
         if image_rotary_emb is not None:
             extra = extra + image_rotary_emb.mean()
         return (self.weight * sample + extra.reshape(-1, 1, 1, 1, 1),)
@@ -68,6 +72,7 @@ ARGUMENTS: dict[str, Callable[[int], dict[str, Any]]] = {
         }
     },
     "one a row": lambda rows: {"samples": [noise(7, 4, seed=i) for i in range(rows)]},
+    "positions": lambda rows: {"visual_rope_pos": [torch.arange(rows), torch.arange(9)], "text_rope_pos": noise(7)},
     "no rows": lambda rows: {"image_rotary_emb": noise(rows, 4)},
 }
 

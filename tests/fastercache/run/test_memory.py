@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastercache as fc
+from fastercache import zoo
 from fastercache.run.memory import CacheTooLarge
 from fastercache.zoo.specimen import Specimen
 
@@ -31,6 +32,18 @@ def test_a_static_plan_is_what_the_run_holds(latte: Specimen, name: str, dtype: 
         assert planned.exact
         assert planned.per_step == session.last.bytes_per_step
         assert planned.peak == session.last.cached_bytes > 0
+
+
+def test_a_site_that_is_never_reused_holds_nothing_and_needs_no_shapes() -> None:
+    """Stable Audio's output (B, C, L) has no height and width, which the branches' difference would be stored by."""
+    s = zoo.build("stable-audio")
+    bare = s.generate()
+    with fc.attach(s.pipe, fc.NoCache(sites="denoiser|branch"), max_cache_bytes=0) as session:
+        assert torch.equal(s.generate(), bare)
+        assert session.plan().by_site == {"denoiser": 0, "branch": 0}
+        session.use(fc.CFGCache(interval=2, start=0.0))
+        with pytest.raises(fc.AttachError, match="does not tell their height and width: CFG-Cache needs them"):
+            s.generate()
 
 
 def test_half_precision_halves_the_cache(latte: Specimen) -> None:

@@ -47,7 +47,7 @@ def reference(specimen: Specimen, policy: Policy) -> Tensor:
 @pytest.mark.parametrize("first", ["offloading", "session"])
 @pytest.mark.parametrize("mode", MODES)
 def test_offloading_changes_no_bit(wan: Specimen, mode: str, first: str) -> None:
-    policy = coarse(wan.pipe)
+    policy = coarse(wan)
     expected, enable = reference(wan, policy), MODES[mode]
     if first == "offloading":
         enable(wan.pipe)

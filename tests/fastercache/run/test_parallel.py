@@ -98,7 +98,7 @@ def work(rank: int, folder: str, threshold: float) -> None:
     )
     found = {name: run(policy, "before") for name, policy in cases().items()}
     found["modulated input, attached first"] = run(DYNAMIC["modulated input"], "after")
-    found["coarse, attached first"] = run(coarse(zoo.build("wan").pipe), "after")
+    found["coarse, attached first"] = run(coarse(zoo.build("wan")), "after")
     found["loud"] = run(Loud(sites="stack", threshold=threshold), "before")
     with pytest.MonkeyPatch.context() as patch:  # each rank looks at its own part, and nothing is reused
         patch.setattr(Ranks, "whole", lambda self, part: part)
@@ -109,8 +109,8 @@ def work(rank: int, folder: str, threshold: float) -> None:
 
 
 def cases() -> dict[str, Policy]:
-    pipe = zoo.build("wan").pipe
-    return {"fine": fine(pipe), "coarse": coarse(pipe), **DYNAMIC}
+    wan = zoo.build("wan")
+    return {"fine": fine(wan), "coarse": coarse(wan), **DYNAMIC}
 
 
 @pytest.fixture(scope="module")
