@@ -234,6 +234,7 @@ def test_export_writes_the_same_config_from_the_study_alone(study: tuple[Path, d
     assert "trial 999" in refused("export", str(study[0] / "study"), "--trial", "999")
 
 
+@pytest.mark.slow
 def test_several_policies_are_tuned_at_once(tmp_path: Path) -> None:
     words = tuning(tmp_path, "--policy", "foca", "--policy", "magcache", "--set", "foca.start=0.0")
     found = answer(*words)

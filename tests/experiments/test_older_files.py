@@ -89,6 +89,7 @@ def test_an_older_study_is_exported(study: Path, tmp_path: Path) -> None:
     assert fc.load(tmp_path / "again.json").policy == fc.load(OLDER / "tuned.json").policy
 
 
+@pytest.mark.slow
 def test_an_older_study_goes_on_where_it_stopped(study: Path, tmp_path: Path) -> None:
     words = ["tune", "latte-digits", "--budget", "psnr>=20", "--steps", "4", "--count", "1"]
     found = run(*words, "--trials", "4", "--study", str(study), "--out", str(tmp_path / "more.json"))

@@ -91,6 +91,7 @@ def test_default_calls_are_offered_for_shipped_models_only() -> None:
     assert set(GENERATION) == set(names())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SPECS))
 def test_export_of_a_run_is_an_ordinary_folder_without_traces_of_the_machine(name: str, tmp_path: Path) -> None:
     trainer = _tiny(name)

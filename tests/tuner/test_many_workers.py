@@ -206,6 +206,7 @@ def test_workers_that_begin_together_queue_each_seed_once(tiny_latte: Any, url: 
     assert len(sources) == len(set(sources)) > 3
 
 
+@pytest.mark.slow
 def test_a_server_that_restarts_in_the_middle_loses_nothing(
     tiny_latte: Any, postgresql: Server, tmp_path: Path
 ) -> None:
