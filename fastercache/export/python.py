@@ -6,6 +6,7 @@ from itertools import groupby
 
 from fastercache.export.recipe import Exported, Recipe, Recipes, recipes
 from fastercache.export.words import heading
+from fastercache.model.layout import UNSLICED
 from fastercache.tuned import TunedConfig
 
 FILE = "cached.py"
@@ -25,6 +26,7 @@ def python(config: TunedConfig) -> Exported:
         "$STEPS": str(found.steps),
         "$BATCHED": repr(config.guidance == "batched"),
         "$ORDER": repr(found.order),
+        "$WHOLE": f"{{{', '.join(map(repr, sorted(UNSLICED)))}}}",
     }
     for name, value in values.items():
         body = body.replace(name, value)
@@ -139,7 +141,7 @@ _APART = '''
 ORDER = $ORDER  # of the rows of a call, or of the calls of a step
 BATCHED = $BATCHED
 READ = {(b, of, s): i for b, plan in PLAN.items() for i, (of, _, terms) in sorted(plan.items()) for s, *_ in terms}
-WHOLE = {"image_rotary_emb", "rotary_emb", "freqs_cis", "freqs_cos", "freqs_sin", "img_ids", "txt_ids"}
+WHOLE = $WHOLE  # arguments that have no rows
 
 
 def rows(value, name, start, size, batch):
