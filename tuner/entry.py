@@ -19,7 +19,7 @@ from fastercache.policies.vocabulary import Run, Site
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.evaluate import Evaluator
 from fastercache.tuner.fields import Bounds
-from fastercache.tuner.library import Library, Searched, check
+from fastercache.tuner.library import Library, Searched, check, listed
 from fastercache.tuner.logbook import logged
 from fastercache.tuner.planning.material import Told
 from fastercache.tuner.planning.opening import opened
@@ -133,7 +133,7 @@ def _with_plans(
     told: Told,
 ) -> tuple[Searched | Sequence[Searched], Guests | None]:
     """What is searched by its fields, and what makes the plans where `planned` was asked for beside it."""
-    names = [policy] if isinstance(policy, (str, Policy, type)) else list(policy)
+    names = listed(policy)
     others = [one for one in names if one not in (Planned.name, Planned)]
     if len(others) == len(names):
         return policy, None

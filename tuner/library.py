@@ -80,7 +80,7 @@ class Library:
         Raises:
             InvalidPolicy, UnknownPolicy: for what does not exist or cannot be searched.
         """
-        names = [searched] if isinstance(searched, (str, Policy, type)) else list(searched)
+        names = listed(searched)
         everything = names == [ANY]
         if everything:
             names = list(known_policies())
@@ -118,6 +118,11 @@ class Library:
         size = getattr(getattr(pipe, "transformer", getattr(pipe, "unet", None)), "config", {}).get("sample_size")
         side = min(size) if isinstance(size, (list, tuple)) else size
         return side // 2 if isinstance(side, int) else 0
+
+
+def listed(searched: Searched | Sequence[Searched]) -> list[Searched]:
+    """What was asked for, one policy or several, as a list."""
+    return [searched] if isinstance(searched, (str, Policy, type)) else list(searched)
 
 
 def check(names: Sequence[str], fixed: Mapping[str, Any]) -> None:

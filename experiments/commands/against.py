@@ -119,19 +119,21 @@ def bench_size(
 
     `fastercache bench-size --print-only --out docs/bench/size`
     """
+    from fastercache.experiments.bench import size_tables
     from fastercache.experiments.bench.sizes import SIZES
     from fastercache.experiments.console import results
     from fastercache.experiments.jobs import real_size as work
     from fastercache.experiments.pages import put_into
 
     if print_only:
-        answer: dict[str, object] = {"models": work.read(out)}
+        found = size_tables.read(out)
+        answer: dict[str, object] = {"models": found}
         if not as_json:
-            for one in work.read(out):
-                results.print(work.table(one))
+            for one in found:
+                results.print(size_tables.table(one))
     else:
         names = models or list(SIZES)
         answer = work.bench_size(names, out=out, steps=steps, compiled=compiled, brief=brief, show=not as_json)
     if page is not None:
-        put_into(page, work.START, work.END, work.markdown(work.read(out)))
+        put_into(page, size_tables.START, size_tables.END, size_tables.markdown(size_tables.read(out)))
     finish(answer, as_json)

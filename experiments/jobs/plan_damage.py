@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from pydantic import BaseModel, Field
-from scipy import stats
 
 from fastercache.analysis.trajectory import Floats
 from fastercache.experiments.console import progress, quiet
 from fastercache.experiments.pipelines import open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, read_model, write_json
+from fastercache.tuner.planning.attribution import rank_correlation
 from fastercache.tuner.planning.fitting import fit, replay
 from fastercache.tuner.planning.material import Material, material
 from fastercache.tuner.planning.rehearsal import Foresight
@@ -97,9 +97,9 @@ def _correlated(predicted: Floats, true: Floats) -> dict[str, float]:
     draws = []
     for _ in range(1000):
         chosen = rng.integers(0, len(true), len(true))
-        draws.append(stats.spearmanr(predicted[chosen], true[chosen]).statistic)
+        draws.append(rank_correlation(predicted[chosen], true[chosen]))
     low, high = np.quantile(draws, [0.025, 0.975])
-    return {"spearman": float(stats.spearmanr(predicted, true).statistic), "low": float(low), "high": float(high)}
+    return {"spearman": rank_correlation(predicted, true), "low": float(low), "high": float(high)}
 
 
 def main(

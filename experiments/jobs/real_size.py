@@ -15,25 +15,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
-from rich.table import Table
 
 import fastercache as fc
 from fastercache.analysis.record import record
 from fastercache.analysis.sampling import Recording, TrajectoryRecorder
 from fastercache.analysis.trajectory_profile import TrajectoryProfile
+from fastercache.experiments.bench import size_tables
 from fastercache.experiments.bench.lineup import PEERS
 from fastercache.experiments.bench.peers import Peer, Refused
+from fastercache.experiments.bench.size_tables import shown
 from fastercache.experiments.bench.sizes import SIZES, Size
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs.plan_time import made_up
-from fastercache.policies.documents import read_json, write_json
-from fastercache.policies.errors import ConfigUnreadable, FasterCacheError, InvalidPolicy, suggest
+from fastercache.policies.documents import write_json
+from fastercache.policies.errors import FasterCacheError, InvalidPolicy, suggest
+from fastercache.tuned import package_versions
 from fastercache.tuner.planning.fitting import Sampler
 from fastercache.tuner.planning.paths import plans
 from fastercache.tuner.planning.rehearsal import Foresight
@@ -43,7 +43,6 @@ from fastercache.zoo.specimen import Specimen
 GIB = 2**30
 UNCACHED, PLANNED, FASTER = "uncached", "planned", "FasterCache"
 SPEEDUP = 5
-START, END = "<!-- bench-size -->", "<!-- end bench-size -->"
 WARM_UP = 3
 """Uncached steps before anything is timed."""
 RECORDED = "recording for a plan"
@@ -354,7 +353,7 @@ def bench_size(
             )
             bar.advance(task)
             if show:
-                results.print(table(found[name]))
+                results.print(size_tables.table(found[name]))
     return {"models": found, "files": {name: str(out / f"{name}.json") for name in found}}
 
 
@@ -362,95 +361,12 @@ def _written(place: Path, state: dict[str, Any]) -> None:
     write_json(place, state, "figures")
 
 
-def table(found: dict[str, Any]) -> Table:
-    """One model's rows for a person."""
-    title = f"{found['model']}, {found['steps']} steps, {found['dtype']}, {found['device']}, random weights"
-    result = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    result.add_column("variant")
-    for heading in ("seconds", "speedup", "FLOPs", "share", "peak GiB", "cached GiB"):
-        result.add_column(heading, justify="right", no_wrap=True)
-    for row in found["rows"]:
-        if row["refused"] is not None:
-            result.add_row(row["name"], "refused")
-            continue
-        result.add_row(
-            row["name"],
-            f"{row['seconds']:.2f}",
-            _number(row["speedup"], "{:.2f}x"),
-            _number(row["speedup_flops"], "{:.2f}x"),
-            _number(row["realised"], "{:.2f}"),
-            _number(row["peak_gib"], "{:.1f}"),
-            _number(row["cached_gib"], "{:.2f}"),
-        )
-    return result
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """What earlier runs measured, by file name. Raises ConfigUnreadable if there is nothing, or it cannot be read."""
-    paths = sorted(folder.glob("*.json"))
-    if not paths:
-        raise ConfigUnreadable(f"{folder} holds no figures of bench-size: measure first, on a machine with a GPU")
-    found = [read_json(path, "figures") for path in paths]
-    for path, one in zip(paths, found, strict=True):
-        if not isinstance(one, dict) or "rows" not in one or "model" not in one:
-            raise ConfigUnreadable(f"{path} holds no figures of bench-size: move it away, or measure again")
-    return found
-
-
-def markdown(found: Sequence[dict[str, Any]]) -> str:
-    """The tables of several models for a page."""
-    return "\n".join(_section(one) for one in found)
-
-
-def _section(one: dict[str, Any]) -> str:
-    paper = "" if one["paper"] is None else f" The paper's speedup of FasterCache, on one A100: {one['paper']:.2f}x."
-    costs = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in one["seconds"].items())
-    lines = [
-        f"**{one['model']}** ({one['parameters'] / 1e9:.1f} billion parameters), {one['steps']} of the published "
-        f"{one['published_steps']} steps, {one['dtype']}, {one['device']}, torch {one['versions']['torch']}.{paper}",
-        f"One recorded run and a plan from it: {costs}.",
-        "",
-        "| variant | seconds | time | FLOPs | share | peak GiB | cached GiB | steps, by their share of the FLOPs |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in one["rows"]:
-        if row["refused"] is not None:
-            lines.append(f"| {row['name']} | refused: {row['refused']} | | | | | | |")
-            continue
-        kinds = "" if "not told" in row["kinds"] else "; ".join(_kind(*item) for item in row["kinds"].items())
-        cells = [
-            f"{row['seconds']:.2f}",
-            _number(row["speedup"], "{:.2f}x"),
-            _number(row["speedup_flops"], "{:.2f}x"),
-            _number(row["realised"], "{:.3f}"),
-            _number(row["peak_gib"], "{:.1f}"),
-            _number(row["cached_gib"], "{:.2f}"),
-            kinds,
-        ]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
-
-
-def _kind(kind: str, found: tuple[int, float]) -> str:
-    count, seconds = found
-    return f"{count} {kind}: {seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{count} {kind}: {seconds * 1e3:.1f} ms"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
 def _told(timed: Timed) -> str:
     if timed.refused is not None:
         return f"{timed.name}: {timed.refused}"
-    return f"{timed.name}: {timed.seconds:.2f} s, {_number(timed.speedup, '{:.2f}x')}"
+    return f"{timed.name}: {timed.seconds:.2f} s, {shown(timed.speedup, '{:.2f}x')}"
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for package in ("diffusers", "cache-dit"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    built = {"python": platform.python_version(), "torch": str(torch.__version__)}  # with the build, as `+cu130`
+    return built | package_versions(("diffusers", "cache-dit"))

@@ -163,11 +163,7 @@ def fit(
         lock.start()
         for k in range(sampler.steps):
             if k in every:
-                begun = beginning(computed, exact, k)
-                known = memory.kept.get(begun) if memory is not None else None
-                steps = lock.advance(_recalled(known))
-                if memory is not None:
-                    memory.kept[begun] = [step.calls for step in steps]
+                steps = _computed(lock, memory, beginning(computed, exact, k))
                 (work.computed if k in chosen else work.used)(steps)
             else:
                 stretch = work.stretch(k, computed)
@@ -236,11 +232,7 @@ def replay(
         lock.start()
         for k in range(sampler.steps):
             if k in every:
-                begun = beginning(computed, exact, k)
-                known = memory.kept.get(begun) if memory is not None else None
-                steps = lock.advance(_recalled(known))
-                if memory is not None and keep:
-                    memory.kept[begun] = [step.calls for step in steps]
+                steps = _computed(lock, memory, beginning(computed, exact, k), keep)
                 (work.computed if k in chosen else work.used)(steps)
             else:
                 serving = [stretch for stretch in stretches if stretch.start <= k][-1]
@@ -250,6 +242,16 @@ def replay(
         results = lock.results() if finish else []
         calls = lock.computed
     return Replayed(work.behind, calls, results, sizes)
+
+
+def _computed(lock: Lockstep, memory: Memory | None, begun: Steps, keep: bool = True) -> list[SamplerStep]:
+    """A step of all runs with its outputs, from the memory where a plan with the same beginning made them."""
+    if memory is None:
+        return lock.advance()
+    steps = lock.advance(_recalled(memory.kept.get(begun)))
+    if keep:
+        memory.kept[begun] = [step.calls for step in steps]
+    return steps
 
 
 def _recalled(known: Calls | None) -> Callable[[int, int, int, Tensor], Any | None]:

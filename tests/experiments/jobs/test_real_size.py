@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import fastercache as fc
 from fastercache import zoo
 from fastercache.experiments import cli
+from fastercache.experiments.bench import size_tables
 from fastercache.experiments.bench.sizes import SIZES, Size
 from fastercache.experiments.jobs import real_size
 from fastercache.experiments.pages import filled
@@ -136,8 +137,8 @@ def test_without_a_cuda_device_it_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_page_is_a_rendering_of_the_committed_figures() -> None:
     text = (ROOT / "docs" / "real-size.md").read_text(encoding="utf-8")
-    found = real_size.read(ROOT / "docs" / "bench" / "size")
-    assert filled(text, real_size.START, real_size.END, real_size.markdown(found)) == text
+    found = size_tables.read(ROOT / "docs" / "bench" / "size")
+    assert filled(text, size_tables.START, size_tables.END, size_tables.markdown(found)) == text
     for one in found:
         rows = {row["name"]: row for row in one["rows"]}
         assert rows[real_size.PLANNED]["realised"] == pytest.approx(
