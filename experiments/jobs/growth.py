@@ -124,7 +124,7 @@ def main(
     by_step = [by_steps(count, repeats) for count in steps or STEPS]
     console.print(_printed("planning every amount of compute, by steps", by_step))
     if out is not None:
-        write_json(out, {"sites": by_site, "steps": by_step})
+        write_json(out, {"sites": by_site, "steps": by_step}, "figures")
         console.print(f"written to {out}", highlight=False)
 
 
