@@ -1,7 +1,7 @@
 """Every figure of the README is found in a committed result, or is said here to be none.
 
-A claim is a text of the README with its figures made from the results. What is left of the README when all claims are taken out
-holds no digit: a figure without a source fails, and so does one that the results no longer give.
+A claim is a text of the README with its figures made from the results. What is left of the README when all claims are
+taken out holds no digit: a figure without a source fails, and so does one that the results no longer give.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ NAMES = (
 )  # fmt: skip
 """Names and citations."""
 DECIDED = (
-    "in some fifty steps, and", "of 32 x 32 pixels on a CPU", "32 x 32 pixels, on a CPU",  # the models' cards
-    "budget 9 times in 10", "about as much as 24 uncached generations, or 10 with",  # CONFIDENCE and EFFORTS, tests/tuner
+    "of 32 x 32 pixels on a CPU", "32 x 32 pixels, on a CPU",  # the models' cards
+    "budget 9 times in 10", "about as much as 24 uncached generations, or 10 with",  # CONFIDENCE and EFFORTS
 )  # fmt: skip
 """What was decided, not measured."""
 
@@ -61,12 +61,12 @@ def demo() -> Iterator[str]:
         )
     search, held_out = found["prompts"]["search"], found["prompts"]["held_out"]
     budget = float(found["budget"].removeprefix("psnr>="))
-    yield f"{held_out} held-out captions, mean; the plan was made from {search} others within psnr >= {budget:.1f}, what"
+    yield f"{held_out} held-out captions, mean; the plan was made from {search} others within psnr >= {budget:.1f}"
     yield f"cost {found['generations']:.1f} uncached generations' worth"
     yield f"records {search} search prompts uncached"
     yield (
-        f"computes {computed} of {steps} steps ({planned['speedup_flops']:.2f}x in FLOPs, {planned['speedup_wall']:.2f}x in "
-        f"time) and stays as close to the uncached video as FasterCache does at "
+        f"computes {computed} of {steps} steps ({planned['speedup_flops']:.2f}x in FLOPs, "
+        f"{planned['speedup_wall']:.2f}x in time) and stays as close to the uncached video as FasterCache does at "
         f"{rows['FasterCache (paper)']['speedup_flops']:.2f}x"
     )
     assert planned["psnr"] >= rows["FasterCache (paper)"]["psnr"]
@@ -106,7 +106,9 @@ def planned() -> Iterator[str]:
 def models() -> Iterator[str]:
     """What is said of the families and of the sweep."""
     families, sweep = read("families.json"), read("sweep.json")
-    page = (DOCS / "sweep.md").read_text(encoding="utf-8")  # written with sweep.json, which leaves out what was not built
+    page = (DOCS / "sweep.md").read_text(
+        encoding="utf-8"
+    )  # written with sweep.json, which leaves out what was not built
     pipelines = sum(bool(row["pipeline"]) for row in sweep)
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()[1:])
     assert all(row["cells"]["NoCache"] == "bit-equal" for row in sweep)
@@ -119,7 +121,9 @@ def models() -> Iterator[str]:
 
 def package() -> Iterator[str]:
     """What is said of the trained model's size and of Python's version."""
-    weights = ROOT / "experiments" / "reference" / "latte-digits" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = (
+        ROOT / "experiments" / "reference" / "latte-digits" / "transformer" / "diffusion_pytorch_model.safetensors"
+    )
     with weights.open("rb") as file:  # eight bytes of length, then the shapes of all tensors as JSON
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     size = sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
@@ -133,7 +137,7 @@ CLAIMS = [claim for part in (demo, real_size, planned, models, package) for clai
 
 
 def prose() -> str:
-    """The README on one line, without code, addresses, and the rows of the families' table, which another test makes."""
+    """The README on one line, without code, addresses, and the rows of the families' table, which another test has."""
     text = BLOCK.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
     text = re.sub(r"^\| `.*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"`[^`\n]*`", "", re.sub(r"\]\([^)\s]*\)", "]", text))

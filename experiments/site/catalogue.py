@@ -16,9 +16,10 @@ def page() -> str:
     lines = [
         "# Policies",
         "",
-        "Everything that `fastercache policies` lists, with every field, its default and what may be set. In Python a policy is "
-        "a class, `fc.FasterCache(interval=3)`; in the shell it is `--policy fastercache --set interval=3`. "
-        "[Methods](methods.md) says what each was checked against, and [writing a policy](writing-a-policy.md) how to add one.",
+        "Everything that `fastercache policies` lists, with every field, its default and what may be set. In Python a "
+        "policy is a class, `fc.FasterCache(interval=3)`; in the shell it is `--policy fastercache --set interval=3`. "
+        "[Methods](methods.md) says what each was checked against, and [writing a policy](writing-a-policy.md) how to "
+        "add one.",
         "",
     ]
     for name, policy in rules.known_policies().items():
@@ -27,8 +28,8 @@ def page() -> str:
     lines += [
         "# Predictors",
         "",
-        "What stands in for a skipped value. A field of a policy that holds a predictor is written `fc.Taylor(order=1)` in "
-        """Python and `--set 'stand_in={"predictor": "taylor", "order": 1}'` in the shell.""",
+        "What stands in for a skipped value. A field of a policy that holds a predictor is written "
+        """`fc.Taylor(order=1)` in Python and `--set 'stand_in={"predictor": "taylor", "order": 1}'` in the shell.""",
         "",
     ]
     for name, predictor in predictors().items():

@@ -82,8 +82,8 @@ def overview() -> str:
     lines = [
         "# Errors",
         "",
-        f"Whatever a user can get wrong raises a `{BASE}`, whose message is one line: what was found, what was expected, "
-        "what to do. The command line prints that line and exits with 2.",
+        f"Whatever a user can get wrong raises a `{BASE}`, whose message is one line: what was found, what was "
+        "expected, what to do. The command line prints that line and exits with 2.",
         "",
         *(f"- [{told.name}]({told.name}.md): {told.summary}" for told in known().values()),
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -11,6 +13,10 @@ from mkdocs.structure.pages import Page
 
 from fastercache.experiments.site import api, catalogue, errors
 from fastercache.experiments.site.pages import OTHERS, ROOT, moved, source
+
+REMOTE = re.compile(r'<script src="https?://[^"]*iframe-worker[^"]*"></script>')
+"""What the theme would fetch so that the search works on pages read from disk."""
+WORKER = Path(__file__).with_name("worker.js")
 
 
 def made() -> dict[str, str]:
@@ -45,3 +51,12 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Turn links to files of the repository into links of the site."""
     file = source(page.file.src_uri)
     return markdown if file is None else moved(markdown, file)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Put our own script in place of one that the theme would fetch. Raises PluginError where another is fetched."""
+    worker = f"<script>{WORKER.read_text(encoding='utf-8')}</script>"
+    output = REMOTE.sub(lambda _: worker, output)
+    if found := re.search(r"<(?:script|link|img)\b[^>]*(?:src|href)=\"?https?://[^>]*>", output):
+        raise PluginError(f"a page would fetch {found[0]}")
+    return output

@@ -1,7 +1,7 @@
 """Which file of the repository is which page of the site, and the links between them.
 
-Files under `docs/` are pages by their own names; a few others become pages too. A link to a file that is no page cannot be
-followed on the site, so there its path is written out instead.
+Files under `docs/` are pages by their own names; a few others become pages too. A link to a file that is no page cannot
+be followed on the site, so there its path is written out instead.
 """
 
 from __future__ import annotations

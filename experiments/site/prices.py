@@ -1,4 +1,4 @@
-"""The price of a plan of a real checkpoint, from the measured seconds of its denoiser: a table in `docs/checkpoints.md`.
+"""The price of a plan of a real checkpoint, from measured seconds of its denoiser: a table in `docs/checkpoints.md`.
 
 Write it again with `python -m fastercache.experiments.site.prices`.
 """
@@ -24,8 +24,8 @@ def table() -> str:
     effort_0, effort_1 = (EFFORTS[effort].generations for effort in (0, 1))
     prompts = prompts_needed(0.05)
     lines = [
-        f"| model | steps | one step | one uncached loop | plan, effort 0 (at most {effort_0:g}) | plan, default (at most "
-        f"{effort_1:g}) | certificate ({prompts} prompts, a plan at 5x) | peak memory | kept by the plan |",
+        f"| model | steps | one step | one uncached loop | plan, effort 0 (at most {effort_0:g}) | plan, default (at "
+        f"most {effort_1:g}) | certificate ({prompts} prompts, a plan at 5x) | peak memory | kept by the plan |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in MODELS:

@@ -20,7 +20,9 @@ def test_every_class_that_a_user_can_meet_is_found() -> None:
     }
     assert here and here <= known().keys()
     assert {"Missing", "NotExportable", "CacheTooLarge", "LawBroken", "InvalidBudget", "Refused"} <= known().keys()
-    assert known()["NoGuidance"].base == "NoSiteMatched" and known()["Missing"].module == "fastercache.policies.documents"
+    assert (
+        known()["NoGuidance"].base == "NoSiteMatched" and known()["Missing"].module == "fastercache.policies.documents"
+    )
 
 
 @pytest.mark.parametrize("told", known().values(), ids=lambda told: told.name)
@@ -34,7 +36,8 @@ def test_symptom_cause_and_fix(told: Told) -> None:
 
 def test_the_parts_and_the_messages_are_read_off_the_source() -> None:
     source = (
-        'class Odd(fc.FasterCacheError):\n    """Too\n    odd.\n\n    Symptom: it\n        shows.\n    Fix: none.\n    """\n'
+        'class Odd(fc.FasterCacheError):\n'
+        '    """Too\n    odd.\n\n    Symptom: it\n        shows.\n    Fix: none.\n    """\n'
         'def f(x):\n    raise Odd(f"an odd {x} was found here")\n    raise Odd(x)\n    raise KeyError("not of ours")\n'
     )
     tree = ast.parse(source)
