@@ -36,7 +36,7 @@ def test_symptom_cause_and_fix(told: Told) -> None:
 
 def test_the_parts_and_the_messages_are_read_off_the_source() -> None:
     source = (
-        'class Odd(fc.FasterCacheError):\n'
+        "class Odd(fc.FasterCacheError):\n"
         '    """Too\n    odd.\n\n    Symptom: it\n        shows.\n    Fix: none.\n    """\n'
         'def f(x):\n    raise Odd(f"an odd {x} was found here")\n    raise Odd(x)\n    raise KeyError("not of ours")\n'
     )
