@@ -46,8 +46,8 @@ def section(title: str, entry: dict[str, Any]) -> list[str]:
     if entry["fields"]:
         lines += ["| field | default | allowed | meaning |", "|---|---|---|---|"]
         for field, said in entry["fields"].items():
-            cells = (f"`{field}`", _code(said["default"]), _code(said["allowed"]), said["meaning"])
-            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+            meaning = said["meaning"].replace("|", r"\|")  # in code a bar ends no cell, and would show its backslash
+            lines.append(f"| `{field}` | {_code(said['default'])} | {_code(said['allowed'])} | {meaning} |")
         lines.append("")
     return lines
 
