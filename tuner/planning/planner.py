@@ -15,6 +15,7 @@ from scipy import stats
 
 from fastercache.analysis.metrics import metric_called
 from fastercache.policies.errors import BudgetNotMet
+from fastercache.policies.wording import counted
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.planning.fitting import FittedRuns, Sampler, SearchRun, Steps, fit, replay
 from fastercache.tuner.planning.fixed import better_of
@@ -202,7 +203,7 @@ class Planner:
 
     def _unmet(self, budget: Budget, margin: float | None) -> str:
         """What to say where no plan was found."""
-        asked = f"{budget} on {self.prompts} search prompt{'s' * (self.prompts != 1)} with the margin for unseen ones"
+        asked = f"{budget} on {counted(self.prompts, 'search prompt')} with the margin for unseen ones"
         slack = {count: budget.margin(known.quality) for count, known in self.verified.items() if count < self.steps}
         if not slack or max(slack) + 1 >= self.steps:
             return f"no plan with fewer than {self.steps} computed steps keeps {asked}: lower the budget or the margin"
@@ -340,7 +341,7 @@ class Planner:
         known = self._known(count)
         if known.quality:
             return
-        self._told(f"{count} computed steps: fitting on {self.prompts} prompt{'s' * (self.prompts != 1)}", self.spent)
+        self._told(f"{count} computed steps: fitting on {counted(self.prompts, 'prompt')}", self.spent)
         self._fit(known, range(self.prompts), keep)
 
     def _fit(self, known: Known, prompts: Sequence[int], keep: float = 0.0, rivals: bool = True) -> None:
