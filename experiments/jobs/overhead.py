@@ -41,6 +41,7 @@ class Line:
         seconds: median of its runs.
         ratio: its median over the bare pipeline's.
         low, high: quartiles of the ratio, run by run within each round.
+        fastest: its fastest run over the bare pipeline's fastest, which other work on the machine disturbs least.
         speedup_flops: computed FLOPs saved, by the flop counter; 1 where nothing is reused, None where it is not known:
             another package decides while it runs.
         realised: wall-clock speedup over computed-FLOPs speedup; None with it.
@@ -52,6 +53,7 @@ class Line:
     ratio: float
     low: float
     high: float
+    fastest: float
     speedup_flops: float | None
     realised: float | None
     runs: int
@@ -150,8 +152,9 @@ def _line(name: str, own: list[float], bare: list[float], bare_median: float, fl
     ratios = sorted(a / b for a, b in zip(own, bare, strict=True))
     low, high = ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]
     median = statistics.median(own)
+    fastest = min(own) / min(bare)
     realised = None if flops is None else bare_median / median / flops
-    return Line(name, median, median / bare_median, low, high, flops, realised, len(own))
+    return Line(name, median, median / bare_median, low, high, fastest, flops, realised, len(own))
 
 
 def _possible(subject: Subject, prompt: str, name: str, enter: Callable[[], AbstractContextManager[Any]]) -> bool:
@@ -181,7 +184,7 @@ def table(lines: Sequence[Line], title: str) -> Table:
     """The lines for a person."""
     result = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     result.add_column("variant", no_wrap=True)
-    for heading in ("seconds", "/ bare", "quartiles", "FLOPs ↑", "share ↑"):
+    for heading in ("seconds", "/ bare", "quartiles", "fastest / bare", "FLOPs ↑", "share ↑"):
         result.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         result.add_row(
@@ -189,6 +192,7 @@ def table(lines: Sequence[Line], title: str) -> Table:
             f"{line.seconds:.3f}",
             f"{line.ratio:.3f}",
             f"{line.low:.3f} - {line.high:.3f}",
+            f"{line.fastest:.3f}",
             "" if line.speedup_flops is None else f"{line.speedup_flops:.2f}x",
             "" if line.realised is None else f"{line.realised:.2f}",
         )
