@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastercache.picking import Pick
     from fastercache.policies.base import Policy
     from fastercache.tuned import TunedConfig
 
@@ -61,11 +62,18 @@ def metric_names(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def choose(
-    policy: str | None, fields: Sequence[str], config: Path | None, preset: str | None = None
+    policy: str | None,
+    fields: Sequence[str],
+    config: Path | None,
+    preset: str | None = None,
+    pick: Pick | None = None,
 ) -> Policy | TunedConfig:
     """The policy that `--policy`, `--preset`, `--set` and `--config` name; FasterCache as published if none is given.
 
     A file given as `--policy` beside `--config` only makes known the policy that the config was tuned for.
+
+    Args:
+        pick: which plan, where the config is a dial.
 
     Raises:
         UnknownPolicy, InvalidPolicy: for a name or field that does not exist, or a value out of range.
@@ -81,9 +89,11 @@ def choose(
                 "--config brings its own policy: leave out --preset, --set and --policy, unless it is the file of a "
                 "policy of yours"
             )
-        from fastercache import load
+        from fastercache.picking import Pick, opened
 
-        return load(config)
+        return (pick or Pick()).of(opened(config))
+    if pick:
+        raise InvalidPolicy("--speedup, --budget and --quality pick a plan of a dial: give it with --config FILE")
     values = assignments(fields)
     if preset is not None:
         if registered not in (None, FasterCache.name):

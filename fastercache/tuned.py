@@ -321,11 +321,6 @@ class TunedConfig(_Frozen):
         )
 
 
-def load(path: str | Path) -> TunedConfig:
-    """Read a tuned config. Raises ConfigUnreadable with one clear line."""
-    return TunedConfig.load(path)
-
-
 def denoisers(target: Any) -> dict[str, nn.Module]:
     """A pipeline's denoisers by component name; a bare denoiser under the name `denoiser`. Raises AttachError."""
     if isinstance(target, nn.Module):

@@ -100,6 +100,7 @@ def tune(
         metrics=tuple(dict.fromkeys((*budget.metrics, *metrics))),
         seed=seed,
         video=video,
+        max_cache_bytes=None if budget.cache is None else budget.cache.most,
     )
     library = Library(evaluator, evaluator.cases(prompts), out / "calibration.json", fixed, bounds)
     searched, guests = _with_plans(policy, evaluator, prompts, budget, out, references, told)
@@ -147,6 +148,7 @@ def _with_plans(
             prompts,
             out / "planning",
             metrics=budget.metrics,
+            cache=budget.cache,
             references=None if references is None else Path(references),
             told=told,
         )

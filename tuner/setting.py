@@ -100,14 +100,22 @@ class Setting:
         """The cases of a list of prompts."""
         return [Case(prompt, self.seed + i) for i, prompt in enumerate(prompts)]
 
+    def arguments(self, case: Case) -> dict[str, Any]:
+        """What the pipeline is called with for a case."""
+        generator = torch.Generator("cpu").manual_seed(case.seed)
+        return {
+            "prompt": case.prompt,
+            "generator": generator,
+            "output_type": "pt",
+            "return_dict": False,
+            **self.call,
+        }
+
     def generate(self, case: Case) -> Tensor:
         """One video (F, 3, H, W) on the CPU, under whatever is attached. Raises NotFinite, PipelineUnreadable."""
-        generator = torch.Generator("cpu").manual_seed(case.seed)
         try:
             with torch.inference_mode():
-                output = self.pipe(
-                    prompt=case.prompt, generator=generator, output_type="pt", return_dict=False, **self.call
-                )
+                output = self.pipe(**self.arguments(case))
         except (AttributeError, TypeError) as error:
             if said := lacking(self.pipe, error):
                 raise PipelineUnreadable(said) from error

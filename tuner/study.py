@@ -24,6 +24,7 @@ from fastercache.policies.base import Policy
 from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, FasterCacheError, NotFinite, printable
 from fastercache.policies.notebook import Shown
 from fastercache.policies.registry import dump, load_policy
+from fastercache.run.memory import CacheTooLarge
 from fastercache.tuned import Certificate, Measured
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import certificate
@@ -236,6 +237,8 @@ class Study(Shown):
             result = self.evaluator.evaluate(policy, self.search, projection.verdict)
         except NotFinite as error:
             return self._finish(trial, Outcome.FAILED, str(error))
+        except CacheTooLarge as error:  # known before the first step: no video was made
+            return self._finish(trial, Outcome.INVALID, str(error))
         except torch.OutOfMemoryError as error:
             self.evaluator.close()  # with its cached values
             if torch.cuda.is_available():

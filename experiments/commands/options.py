@@ -35,7 +35,29 @@ Preset = Annotated[
     typer.Option("--preset", metavar="MODEL", rich_help_panel=POLICY, help="FasterCache as published for a model."),
 ]
 Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", rich_help_panel=POLICY, help="A tuned config to apply.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", rich_help_panel=POLICY, help="A tuned config to apply, or a dial."),
+]
+PickSpeedup = Annotated[
+    float | None,
+    typer.Option(
+        "--speedup", min=1.0, metavar="X", rich_help_panel=POLICY, help="From a dial: the best plan at least so fast."
+    ),
+]
+PickBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", metavar="TEXT", rich_help_panel=POLICY, help="From a dial: the fastest plan measured to keep it."
+    ),
+]
+PickQuality = Annotated[
+    str | None,
+    typer.Option(
+        "--quality",
+        metavar="WORD",
+        rich_help_panel=POLICY,
+        help="From a dial: high (psnr>=45), medium (38) or low (30).",
+    ),
 ]
 Allow = Annotated[
     list[str] | None,

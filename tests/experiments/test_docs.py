@@ -27,7 +27,7 @@ from tests.experiments.pages import CARDS, PAGES, ROOT, python
 
 STEPS = 6
 PROMPT = "a red seven moving left"
-WITH_TESTS = ("README.md", "docs/quickstart.md", "docs/writing-a-policy.md", "docs/deployment.md")
+WITH_TESTS = ("README.md", "docs/quickstart.md", "docs/writing-a-policy.md", "docs/deployment.md", "docs/tuning.md")
 """Pages whose Python needs something prepared; the blocks of any other page run one after the other, as they stand."""
 
 
@@ -65,6 +65,23 @@ def test_the_quickstart() -> None:
         execute(block, "docs/quickstart.md", space)
     assert space["profile"].matrix("spatial", "rel_l1").shape == (STEPS, STEPS)
     assert space["session"].last.speedup_flops > 1
+
+
+def test_the_dial() -> None:
+    pipe = reference.load("latte-digits")
+    configs = []
+    for count, psnr in ((3, 50.0), (2, 30.0)):  # what the shell lines before the block make
+        quality = {"quality": {"psnr": psnr}, "cached_bytes": 0, "hardware": "test", "prompts": 1, "seconds": 1.0}
+        measured = {"search": {**quality, "speedup_flops": STEPS / count}}
+        plan = fc.Planned(steps=STEPS, computed=range(count))
+        fields = {"steps": STEPS, "guidance_scale": 4.0, "guidance": "batched", "measured": measured}
+        configs.append(fc.TunedConfig.describe(pipe, plan, **fields))
+    fc.Dial.of(configs, [{"psnr": (50.0,)}, {"psnr": (30.0,)}], {"psnr": ">="}).save("dial.json")
+    space = {"fc": fc, "pipe": pipe, "call": reference.GENERATION["latte-digits"].kwargs()}
+    (block,) = python("docs/tuning.md")
+    execute(block, "docs/tuning.md", space)
+    saved = [trace.speedup_flops for trace in space["session"].traces]
+    assert saved == [3.0, 2.0] and isinstance(space["session"].policy, fc.FasterCache)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in WITH_TESTS and python(page)])
