@@ -150,9 +150,9 @@ def certify(subject: Subject, request: Request, prompts: Sequence[str], folder: 
         BudgetNotMet: if none passes.
     """
     _fix(request, prompts, folder)
-    for path, config in request.configs.items():
+    for name, config in request.configs.items():
         if not config.seen:
-            say(f"note: {path} does not say which prompts it was searched on: make sure that these are others")
+            say(f"note: {name} does not say which prompts it was searched on: make sure that these are others")
     subject = with_steps(subject)
     names = request.configs
     _within(subject, request, prompts[0])

@@ -156,7 +156,8 @@ class Outcome:
             prompts=front.prompts,
             policy=fc.dump(policy),
         )
-        rows, held_out = (own,), None
+        rows: tuple[Row, ...] = (own,)
+        held_out = None
         if contest is not None:
             rows = (replace(contest.row(name), name=f"{name}, held-out"), contest.row(self._fewer(plan)), own)
             held_out = contest.measured(name)

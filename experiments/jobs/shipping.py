@@ -34,18 +34,12 @@ def export(
         raise fc.ConfigUnreadable(
             f"--speedup, --budget and --quality pick from a dial, {source} is a folder: leave them out"
         )
-    if target is None and source.is_file():
-        found = opened(source)
-        if not isinstance(found, fc.Dial):
-            raise fc.ConfigUnreadable(f"{source} is a file: say what it is written for, --to python for instance")
-        place = pick.of(found).save(out or Path("tuned.json"))
-        if show:
-            say(str(place), results)
-        return {"source": str(source), "target": None, "files": [str(place)], "lost": []}
-    if target is None:
+    if target is None and source.is_dir():
         return searching.export_study(source, out or Path("tuned.json"), trial=trial, storage=storage, show=show)
     if trial is not None or storage is not None:
-        raise fc.ConfigUnreadable("--trial and --storage belong to a study: leave them out with --to")
+        raise fc.ConfigUnreadable("--trial and --storage belong to a study: leave them out")
+    if target is None:
+        return _taken_out(source, pick, out or Path("tuned.json"), show)
     if source.is_dir():
         raise fc.ConfigUnreadable(
             f"{source} is a folder: --to {target} takes a tuned config; a study becomes one with fastercache export "
@@ -62,3 +56,14 @@ def export(
         for line in found.lost:
             say(f"otherwise than in {source}: {line}", results)
     return {"source": str(source), "target": target, "files": [str(p) for p in paths], "lost": list(found.lost)}
+
+
+def _taken_out(source: Path, pick: Pick, out: Path, show: bool) -> dict[str, Any]:
+    """One plan of a dial as a tuned config. Raises ConfigUnreadable for a file that is no dial."""
+    dial = opened(source)
+    if not isinstance(dial, fc.Dial):
+        raise fc.ConfigUnreadable(f"{source} is a file: say what it is written for, --to python for instance")
+    path = pick.of(dial).save(out)
+    if show:
+        say(str(path), results)
+    return {"source": str(source), "target": None, "files": [str(path)], "lost": []}

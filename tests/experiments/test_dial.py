@@ -48,7 +48,9 @@ def planned(folder: Path, loaded_once: None) -> Any:
     result = run(*PLAN, *speedups, "--study", folder / "study", "--out", folder / "dial.json")
     assert result.exit_code == 0, result.stderr
     assert "the price: at most 19 uncached generations' worth" in result.stderr  # 1 + 2 x (10 - 1)
-    return json.loads(result.stdout)
+    found = json.loads(result.stdout)
+    assert found["generations"] <= 19
+    return found
 
 
 @pytest.fixture
