@@ -112,8 +112,11 @@ def choose(
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one a line; blank lines and lines that start with `#` are passed over.
 
+    Each line of a JSON Lines file (`.jsonl`) is an object of keyword arguments of the pipeline's call, see `Prompt`.
+
     Raises:
         ConfigUnreadable: if the file is missing, is no text, or holds no prompt.
+        InvalidPrompt: for a line that is no such object.
     """
     from fastercache.policies.documents import read_text
     from fastercache.policies.errors import ConfigUnreadable
@@ -121,7 +124,27 @@ def read_prompts(path: Path) -> list[str]:
     if path.is_dir():
         raise ConfigUnreadable(f"{path} is a folder: give a text file with one prompt a line")
     text = read_text(path, "prompt file")
-    prompts = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    prompts = [line for _, line in lines if not line.startswith("#")]
+    if path.suffix.lower() == ".jsonl":
+        prompts = [_from_json(line, f"{path}, line {number}", path.parent) for number, line in lines]
     if not prompts:
         raise ConfigUnreadable(f"the prompt file {path} holds no prompt: write one a line")
     return prompts
+
+
+def _from_json(line: str, origin: str, folder: Path) -> str:
+    """The prompt of one line of a JSON Lines file. Raises InvalidPrompt."""
+    from fastercache.policies.documents import parse_json
+    from fastercache.policies.errors import ConfigUnreadable
+    from fastercache.prompts import InvalidPrompt, prompt_of
+
+    try:
+        found = parse_json(line.encode(), "prompt", origin)
+    except ConfigUnreadable as error:
+        raise InvalidPrompt(str(error)) from None
+    if not isinstance(found, dict):
+        raise InvalidPrompt(
+            f'{origin}: expected an object like {{"prompt": "a red seven", "seed": 3}}, found {line:.40}'
+        )
+    return prompt_of(found, origin, folder)

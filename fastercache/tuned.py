@@ -180,11 +180,6 @@ class Results(_Frozen):
     held_out: Measured | None = None
 
 
-def prompt_hash(prompt: str) -> str:
-    """What a tuned config keeps of a prompt that it was searched or measured on: 16 digits of its sha256."""
-    return hashlib.sha256(prompt.strip().encode()).hexdigest()[:16]
-
-
 class TunedConfig(_Frozen):
     """A policy with what it was made for and what was measured. `save`, `load`, `check`, or give it to `attach`.
 

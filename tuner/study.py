@@ -24,6 +24,7 @@ from fastercache.policies.base import Policy
 from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, FasterCacheError, NotFinite, printable
 from fastercache.policies.notebook import Shown
 from fastercache.policies.registry import dump, load_policy
+from fastercache.prompts import Prompt
 from fastercache.run.memory import CacheTooLarge
 from fastercache.tuned import Certificate, Measured
 from fastercache.tuner.budget import Budget
@@ -112,7 +113,7 @@ class Study(Shown):
         return {
             **self.evaluator.setting.identity,
             "budget": str(self.budget),
-            "prompts": _digest([[c.prompt, c.seed] for c in self.search]),
+            "prompts": _digest([list(c.identity.values()) for c in self.search]),
             "policy": ", ".join(self.space.bases),
             "search space": _digest([*map(dump, self.space.bases.values()), shape]),
         }
@@ -341,12 +342,18 @@ class Study(Shown):
 
 def disjoint(search: Sequence[str], others: Sequence[str]) -> None:
     """Raises ConfigUnreadable if a prompt, up to case and spacing, is in both sets."""
-    plain = {" ".join(p.casefold().split()) for p in search}
-    shared = [p for p in others if " ".join(p.casefold().split()) in plain]
+    known = {_spelled(p) for p in search}
+    shared = [p for p in others if _spelled(p) in known]
     if shared:
         raise ConfigUnreadable(
             f"{len(shared)} prompts are in two sets that must be disjoint: remove '{shared[0]:.60}' from one of them"
         )
+
+
+def _spelled(prompt: str) -> str:
+    """A prompt up to case and spacing, with what it brings."""
+    further = prompt.digests if isinstance(prompt, Prompt) else {}
+    return " ".join(prompt.casefold().split()) + (json.dumps(further, sort_keys=True) if further else "")
 
 
 def _digest(value: Any) -> str:

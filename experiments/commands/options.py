@@ -11,7 +11,10 @@ from fastercache.experiments import console
 
 Pipe = Annotated[str, typer.Argument(metavar="PIPE", help="Short name, folder or hub id.", show_default=False)]
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to generate.")]
-PromptFile = Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line.")]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option("--prompts", metavar="FILE", help="Prompts, one a line; or FILE.jsonl."),
+]
 Count = Annotated[int | None, typer.Option("--count", min=1, help="Use the first N prompts.", metavar="N")]
 Seed = Annotated[int, typer.Option("--seed", help="Prompt i is generated with seed SEED + i.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]

@@ -93,6 +93,8 @@ def plan(
 
     `fastercache plan wan-digits --speedup 5 --effort 0 --out fast.json`
 
+    `fastercache plan ./my-i2v --prompts calls.jsonl --speedup 3`: lines like `{"prompt": "a cat", "image": "a.png"}`
+
     `fastercache plan latte-digits --speedup 3 --speedup 5 --speedup 8 --out dial.json`
     """
     from fastercache.experiments.arguments import metric_names, read_prompts

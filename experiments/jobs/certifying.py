@@ -16,7 +16,8 @@ from fastercache.experiments.pipelines import Subject, shipped_captions, with_st
 from fastercache.picking import opened
 from fastercache.policies.documents import Missing, read_model, write_json
 from fastercache.policies.errors import BudgetNotMet, ConfigMismatch, ConfigUnreadable
-from fastercache.tuned import Certificate, TunedConfig, prompt_hash
+from fastercache.prompts import identity, prompt_hash
+from fastercache.tuned import Certificate, TunedConfig
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import each, misses, prompts_needed, sequential
 from fastercache.tuner.setting import Setting
@@ -219,7 +220,7 @@ def _fix(request: Request, prompts: Sequence[str], folder: Path) -> None:
     """Note what is about to be drawn, or compare it with what was noted before."""
     draw = Draw(
         configs=tuple(digest(fc.dump(config.policy)) for config in request.configs.values()),
-        prompts=digest(list(prompts)),
+        prompts=digest(list(map(identity, prompts))),
         count=len(prompts),
         budget=str(request.budget),
         level=request.level,

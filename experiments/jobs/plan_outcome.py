@@ -20,7 +20,8 @@ from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.console import counted, progress, results, say
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.errors import BudgetNotMet
-from fastercache.tuned import Measured, Results, TunedConfig, prompt_hash
+from fastercache.prompts import prompt_hash
+from fastercache.tuned import Measured, Results, TunedConfig
 from fastercache.tuner import Budget
 from fastercache.tuner.planning.front import Front, Point, means
 from fastercache.tuner.planning.planner import Planner

@@ -58,6 +58,7 @@ def plan(
     cache = limit_of(wanted)
     check_writable(out, "tuned config")
     subject = with_steps(subject)
+    Setting(subject.pipe, subject.call, seed).cases(held_out)  # what is wrong with them is said first
     price = EFFORTS[effort].price(len(prompts), len(questions))
     steps = int(subject.call["num_inference_steps"])
     say(

@@ -61,5 +61,6 @@ def opened(
 
 def _made_for(setting: Setting, cases: Sequence[Case], effort: int, history: int) -> str:
     limited = [history] if history != HISTORY else []  # studies of the usual K keep their names
-    key = json.dumps([setting.identity, [[case.prompt, case.seed] for case in cases], effort, *limited], sort_keys=True)
+    inputs = [list(case.identity.values()) for case in cases]
+    key = json.dumps([setting.identity, inputs, effort, *limited], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:32]
