@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -20,9 +19,7 @@ from fastercache.picking import Pick
 from fastercache.policies.base import Citation, Policy
 from fastercache.policies.errors import AttachError, FasterCacheError, NotFinite
 from fastercache.policies.notebook import Shown
-from fastercache.policies.registry import dump
 from fastercache.policies.rules import begin_all
-from fastercache.policies.schedule import Table
 from fastercache.policies.vocabulary import OUTER, Branch, Kind, Run, Site, select
 from fastercache.policies.wrappers import citations_of
 from fastercache.run.caller import Caller
@@ -31,13 +28,16 @@ from fastercache.run.clock import Clock
 from fastercache.run.compiled import sites_wanted_of
 from fastercache.run.denoiser import Denoiser
 from fastercache.run.idle import warn_if_idle
-from fastercache.run.memory import CacheTooLarge, MemoryPlan, ValueShapes, bound_dynamic, plan_static
+from fastercache.run.inspection import Inspection
+from fastercache.run.memory import CacheTooLarge, Forecast, MemoryPlan
 from fastercache.run.parallel import Ranks
 from fastercache.run.plan import RunPlan
 from fastercache.run.signals import Jury
 from fastercache.run.store import History
 from fastercache.run.trace import Trace
 from fastercache.run.transfer import Transfers
+from fastercache.run.units import Duty
+from fastercache.run.writer import TraceWriter
 from fastercache.tuned import TunedConfig
 
 
@@ -85,13 +85,12 @@ class Session(Shown):
         self._transfers = Transfers() if self._cache_device is not None else None
         self._max_cache_bytes = max_cache_bytes
         self._memory: MemoryPlan | None = None
-        self._planned: tuple[Any, Any, MemoryPlan] | None = None  # what the newest static plan was made for, and it
+        self._forecast = Forecast(cache_dtype)
         self._dry = False
         self._book = FlopBook()
         self._watches: list[Watch] = []
-        self._compiled: RunPlan | None = None
-        self._started = 0.0
-        self._running: Trace | None = None
+        self._plan: RunPlan | None = None  # of the newest run
+        self._writer: TraceWriter | None = None  # of the present run's trace
         self._unchecked: Trace | None = None  # the newest run, until it is known whether it reused anything
         self._attached = False
         self._denoisers: list[Denoiser] = []
@@ -190,17 +189,18 @@ class Session(Shown):
         """
         if not self._attached:
             raise AttachError("this session is detached: attach again to use another policy")
-        if self._running is not None:
+        if self._writer is not None:
+            trace = self._writer.trace
             raise AttachError(
-                f"a run is under way, {self._running.reached} of {self._running.run.count} steps are done: swap the "
-                "policy before or after it (a loop of your own that was broken off ends with the next session.start)"
+                f"a run is under way, {trace.reached} of {trace.run.count} steps are done: swap the policy before or "
+                "after it (a loop of your own that was broken off ends with the next session.start)"
             )
         before = self._applied
         pick = Pick(speedup, budget, quality)
         applied = Applied.of(self._target, policy, before, pick=pick, allow=before.allow)
         self._claim(applied.policy)
         self._applied = applied
-        self._compiled = None
+        self._plan = None
 
     @property
     def _target(self) -> Any:
@@ -217,7 +217,7 @@ class Session(Shown):
         """A first call has shown other sites than the structure had suggested."""
         self.sites = tuple(site for d in self._denoisers for site in d.sites)
         self._claim(self.policy)
-        self._compiled = None
+        self._plan = None
 
     def start(self, timesteps: Sequence[float] | Tensor) -> None:
         """Announce a run of a sampling loop of your own: its timesteps, in order."""
@@ -275,6 +275,19 @@ class Session(Shown):
             f"({t.speedup_flops:.2f}x), {t.cached_bytes / 2**20:.2f} MiB cached at most, {t.seconds:.2f} s{promised}"
         )
 
+    def inspect(self) -> Inspection:
+        """What the session is doing right now, for tests and tools: branches, step, and who may hold values."""
+        first = self._denoisers[0].branches
+        return Inspection(
+            guidance=first.guidance,
+            expected=first.order,
+            order=first.run_order,
+            groups=first.groups,
+            coupled=first.coupled,
+            step=self._clock.index,
+            holders=tuple(value for denoiser in self._denoisers for value in vars(denoiser).values()),
+        )
+
     def flop_shares(self) -> dict[str, float]:
         """Share of a whole denoiser call's FLOPs inside each module and block site, by name, as counted so far."""
         return {d.prefix + path: share for d in self._denoisers for path, share in self._book.shares(d.prefix).items()}
@@ -310,7 +323,7 @@ class Session(Shown):
         """The pipeline's call has ended, wherever its run stood."""
         self._forget_run()
         if error is None and self._unchecked is not None:
-            warn_if_idle(self._unchecked, self._compiled.table if self._compiled is not None else None)
+            warn_if_idle(self._unchecked, self._plan.table if self._plan is not None else None)
         self._unchecked = None
 
     def _begin_run(self, denoiser: Denoiser, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -333,13 +346,16 @@ class Session(Shown):
         run = Run(self._clock.steps, branches, sites)
         latent = tuple(leading_tensor(args, kwargs).shape[1:])
         self._applied.check_run(self._target, self.pipe, run, latent, self.guidance)
-        trace = self._plan(run)
-        trace.latent = latent
+        plan = self._plan_of(run)
+        duties = self._duties(plan)
         for d in self._denoisers:
-            d.begin(RunState(run, d.branches.coupled, d.branches.unsure), trace)
-        trace.rows = [self._owner(site).units[site.name].rows for site in trace.sites]
-        self._book.seconds = 0.0
-        self._memory = self._plan_memory(denoiser.measure(args, kwargs), trace, denoiser)
+            mine = {site: duty for site, duty in duties.items() if self._owner(site) is d}
+            d.begin(RunState(run, d.branches.coupled, d.branches.unsure), mine)
+        rows = [self._owner(site).units[site.name].rows for site in plan.assigned]
+        writer = TraceWriter(plan, rows, latent, self._book)
+        kind = type(denoiser.module)  # shapes are known of the denoiser that is called, and of another of its class
+        known = {site for site in plan.assigned if type(self._owner(site).module) is kind}
+        self._memory = self._forecast.of(plan, known, denoiser.measure(args, kwargs), denoiser.branches.groups)
         if self._dry:
             raise _DryRun
         try:
@@ -347,70 +363,54 @@ class Session(Shown):
         except FasterCacheError:
             self._run_announced()
             raise
-        self.traces = [*self.traces, trace][-self._keep_traces :]
+        self.traces = [*self.traces, writer.trace][-self._keep_traces :]
         self._caller.claim()
-        self._running = self._unchecked = trace
-        _synchronise()
-        self._started = time.perf_counter() - self._book.seconds  # all counting is taken off again when the run ends
+        self._writer, self._unchecked = writer, writer.trace
+        for d in self._denoisers:
+            d.writer = writer
+        writer.start()
 
-    def _plan(self, run: Run) -> Trace:
-        """Give every claimed site's unit its decisions or its policy's state, and every watched one its watchers."""
-        policy = self.policy
-        if self._compiled is None or self._compiled.policy is not policy or self._compiled.run != run:
-            self._compiled = RunPlan.of(policy, run)
-        plan = self._compiled
+    def _plan_of(self, run: Run) -> RunPlan:
+        """The policy's plan for such a run; that of the run before, where it was alike."""
+        if self._plan is None or self._plan.policy is not self.policy or self._plan.run != run:
+            self._plan = RunPlan.of(self.policy, run)
+        return self._plan
+
+    def _duties(self, plan: RunPlan) -> dict[Site, Duty]:
+        """What there is to do in a run: at governed sites the plan's decisions, or its rules with fresh states; at
+        watched ones, whom to tell."""
+        name, run = plan.policy.name, plan.run
+        watchers = self._watchers(run)
+        duties: dict[Site, Duty] = {}
         firsts: dict[tuple[int, str], dict[Branch, Any]] = {}
-        for denoiser in self._denoisers:
-            for unit in denoiser.units.values():
-                unit.policy, unit.history, unit.plan, unit.jury, unit.watchers = None, None, None, None, []
         for s, (site, assigned) in enumerate(plan.assigned.items()):
-            unit = self._owner(site).unit(site)
-            unit.policy = policy
             ranks = Ranks.of(self._owner(site).module)
             if ranks is not None:
-                ranks.check(policy, site, assigned.predictor)
-            unit.jury = None
-            if plan.table is None:
-                unit.jury = Jury(assigned.rule, site, begin_all(assigned.rule, site, run, firsts), ranks)
-            unit.history = History(
+                ranks.check(plan.policy, site, assigned.predictor)
+            history = History(
                 assigned.predictor,
                 self._cache_dtype,
                 self._cache_device,
                 self._transfers,
                 seen_by_first=site.kind in OUTER,
             )
-            unit.plan = plan.cells[s] if plan.cells else None
+            told = watchers.pop(site, ())
+            if plan.table is None:
+                jury = Jury(assigned.rule, site, begin_all(assigned.rule, site, run, firsts), ranks)
+                duties[site] = Duty(history, jury=jury, watchers=told, policy=name)
+            else:
+                duties[site] = Duty(history, plan.cells[s], watchers=told, policy=name)
+        return duties | {site: Duty(watchers=told) for site, told in watchers.items()}
+
+    def _watchers(self, run: Run) -> dict[Site, tuple[Watcher, ...]]:
+        """Who watches which site of a run."""
         known = {site.name for site in run.sites}
+        found: dict[Site, tuple[Watcher, ...]] = {}
         for watch in self._watches:
             for site in watch.sites:
                 if site.name in known or site.kind is Kind.STACK:
-                    self._owner(site).unit(site).watchers.append(watch._watcher)
-        for denoiser in self._denoisers:
-            denoiser.govern()
-        count = run.count
-        predictors = tuple(one.predictor for one in plan.assigned.values())
-        return Trace(run, tuple(plan.assigned), [], predictors, dump(policy), [0] * count, [0] * count, [0] * count)
-
-    def _plan_memory(self, shapes: ValueShapes, trace: Trace, denoiser: Denoiser) -> MemoryPlan:
-        """Bytes of the run about to begin, as far as its sites belong to denoisers whose shapes are known: the one that
-        is called, and another of its class."""
-        kind = type(denoiser.module)
-        own = [i for i, site in enumerate(trace.sites) if type(self._owner(site).module) is kind]
-        sites, predictors = [trace.sites[i] for i in own], [trace.predictors[i] for i in own]
-        run, dtype = trace.run, self._cache_dtype
-        assert self._compiled is not None  # the run has been laid out
-        if self._compiled.table is not None:
-            # A site that is never reused holds nothing: its shapes are not asked for, since some are unknown (of the
-            # branches' difference on packed tokens).
-            used = [site for site, i in zip(sites, own, strict=True) if self._compiled.table.reuses(i)]
-            made_for = {site.name: (shapes.values(site), shapes.input) for site in used}, denoiser.branches.groups
-            if self._planned is None or self._planned[0] is not self._compiled or self._planned[1] != made_for:
-                table = Table(run, tuple(sites), self._compiled.table.codes[own], tuple(predictors))
-                plan = plan_static(table, shapes, made_for[1], dtype)
-                self._planned = self._compiled, made_for, plan
-            return self._planned[2]
-        mine = {site: self._compiled.assigned[site] for site in sites}
-        return bound_dynamic(mine, run.branches, shapes, dtype, run.count)
+                    found[site] = (*found.get(site, ()), watch._watcher)
+        return found
 
     def plan(self, **call: Any) -> MemoryPlan:
         """Cached bytes of a run before it is made: exact for a static policy, a bound for a dynamic one.
@@ -443,10 +443,9 @@ class Session(Shown):
         return next(d for d in self._denoisers if d.prefix.removesuffix("/") == site.denoiser)
 
     def _step_ended(self, index: int) -> None:
-        trace = self._running
-        if trace is None:
+        writer = self._writer
+        if writer is None:
             return
-        trace.reached = index + 1
         try:
             for denoiser in self._denoisers:
                 denoiser.finite.check()
@@ -457,14 +456,14 @@ class Session(Shown):
         for denoiser in self._denoisers:
             denoiser.release(index)
             held |= denoiser.held()
-        trace.bytes_per_step[index] = sum(held.values())
-        if self._max_cache_bytes is not None and trace.bytes_per_step[index] > self._max_cache_bytes:
+        total = sum(held.values())
+        writer.step_ended(index, total)
+        if self._max_cache_bytes is not None and total > self._max_cache_bytes:
             raise CacheTooLarge(
-                f"{self.policy.name} held {trace.bytes_per_step[index]} bytes after step {index}, more than "
+                f"{self.policy.name} held {total} bytes after step {index}, more than "
                 f"max_cache_bytes={self._max_cache_bytes}, and than its rules say they remember: raise the limit"
             )
-        if index == trace.run.count - 1:
-            trace.complete = True
+        if writer.trace.complete:
             self._close_trace()
             self._caller.forget()
             for denoiser in self._denoisers:
@@ -472,13 +471,6 @@ class Session(Shown):
 
     def _close_trace(self) -> None:
         """The present run is over, complete or not."""
-        trace, self._running = self._running, None
-        if trace is not None:
-            _synchronise()
-            trace.counting_seconds = self._book.seconds
-            trace.seconds = time.perf_counter() - self._started - trace.counting_seconds
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()

@@ -109,13 +109,18 @@ def compile_policy(policy: Policy, run: Run) -> Table:
 
 def compile_rules(assigned: Mapping[Site, Assigned], rules: Sequence[StaticRule[Any]], run: Run) -> Table:
     """As `compile_policy`, given what the policy assigns and its rules in the same order."""
-    sites = tuple(assigned)
+    every = tuple(assigned)
     firsts: dict[tuple[int, str], dict[Branch, Any]] = {}
-    states = [list(begin_all(rule, s, run, firsts).values()) for rule, s in zip(rules, sites, strict=True)]
+    begun = [list(begin_all(rule, s, run, firsts).values()) for rule, s in zip(rules, every, strict=True)]
+    inside = containers(every)
+    alike = _alike(every, rules, begun, inside)
+    chosen = list(dict.fromkeys(alike))  # one site of each kind is decided about; the others do as it does
+    place = {i: s for s, i in enumerate(chosen)}
+    sites, rules, states = [every[i] for i in chosen], [rules[i] for i in chosen], [begun[i] for i in chosen]
     # Searches compile thousands of tables, so the loop works on bytes; enum and array lookups would dominate it.
     computed, reused, unreached = int(Code.COMPUTED), int(Code.REUSED), int(Code.UNREACHED)
     grid = [[bytearray(run.count) for _ in run.branches] for _ in sites]
-    outer = [[grid[o] for o in places] for places in containers(sites)]
+    outer = [[grid[place[alike[o]]] for o in inside[i]] for i in chosen]
     exists = [[applies(site, branch) for branch in run.branches] for site in sites]
     denoisers = {site.denoiser: row for site, row in zip(sites, grid, strict=True) if site.kind is Kind.DENOISER}
     whole = [denoisers.get(site.denoiser) if site.kind is Kind.BRANCH else None for site in sites]
@@ -142,7 +147,38 @@ def compile_rules(assigned: Mapping[Site, Assigned], rules: Sequence[StaticRule[
                     states[s][b] = rules[s].update(states[s][b], step)
     codes = np.array([[list(row) for row in rows] for rows in grid], dtype=np.int8)
     codes = codes.reshape(len(sites), len(run.branches), run.count)
-    return Table(run, sites, codes, tuple(one.predictor for one in assigned.values()))
+    codes = codes[[place[i] for i in alike]].reshape(len(every), len(run.branches), run.count)
+    return Table(run, every, codes, tuple(one.predictor for one in assigned.values()))
+
+
+def _alike(
+    sites: Sequence[Site],
+    rules: Sequence[StaticRule[Any]],
+    begun: Sequence[Sequence[Any]],
+    inside: Sequence[Sequence[int]],
+) -> list[int]:
+    """For each site the first one that fares as it does at every step: under the same rule, with equal states at the
+    start, and inside of sites that fare alike. A state that can change in place belongs to one site alone.
+
+    `begun`: each site's states by branch. `inside`: the places of the sites that it lies inside of, which come first.
+    """
+    first: dict[Any, int] = {}
+    found: list[int] = []
+    for s, (site, rule, states) in enumerate(zip(sites, rules, begun, strict=True)):
+        if not all(map(_constant, states)):
+            found.append(s)
+            continue
+        outer = tuple(found[o] for o in inside[s])  # containers come first
+        shared = (id(rule), tuple((type(state), state) for state in states), outer, site.denoiser, site.kind)
+        found.append(first.setdefault(shared, s))
+    return found
+
+
+def _constant(state: Any) -> bool:
+    """Whether a value cannot change in place and can be compared."""
+    if isinstance(state, (tuple, frozenset)):
+        return type(state) in (tuple, frozenset) and all(map(_constant, state))
+    return state is None or isinstance(state, (bool, int, float, str))
 
 
 def containers(sites: Sequence[Site]) -> list[list[int]]:

@@ -314,9 +314,24 @@ def select(query: str, sites: Iterable[Site]) -> tuple[Site, ...]:
     Raises:
         NoSiteMatched: if a term selects nothing; the message names the nearest names that exist.
     """
-    return SiteIndex(sites).select(query)
+    return _index_of(sites).select(query)
 
 
 def matches(query: str, sites: Iterable[Site]) -> tuple[Site, ...]:
     """As `select`, but terms that match nothing are passed over, and the result may be empty."""
-    return SiteIndex(sites).matches(query)
+    return _index_of(sites).matches(query)
+
+
+_newest: tuple[tuple[Site, ...], SiteIndex] | None = None
+"""The last tuple of sites that was asked about, and its index: a search asks about one run's sites over and over."""
+
+
+def _index_of(sites: Iterable[Site]) -> SiteIndex:
+    global _newest
+    newest = _newest
+    if newest is not None and newest[0] is sites:
+        return newest[1]
+    index = SiteIndex(sites)
+    if isinstance(sites, tuple):
+        _newest = sites, index
+    return index

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -79,6 +80,15 @@ class CostModel:
 
     def share(self, site: Site) -> float:
         """Share of a denoiser call that reusing `site` saves."""
+        if site.name not in self._known_shares:
+            self._known_shares[site.name] = self._share(site)
+        return self._known_shares[site.name]
+
+    @cached_property
+    def _known_shares(self) -> dict[str, float]:
+        return {}
+
+    def _share(self, site: Site) -> float:
         if site.kind in (Kind.DENOISER, Kind.BRANCH):
             return 1.0
         if site.kind is Kind.STACK:
@@ -90,9 +100,8 @@ class CostModel:
         """What a static policy will do and cost. Raises InvalidPolicy for a dynamic one."""
         table = self.reached(compile_policy(policy, self.run))
         ratio = self.ratio(table)
-        used = [
-            dump(p) if (c == Code.REUSED).any() else None for p, c in zip(table.predictors, table.codes, strict=True)
-        ]
+        reuses = (table.codes == Code.REUSED).any(axis=(1, 2)).tolist()
+        used = [dump(p) if reused else None for p, reused in zip(table.predictors, reuses, strict=True)]
         behaviour = hashlib.sha256(table.codes.tobytes() + json.dumps(used, sort_keys=True).encode()).hexdigest()
         return Forecast(ratio, np.array([*self._ages(table), ratio]), behaviour)
 
@@ -115,25 +124,30 @@ class CostModel:
     def ratio(self, table: Table) -> float:
         """Computed FLOPs of a table over those of the uncached run."""
         per_branch = np.array(self.step_flops, dtype=float) / len(self.run.branches)  # (steps,)
-        saved = 0.0
-        for site, codes in zip(table.sites, table.codes, strict=True):
-            reused = codes == Code.REUSED  # (branches, steps)
+        reused = table.codes == Code.REUSED  # (sites, branches, steps)
+        for s, site in enumerate(table.sites):
             if site.kind is Kind.STACK:
                 # A stack runs for all rows or for none: one branch's reuse alone saves nothing.
-                reused = reused & np.all(codes != Code.COMPUTED, axis=0)
-            saved += self.share(site) * float((reused * per_branch).sum())
+                reused[s] &= np.all(table.codes[s] != Code.COMPUTED, axis=0)
+        shares = np.array([self.share(site) for site in table.sites])
+        saved = float(shares @ (reused * per_branch).sum(axis=(1, 2)))
         return 1.0 - saved / float(sum(self.step_flops))
+
+    @cached_property
+    def _groups(self) -> tuple[str, ...]:
+        """The kinds and roles of the run's sites."""
+        return tuple(dict.fromkeys(f"{site.kind}:{site.role}" for site in self.run.sites))
 
     def _ages(self, table: Table) -> list[float]:
         ages = staleness(table)
         edges = np.linspace(0, self.run.count, BINS + 1).round().astype(int)
-        groups: dict[str, list[NDArray[np.float64]]] = {f"{site.kind}:{site.role}": [] for site in self.run.sites}
-        for site, age in zip(table.sites, ages, strict=True):
-            groups[f"{site.kind}:{site.role}"].append(age)
+        groups: dict[str, list[int]] = {name: [] for name in self._groups}
+        for s, site in enumerate(table.sites):
+            groups[f"{site.kind}:{site.role}"].append(s)
         columns: list[float] = []
         for name in sorted(groups):
-            own = groups[name] or [np.zeros(ages.shape[1:])]
-            log = np.log2(1.0 + np.stack(own).mean(axis=(0, 1)))  # (steps,)
+            own = ages[groups[name]] if groups[name] else np.zeros((1, *ages.shape[1:]))
+            log = np.log2(1.0 + own.mean(axis=(0, 1)))  # (steps,)
             columns += [float(log[a:b].mean()) if b > a else 0.0 for a, b in pairwise(edges)]
         return columns
 

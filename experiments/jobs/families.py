@@ -85,7 +85,7 @@ def check_family(name: str) -> Row:
         with attach(specimen.pipe, NoCache(sites="denoiser")) as session:
             specimen.generate()
             branches = session.last.run.branches
-            style = session._denoisers[0].branches.guidance if len(branches) > 1 else "none"
+            style = session.guidance if len(branches) > 1 else "none"
             guidance = f"{style}: {', '.join(branches)}"
     except FasterCacheError as error:
         cells = dict.fromkeys(COLUMNS, Cell("n/a", "it does not attach")) | {"attaches": Cell("no", str(error))}

@@ -1,7 +1,8 @@
 """What the toolkit itself costs: a policy that reuses nothing, a recording, and how much of a saving is realised.
 
 Beside them stand what other packages' caches start from: diffusers' hook registry with hooks that do nothing, and
-cache-dit with a threshold that nothing stays under.
+diffusers' first-block cache and cache-dit with a threshold that nothing stays under. FirstBlockCache, ours and
+diffusers', is also run at the same threshold, where both reuse at the same steps.
 
 All variants run in turn within each round and their medians are compared, since nothing else holds on a shared machine.
 Every timed run follows an untimed one of the same variant, so that what is done once per session (counting FLOPs,
@@ -24,7 +25,7 @@ from torch import nn
 
 import fastercache as fc
 from fastercache.analysis.record import record
-from fastercache.experiments.bench.peers import Peer, Refused
+from fastercache.experiments.bench.peers import Peer, Refused, reason
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pipelines import Subject
 
@@ -40,8 +41,10 @@ class Line:
         seconds: median of its runs.
         ratio: its median over the bare pipeline's.
         low, high: quartiles of the ratio, run by run within each round.
-        speedup_flops: computed FLOPs saved, by the flop counter; 1 where nothing is reused.
-        realised: wall-clock speedup over computed-FLOPs speedup.
+        fastest: its fastest run over the bare pipeline's fastest, which other work on the machine disturbs least.
+        speedup_flops: computed FLOPs saved, by the flop counter; 1 where nothing is reused, None where it is not known:
+            another package decides while it runs.
+        realised: wall-clock speedup over computed-FLOPs speedup; None with it.
         runs: how many timed runs.
     """
 
@@ -50,8 +53,9 @@ class Line:
     ratio: float
     low: float
     high: float
-    speedup_flops: float
-    realised: float
+    fastest: float
+    speedup_flops: float | None
+    realised: float | None
     runs: int
 
     def payload(self) -> dict[str, Any]:
@@ -77,6 +81,16 @@ CACHE_DIT = Peer(
     "cache-dit", "DBCache", {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": 0.0}
 )
 """cache-dit in place at every block, comparing at every step and never reusing."""
+THRESHOLD = 0.08
+"""Of the first-block caches that do reuse: the bench's middle setting."""
+
+
+def first_block(threshold: float) -> Peer:
+    """diffusers' own first-block cache."""
+    return Peer("diffusers", "FirstBlockCache", {"threshold": threshold})
+
+
+DIFFUSERS_REUSING = f"diffusers' FirstBlockCache at {THRESHOLD}"
 
 
 def variants(subject: Subject) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
@@ -90,17 +104,21 @@ def variants(subject: Subject) -> dict[str, Callable[[], AbstractContextManager[
         "NoCache at every site": lambda: fc.attach(pipe, fc.NoCache(sites=every)),
         "diffusers' no-op hooks": lambda: no_op_hooks(denoiser, [s.name for s in sites]),
         "cache-dit, no reuse": lambda: CACHE_DIT.applied(pipe, subject.call),
+        "FirstBlockCache, no reuse": lambda: fc.attach(pipe, fc.FirstBlockCache(threshold=0.0)),
+        "diffusers' FirstBlockCache, no reuse": lambda: first_block(0.0).applied(pipe, subject.call),
         "recording": lambda: record(pipe),
         "FasterCache": lambda: fc.attach(pipe, fc.FasterCache()),
+        f"FirstBlockCache at {THRESHOLD}": lambda: fc.attach(pipe, fc.FirstBlockCache(threshold=THRESHOLD)),
+        DIFFUSERS_REUSING: lambda: first_block(THRESHOLD).applied(pipe, subject.call),
         "denoiser every 2nd step": lambda: fc.attach(pipe, fc.StaticInterval(sites="denoiser")),
     }
 
 
 def measure(subject: Subject, prompt: str, runs: int, tick: Callable[[], None] = lambda: None) -> list[Line]:
     """Time every variant `runs` times, in rounds whose order rotates."""
-    entered = {name: enter for name, enter in variants(subject).items() if _possible(name, enter)}
+    entered = {name: enter for name, enter in variants(subject).items() if _possible(subject, prompt, name, enter)}
     seconds: dict[str, list[float]] = {name: [] for name in entered}
-    flops: dict[str, float] = dict.fromkeys(entered, 1.0)
+    flops: dict[str, float | None] = {name: None if name == DIFFUSERS_REUSING else 1.0 for name in entered}
     names = list(entered)
     _run(subject, subject.pipe, prompt)
     for turn in range(runs):
@@ -130,17 +148,24 @@ def report(subject: Subject, prompt: str | None, runs: int, *, show: bool) -> di
     return {"pipeline": subject.name, "prompt": text, "runs": runs, "rows": [line.payload() for line in lines]}
 
 
-def _line(name: str, own: list[float], bare: list[float], bare_median: float, flops: float) -> Line:
+def _line(name: str, own: list[float], bare: list[float], bare_median: float, flops: float | None) -> Line:
     ratios = sorted(a / b for a, b in zip(own, bare, strict=True))
     low, high = ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]
     median = statistics.median(own)
-    return Line(name, median, median / bare_median, low, high, flops, bare_median / median / flops, len(own))
+    fastest = min(own) / min(bare)
+    realised = None if flops is None else bare_median / median / flops
+    return Line(name, median, median / bare_median, low, high, fastest, flops, realised, len(own))
 
 
-def _possible(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> bool:
-    """Whether a variant can be entered here; another package that refuses is named with its reason."""
+def _possible(subject: Subject, prompt: str, name: str, enter: Callable[[], AbstractContextManager[Any]]) -> bool:
+    """Whether a variant runs here; another package that refuses, or fails in a first run, is named with its reason."""
     try:
-        with enter():
+        with enter() as active:
+            if isinstance(active, type(subject.pipe)):  # a twin of the pipeline, for another package
+                try:
+                    _run(subject, active, prompt)
+                except Exception as error:  # whatever another package raises is its reason
+                    raise Refused(reason(error)) from error
             return True
     except Refused as refused:
         say(f"left out: {name}: {refused}")
@@ -159,7 +184,7 @@ def table(lines: Sequence[Line], title: str) -> Table:
     """The lines for a person."""
     result = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     result.add_column("variant", no_wrap=True)
-    for heading in ("seconds", "/ bare", "quartiles", "FLOPs ↑", "share ↑"):
+    for heading in ("seconds", "/ bare", "quartiles", "fastest / bare", "FLOPs ↑", "share ↑"):
         result.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         result.add_row(
@@ -167,7 +192,8 @@ def table(lines: Sequence[Line], title: str) -> Table:
             f"{line.seconds:.3f}",
             f"{line.ratio:.3f}",
             f"{line.low:.3f} - {line.high:.3f}",
-            f"{line.speedup_flops:.2f}x",
-            f"{line.realised:.2f}",
+            f"{line.fastest:.3f}",
+            "" if line.speedup_flops is None else f"{line.speedup_flops:.2f}x",
+            "" if line.realised is None else f"{line.realised:.2f}",
         )
     return result

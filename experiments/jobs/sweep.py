@@ -127,8 +127,8 @@ def _cell(label: str, policy: Policy, tried: Tried, bare: Tensor) -> str:
     try:
         with tried.attached(policy) as session:
             got = tried.run(STEPS)
-            trace, order = session.last, session._denoisers[0].branches
-            names = [order.guidance, *order._run_order]
+            trace, told = session.last, session.inspect()
+            names = [told.guidance, *told.order]
     except FasterCacheError as error:
         return f"refused: {error}"
     except Exception as error:  # a fault is what the sweep looks for

@@ -115,7 +115,8 @@ class BranchFinder:
         self._given_by_user = branches is not None
         self.groups: tuple[tuple[Branch, ...], ...] = ()
         """The branches of each denoiser call of a step, in row order; known once a run has begun."""
-        self._run_order: tuple[Branch, ...] = self.order  # of the rows of a batched call, or of a step's calls
+        self.run_order: tuple[Branch, ...] = self.order
+        """The branches of the newest run, in the order of a batched call's rows, or of a step's calls."""
         self._run_batch = 0
         self._calls = 0  # calls in the current step
         self._step = -1
@@ -157,7 +158,7 @@ class BranchFinder:
         order = self.order if self._guided(batch, kwargs) else (COND,)
         if self.coupled:
             order = (*order, PERTURBED)
-        self._run_order = order
+        self.run_order = order
         first = self.explicit or (order if self.guidance == "batched" else order[:1])
         alone = [b for b in order if b not in first]
         self.groups = (first, *((b,) for b in (*alone, *self._passes())))
@@ -187,9 +188,9 @@ class BranchFinder:
         """
         self.unsure = ""
         texts, self._texts = self._texts, None
-        if not self._assumed or len(self._run_order) < 2 or self.explicit or self.context is not None:
+        if not self._assumed or len(self.run_order) < 2 or self.explicit or self.context is not None:
             return
-        order = self._run_order if self.guidance == "batched" else self._run_order[:1]
+        order = self.run_order if self.guidance == "batched" else self.run_order[:1]
         told = None if texts is None else _order_of(texts, (*args, *kwargs.values()), len(order))
         ask = f"{self.name} is in no known family: pass branches=(...) to attach(), in the order of the rows or calls"
         if told is None:
@@ -234,7 +235,7 @@ class BranchFinder:
     @property
     def cond_last(self) -> bool:
         """Whether another branch's call comes before the conditional one of the same step."""
-        return self.guidance == "separate" and len(self._run_order) > 1 and self._run_order[0] != COND
+        return self.guidance == "separate" and len(self.run_order) > 1 and self.run_order[0] != COND
 
     def of(self, step: int, batch: int, timestep: Callable[[], float | None]) -> tuple[Branch, ...]:
         """The branches of this call, in row order. Counts calls within a step: ask once per call.
@@ -244,12 +245,12 @@ class BranchFinder:
         """
         if self._counts_alone():
             now = timestep()
-            fresh = self._calls >= len(self._run_order) or now != self._timestep
+            fresh = self._calls >= len(self.run_order) or now != self._timestep
             self._calls, self._timestep = 1 if fresh else self._calls + 1, now
         else:
             self._calls = self._calls + 1 if step == self._step else 1
         self._step = step
-        order = self._run_order
+        order = self.run_order
         if self.explicit:
             unknown = [b for b in self.explicit if b not in order]
             if unknown or batch % len(self.explicit):
@@ -285,7 +286,7 @@ class BranchFinder:
 
     def _of_rows(self, batch: int) -> tuple[Branch, ...]:
         """The branches of a batched call, told by its rows."""
-        order = self._run_order
+        order = self.run_order
         if self._calls > 1 and self.pipe is not None:
             raise BranchUnknown(
                 f"{self.name} was called {self._calls} times in one step of batched guidance, expected once: an extra "

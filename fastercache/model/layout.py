@@ -20,6 +20,15 @@ UNSLICED = frozenset(
 )  # fmt: skip
 
 
+def equal_parts(tensor: Tensor, parts: Sequence[int], of: int) -> Tensor:
+    """Some of `of` equal parts along the leading axis, in the order given: a view where they lie side by side, else a
+    copy."""
+    size = tensor.shape[0] // of
+    if list(parts) == list(range(parts[0], parts[0] + len(parts))):
+        return tensor.narrow(0, parts[0] * size, size * len(parts))
+    return torch.cat([tensor.narrow(0, part * size, size) for part in parts])
+
+
 def take_rows(value: Any, lead: int | tuple[int, ...], parts: Sequence[int], of: int, tokens: int | None = None) -> Any:
     """The same nesting with only the rows of some of `of` equal parts along every leading axis of a size in `lead`.
 
@@ -30,10 +39,7 @@ def take_rows(value: Any, lead: int | tuple[int, ...], parts: Sequence[int], of:
     if isinstance(value, Tensor):
         if value.ndim == 0 or value.shape[0] not in leads:
             return value
-        size = value.shape[0] // of
-        if list(parts) == list(range(parts[0], parts[-1] + 1)):
-            return value.narrow(0, parts[0] * size, size * len(parts))
-        return torch.cat([value.narrow(0, p * size, size) for p in parts])
+        return equal_parts(value, parts, of)
     if isinstance(value, (tuple, list)):
         return type(value)(take_rows(item, leads, parts, of, tokens) for item in value)
     if isinstance(value, dict):

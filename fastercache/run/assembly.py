@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastercache.model.families import Family
@@ -18,9 +17,9 @@ from fastercache.model.layout import flatten_output, rebuild_output, strip
 from fastercache.policies.errors import AttachError
 from fastercache.policies.schedule import applies
 from fastercache.policies.vocabulary import COND, Branch, Kind
-from fastercache.run.calls import Call, Streams
-from fastercache.run.rows import Rows
-from fastercache.run.store import rows_of, storages
+from fastercache.run.calls import Call
+from fastercache.run.rows import Rows, Streams
+from fastercache.run.store import storages
 from fastercache.run.units import Unit
 
 
@@ -38,8 +37,9 @@ class Assembly:
         self._before: Streams | None = None  # the conditional output of the step before, where calls come without one
         self._template: Any = None
 
-    def govern(self, units: Iterable[Unit]) -> None:
-        """Find the two units among those in use."""
+    def begin(self, units: Iterable[Unit]) -> None:
+        """Forget the last run, and find the two units among those of this one."""
+        self.clear()
         found = {unit.site.kind: unit for unit in units}
         self.whole, self.guidance = found.get(Kind.DENOISER), found.get(Kind.BRANCH)
 
@@ -138,27 +138,27 @@ class Assembly:
         self._note(held, unit.predict(call, held, unit.seen(unit.source(call))))
 
     def _note(self, branches: tuple[Branch, ...], values: Streams) -> None:
-        for position, branch in enumerate(branches):
-            self._outputs[branch] = [None if t is None else rows_of(t, position, len(branches)) for t in values]
+        for branch in branches:
+            self._outputs[branch] = Rows(branches).of_streams(values, (branch,))
 
     def _joined(self, call: Call) -> Any:
         """The rows of every branch of the call, in its order and container."""
-        streams = [self._outputs[b] for b in call.branches]
-        return rebuild_output(self._template, [_stack([s[i] for s in streams]) for i in range(len(streams[0]))])
+        streams = Rows(call.branches).join_streams({(b,): self._outputs[b] for b in call.branches})
+        return rebuild_output(self._template, streams)
 
     def _guide(self, unit: Unit, call: Call, guided: tuple[Branch, ...], kwargs: dict[str, Any]) -> None:
         """Predict branches as the conditional output plus their predicted difference to it."""
         base = self._outputs.get(COND, self._before)
         assert base is not None  # decide() saw one
         deltas = unit.predict(call, guided, unit.seen(unit.source(call)))
-        for position, branch in enumerate(guided):
+        for branch in guided:
             streams: Streams = []
             for stream, (cond, delta) in enumerate(zip(base, deltas, strict=True)):
                 if cond is None or delta is None:
                     streams.append(cond)
                     continue
                 grid = grid_of(self.family, kwargs, cond, stream)
-                streams.append(cond + grid.back(rows_of(delta, position, len(guided))))
+                streams.append(cond + grid.back(Rows(guided).of(delta, (branch,))))
             self._outputs[branch] = streams
 
     def _keep_differences(self, unit: Unit, call: Call, kwargs: dict[str, Any]) -> None:
@@ -189,10 +189,3 @@ def _listed(output: Any) -> bool:
     if isinstance(output, dict):
         output = tuple(output.values())
     return isinstance(output, tuple) and bool(output) and isinstance(output[0], list)
-
-
-def _stack(parts: list[Tensor | None]) -> Tensor | None:
-    tensors = [p for p in parts if p is not None]
-    if not tensors:
-        return None
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

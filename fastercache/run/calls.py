@@ -15,7 +15,6 @@ from fastercache.run.signals import Sighted
 from fastercache.run.trace import Observation
 
 Watcher = Callable[[Observation], None]
-Streams = list[Tensor | None]
 
 
 @dataclass(slots=True)

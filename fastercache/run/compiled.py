@@ -18,8 +18,7 @@ from fastercache.model.finder import Block
 from fastercache.model.hooks import MERGE, PASS, REUSE, STORE, SiteForward
 from fastercache.model.layout import flatten_output, rebuild_output, strip
 from fastercache.policies.errors import AttachError, NoSiteMatched
-from fastercache.policies.vocabulary import Branch
-from fastercache.run.calls import Call, Streams
+from fastercache.run.calls import Call
 from fastercache.run.module_unit import ModuleUnit
 from fastercache.run.rows import Rows
 
@@ -100,9 +99,9 @@ def prepare(hook: SiteForward, unit: ModuleUnit, call: Call) -> None:
     Raises:
         AttachError: for a policy that decides while the model runs.
     """
-    if unit.policy is not None and unit.plan is None:
+    if unit.history is not None and unit.plan is None:
         raise AttachError(
-            f"{unit.policy.name} decides inside the compiled block at {unit.site}: use it without compiling, freeze a "
+            f"{unit.policy} decides inside the compiled block at {unit.site}: use it without compiling, freeze a "
             "run with trace.schedule() and use that, or claim whole blocks"
         )
     if unit.turns > 1:
@@ -123,15 +122,14 @@ def prepare(hook: SiteForward, unit: ModuleUnit, call: Call) -> None:
     main = predicted[0]
     if len(predicted) != 1 or main is None:
         raise AttachError(f"{unit.site} returns several tensors and cannot be reused for some branches when compiled")
-    size = main.shape[0] // len(reused)
-    value = main.new_zeros((size * len(call.branches), *main.shape[1:]))
-    mask = torch.zeros((size * len(call.branches), *[1] * (main.ndim - 1)), dtype=torch.bool, device=main.device)
-    for position, branch in enumerate(call.branches):
-        if branch in reused:
-            at = reused.index(branch)
-            value.narrow(0, position * size, size).copy_(main.narrow(0, at * size, size))
-            mask.narrow(0, position * size, size).fill_(True)
-    hook.set_traced(MERGE, value, mask)
+    computed = tuple(b for b in call.branches if b not in reused)
+    size, flat = main.shape[0] // len(reused), [1] * (main.ndim - 1)
+    fresh = main.new_zeros((size * len(computed), *main.shape[1:]))
+    mask = {
+        some: torch.full((size * len(some), *flat), some == reused, device=main.device) for some in (reused, computed)
+    }
+    rows = Rows(call.branches)
+    hook.set_traced(MERGE, rows.join({reused: main, computed: fresh}), rows.join(mask))
 
 
 def _planned(unit: ModuleUnit, call: Call) -> bool:
@@ -155,20 +153,8 @@ def collect(hook: SiteForward, unit: ModuleUnit, call: Call) -> None:
         unit.keep(call, call.branches, streams, unit.seen(unit.source(call)))
     elif mode == MERGE:
         computed = tuple(b for b in call.branches if not unit.reuses(b, call.step))
-        rows = Rows(call.branches)
-        fresh_streams = [None if s is None else rows.of(s, computed) for s in streams]
+        rows, reused = Rows(call.branches), tuple(b for b in call.branches if b not in computed)
+        fresh_streams = rows.of_streams(streams, computed)
         unit.keep(call, computed, fresh_streams, unit.seen(unit.source(call)))
-        streams = _merged(value, streams, call, computed)
+        streams = rows.join_streams({reused: [rows.of(value, reused)], computed: fresh_streams})
     unit.tell(call, next((s for s in streams if s is not None), None))
-
-
-def _merged(value: Any, streams: Streams, call: Call, computed: tuple[Branch, ...]) -> Streams:
-    main = streams[0]
-    if main is None:
-        return streams
-    result = value.clone()
-    size = main.shape[0] // len(call.branches)
-    for branch in computed:
-        at = call.branches.index(branch) * size
-        result.narrow(0, at, size).copy_(main.narrow(0, at, size))
-    return [result]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,8 +38,8 @@ from fastercache.run.module_unit import ModuleUnit
 from fastercache.run.signals import Watchtower
 from fastercache.run.stack_unit import StackUnit
 from fastercache.run.store import storages
-from fastercache.run.trace import Trace
-from fastercache.run.units import Unit
+from fastercache.run.units import Duty, Unit
+from fastercache.run.writer import TraceWriter
 
 OnRun = Callable[["Denoiser", tuple[Any, ...], dict[str, Any]], None]
 
@@ -76,7 +75,7 @@ class Denoiser:
         self.assembly = Assembly(self.family)
         self.finite = FiniteWatch()
         self.state: RunState | None = None
-        self.trace: Trace | None = None
+        self.writer: TraceWriter | None = None  # of the present run's trace
         self._tower: Watchtower | None = None  # while something watches the first block
         self._governed: list[tuple[SiteForward, list[tuple[Unit, Handler]]]] = []
         self._quiet: list[tuple[SiteForward, list[Unit]]] = []  # hooks that never do anything in this run
@@ -125,32 +124,32 @@ class Denoiser:
         self._hook_sites()
         self.on_sites()
 
-    # -- units -------------------------------------------------------------------------------------------------------
-    def unit(self, site: Site) -> Unit:
-        """The unit of a site, made on first use."""
-        if site.name not in self.units:
-            self.units[site.name] = self._make(site)
-        return self.units[site.name]
+    # -- a run -------------------------------------------------------------------------------------------------------
+    def begin(self, state: RunState, duties: Mapping[Site, Duty]) -> None:
+        """Forget the last run, and make a unit for each of this denoiser's sites at which there is something to do."""
+        self.state = state
+        state.coupled |= self.family is not None and self.family.inseparable
+        self.units = {site.name: self._make(site, duty, state) for site, duty in duties.items()}
+        self.assembly.begin(self.units.values())
+        self._place_handlers()
 
-    def _make(self, site: Site) -> Unit:
-        path = site.name.removeprefix(self.prefix)
+    def _make(self, site: Site, duty: Duty, state: RunState) -> Unit:
+        path = site.path
         text_first = bool(self.family and self.family.text_first)
         if site.kind is Kind.MODULE:
-            return ModuleUnit(site, path, None)
+            return ModuleUnit(site, path, duty, state, None)
         if site.kind is Kind.BLOCK:
             io = None if is_unet(self.module) else BlockIO.of(module_at(self.module, path))
-            return ModuleUnit(site, path, io, text_first)
+            return ModuleUnit(site, path, duty, state, io, text_first)
         if site.kind is Kind.STACK:
             blocks = self.blocks[slice(*site.span)]
             layouts = [self.family.layouts.get(b.family_list, "rows") if self.family else "rows" for b in blocks]
             ios = [BlockIO.of(b.module) for b in blocks]
-            return StackUnit(site, [b.path for b in blocks], ios, layouts, text_first)
-        return Unit(site, path)
+            return StackUnit(site, [b.path for b in blocks], duty, state, ios, layouts, text_first)
+        return Unit(site, path, duty, state)
 
-    def govern(self) -> None:
-        """Lay out which units' handlers each hook runs, outermost first, and forget units nobody needs."""
-        self.units = {name: u for name, u in self.units.items() if u.policy is not None or u.watchers}
-        self.assembly.govern(self.units.values())
+    def _place_handlers(self) -> None:
+        """Lay out which units' handlers each hook runs, outermost first."""
         handlers: dict[str, list[tuple[Unit, Handler]]] = {}
         stacks = [u for u in self.units.values() if isinstance(u, StackUnit)]
         for stack in sorted(stacks, key=lambda u: u.site.span[0] - u.site.span[1]):
@@ -196,14 +195,6 @@ class Denoiser:
         call = self.state.now
         return self._tower.watch(inner, args, kwargs, call.batch, call.sighted)
 
-    def begin(self, state: RunState, trace: Trace) -> None:
-        """Forget the last run."""
-        self.state, self.trace = state, trace
-        state.coupled |= self.family is not None and self.family.inseparable
-        self.assembly.clear()
-        for unit in self.units.values():
-            unit.begin(state)
-
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ValueShapes:
         """Count a full call with these arguments, note which modules' values need copying, and give value shapes: of
         this denoiser's sites, and of the same sites of another of its class."""
@@ -217,9 +208,7 @@ class Denoiser:
                 unit.turns = cost.turns.get(unit.path, 1)
 
         def values(site: Site) -> list[Shape]:
-            site = replace(site, name=self.prefix + site.path, denoiser=self.prefix.removesuffix("/"))
-            unit = self.unit(site)
-            path = unit.paths[-1] if isinstance(unit, StackUnit) else unit.path
+            path = self.blocks[slice(*site.span)][-1].path if site.kind is Kind.STACK else site.path
             outer = site.kind in (Kind.DENOISER, Kind.BRANCH)
             rows = [((s[0] // parts, *s[1:]), dtype) for s, dtype in cost.outputs.get("" if outer else path, ())]
             if site.kind is not Kind.BRANCH:
@@ -353,15 +342,14 @@ class Denoiser:
         part_kwargs: dict[str, Any],
         inside: Call | None,
     ) -> None:
-        """Add this call's FLOPs to the trace: what was computed, and what all of it would have been."""
-        assert self.trace is not None
+        """Note this call's FLOPs: what was computed, and what all of it would have been."""
+        assert self.writer is not None
         full = self.book.cost(self.prefix, self.module, self.hooks, inner, args, kwargs)
-        index = self.clock.index
-        self.trace.calls += 1
-        self.trace.flops_full[index] += full.total
+        computed = 0
         if inside is not None:
             sliced = part_kwargs is not kwargs
             cost = (
                 self.book.cost(self.prefix, self.module, self.hooks, inner, part_args, part_kwargs) if sliced else full
             )
-            self.trace.flops[index] += cost.computed(inside.skipped) + inside.sighted.flops
+            computed = cost.computed(inside.skipped) + inside.sighted.flops
+        self.writer.called(self.clock.index, computed, full.total)

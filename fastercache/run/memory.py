@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from fastercache.policies.rules import WatchingRule
 from fastercache.policies.schedule import Code, Table
 from fastercache.policies.signals import Signal
 from fastercache.policies.vocabulary import COND, OUTER, Branch, Kind, Site, Step
+from fastercache.run.plan import RunPlan
 from fastercache.run.store import History
 
 Shape = tuple[tuple[int, ...], torch.dtype]
@@ -134,6 +136,34 @@ def bound_dynamic(
             largest = max(_empty(shape, 1).nbytes for shape in (*shapes.values(site), *([given] if given else [])))
             by_site[site.name] += largest * one.rule.remembers * len(branches)
     return MemoryPlan([sum(by_site.values())] * count, by_site, exact=False)
+
+
+class Forecast:
+    """The memory plan of the run about to begin; that of the newest plan is kept, since runs of one shape share it."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        """`dtype`: what values are kept in; None for their own."""
+        self._dtype = dtype
+        self._made: tuple[RunPlan, Any, MemoryPlan] | None = None  # what the newest was made for, and it
+
+    def of(
+        self, plan: RunPlan, sites: Collection[Site], shapes: ValueShapes, calls: Sequence[tuple[Branch, ...]]
+    ) -> MemoryPlan:
+        """Bytes held at some of a plan's sites: those whose shapes are known. `calls` as in `plan_static`."""
+        if plan.table is None:
+            mine = {site: one for site, one in plan.assigned.items() if site in sites}
+            return bound_dynamic(mine, plan.run.branches, shapes, self._dtype, plan.run.count)
+        own = [i for i, site in enumerate(plan.assigned) if site in sites]
+        governed = [plan.table.sites[i] for i in own]
+        # A site that is never reused holds nothing: its shapes are not asked for, since some are unknown (of the
+        # branches' difference on packed tokens).
+        used = [site for site, i in zip(governed, own, strict=True) if plan.table.reuses(i)]
+        made_for = {site.name: (shapes.values(site), shapes.input) for site in used}, tuple(calls)
+        if self._made is None or self._made[0] is not plan or self._made[1] != made_for:
+            predictors = tuple(plan.table.predictors[i] for i in own)
+            table = Table(plan.run, tuple(governed), plan.table.codes[own], predictors)
+            self._made = plan, made_for, plan_static(table, shapes, calls, self._dtype)
+        return self._made[2]
 
 
 def _unread(last: Mapping[Branch, Mapping[int, int]], now: int, step: int, branch: Branch) -> bool:

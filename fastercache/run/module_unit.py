@@ -18,8 +18,9 @@ from fastercache.model.layout import (
     tokens_of,
 )
 from fastercache.policies.vocabulary import Branch, Site
-from fastercache.run.calls import Call, RunState, Streams
-from fastercache.run.units import Unit, join
+from fastercache.run.calls import Call, RunState
+from fastercache.run.rows import Rows, Streams
+from fastercache.run.units import Duty, Unit
 
 
 @dataclass(slots=True)
@@ -38,8 +39,10 @@ class _Turns:
 class ModuleUnit(Unit):
     """A module's output: the kinds `module` and `block`; for blocks the value is the residual they add."""
 
-    def __init__(self, site: Site, path: str, io: BlockIO | None, text_first: bool = False) -> None:
-        super().__init__(site, path)
+    def __init__(
+        self, site: Site, path: str, duty: Duty, state: RunState, io: BlockIO | None, text_first: bool = False
+    ) -> None:
+        super().__init__(site, path, duty, state)
         self.io = io  # None for a plain module, whose value is its output
         self.text_first = text_first
         self.streams: list[int] = []
@@ -48,12 +51,7 @@ class ModuleUnit(Unit):
         self._turns: _Turns | None = None  # of the present denoiser call
         self._templates: dict[int, Any] = {}  # by turn
 
-    def begin(self, state: RunState) -> None:
-        super().begin(state)
-        self._turns = None
-
     def handle(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        assert self.state is not None
         call = self.state.now
         if self.turns > 1:
             return self._handle_turn(call, inner, args, kwargs)
@@ -74,7 +72,7 @@ class ModuleUnit(Unit):
             self.keep(call, computed, fresh, seen)
         if reused:
             call.skipped.append((self.path, len(reused) / len(call.branches)))
-            values = join(call, reused, predicted, computed, fresh)
+            values = Rows(call.branches).join_streams({reused: predicted, computed: fresh})
             output = rebuild_output(self.template, self._outputs(values, inputs))
         elif self.watchers:
             values = fresh
@@ -104,7 +102,7 @@ class ModuleUnit(Unit):
             fresh = self._values(flatten_output(output), inside, joined_later=True)
             self._templates[turn] = strip(output)
         width = len(flatten_output(self._templates[turn]))
-        values = join(call, now.reused, now.left[:width], computed, fresh)
+        values = Rows(call.branches).join_streams({now.reused: now.left[:width], computed: fresh})
         now.left = now.left[width:]
         now.fresh += fresh
         now.values += values
@@ -119,7 +117,6 @@ class ModuleUnit(Unit):
         self, call: Call, computed: tuple[Branch, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments' rows of the branches that are computed."""
-        assert self.state is not None
         self.state.cut()
         main = leading_tensor(args, kwargs)
         lead, tokens = (main.shape[0], call.batch), tokens_of(main)
@@ -142,7 +139,7 @@ class ModuleUnit(Unit):
 
     def idle_value(self) -> bool:
         """Whether nobody reads this call's residual, so that it need not be computed."""
-        if self.watchers or self.state is None or self.plan is None:
+        if self.watchers or self.plan is None:
             return False
         call = self.state.now
         return not any(call.step.index in self.plan.last_read[self._index[b]] for b in call.branches)

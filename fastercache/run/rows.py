@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fastercache.model.layout import equal_parts
 from fastercache.policies.vocabulary import Branch
+
+Streams = list[Tensor | None]
+"""What a module or a run of blocks returns: a tensor for each stream, None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows along the leading axis in equal parts, one for each branch, in this order."""
+    """Rows along the leading axis in equal parts, one for each branch, in this order. All cutting and joining by branch
+    goes through here."""
 
     branches: tuple[Branch, ...]
 
@@ -20,8 +26,24 @@ class Rows:
         """The rows of some branches, in the order given: a view where they lie side by side, else a copy."""
         if some == self.branches:
             return tensor
-        size = tensor.shape[0] // len(self.branches)
-        places = [self.branches.index(branch) for branch in some]
-        if places == list(range(places[0], places[0] + len(places))):
-            return tensor.narrow(0, places[0] * size, size * len(places))
-        return torch.cat([tensor.narrow(0, place * size, size) for place in places])
+        return equal_parts(tensor, [self.branches.index(branch) for branch in some], len(self.branches))
+
+    def of_streams(self, streams: Sequence[Tensor | None], some: tuple[Branch, ...]) -> Streams:
+        """The same of every stream."""
+        return [None if stream is None else self.of(stream, some) for stream in streams]
+
+    def join(self, parts: Mapping[tuple[Branch, ...], Tensor]) -> Tensor:
+        """The rows of all branches, from tensors that hold the rows of some of them each: branches -> their rows."""
+        if self.branches in parts:
+            return parts[self.branches]
+        rows = {b: Rows(some).of(tensor, (b,)) for some, tensor in parts.items() for b in some}
+        return torch.cat([rows[branch] for branch in self.branches])
+
+    def join_streams(self, parts: Mapping[tuple[Branch, ...], Streams]) -> Streams:
+        """The same of every stream; None where a part has none."""
+        parts = {some: streams for some, streams in parts.items() if some}
+        result: Streams = []
+        for stream in zip(*parts.values(), strict=True):
+            there = {some: tensor for some, tensor in zip(parts, stream, strict=True) if tensor is not None}
+            result.append(self.join(there) if len(there) == len(parts) else None)
+        return result

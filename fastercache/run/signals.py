@@ -20,7 +20,7 @@ from fastercache.policies.rules import StaticRule, WatchingRule
 from fastercache.policies.signals import Signal, declared
 from fastercache.policies.vocabulary import COND, OUTER, Branch, Scope, Site, Step
 from fastercache.run.parallel import Ranks
-from fastercache.run.store import rows_of
+from fastercache.run.rows import Rows
 
 Source = Callable[[Signal], Tensor]
 """Gives the value of a signal that the runtime sees itself."""
@@ -205,4 +205,4 @@ class Jury(Generic[S]):
 
 
 def _part(value: Tensor | None, branch: Branch, branches: tuple[Branch, ...]) -> Tensor | None:
-    return None if value is None else rows_of(value, branches.index(branch), len(branches))
+    return None if value is None else Rows(branches).of(value, (branch,))

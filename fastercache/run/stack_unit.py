@@ -16,11 +16,11 @@ from fastercache.model.layout import (
     joined,
     rebuild_output,
     strip,
-    take_rows,
 )
 from fastercache.policies.vocabulary import Branch, Site
-from fastercache.run.calls import Call, Streams
-from fastercache.run.units import Unit, join
+from fastercache.run.calls import Call, RunState
+from fastercache.run.rows import Rows, Streams
+from fastercache.run.units import Duty, Unit
 
 JOINED: tuple[Layout, ...] = ("joined", "joined_last")
 
@@ -34,9 +34,16 @@ class StackUnit(Unit):
     """
 
     def __init__(
-        self, site: Site, paths: list[str], ios: list[BlockIO], layouts: list[Layout], text_first: bool = False
+        self,
+        site: Site,
+        paths: list[str],
+        duty: Duty,
+        state: RunState,
+        ios: list[BlockIO],
+        layouts: list[Layout],
+        text_first: bool = False,
     ) -> None:
-        super().__init__(site, paths[0])
+        super().__init__(site, paths[0], duty, state)
         self.paths, self.ios, self.layouts, self.text_first = paths, ios, layouts, text_first
         self.templates: list[Any] = [None] * len(paths)
         self.streams: list[list[int]] = [[] for _ in paths]
@@ -57,7 +64,6 @@ class StackUnit(Unit):
         return handle
 
     def _handle(self, position: int, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        assert self.state is not None
         call = self.state.now
         io, last = self.ios[position], position == len(self.paths) - 1
         inputs = io.inputs(args, kwargs)
@@ -98,11 +104,11 @@ class StackUnit(Unit):
             self.tell(call, residuals[0])
             self._entry, self._seen = [], None
             return output
-        parts = [call.branches.index(b) for b in computed]
-        fresh: Streams = [None if r is None else take_rows(r, r.shape[0], parts, len(call.branches)) for r in residuals]
+        rows = Rows(call.branches)
+        fresh = rows.of_streams(residuals, computed)
         predicted = self.predict(call, self._reused, self._seen)
         self.keep(call, computed, fresh, self._seen)
-        whole = join(call, self._reused, predicted, computed, fresh)
+        whole = rows.join_streams({self._reused: predicted, computed: fresh})
         self.tell(call, whole[0])
         return self._exit(call, whole)
 

@@ -50,12 +50,6 @@ def storages(values: Any) -> dict[int, int]:
     return found
 
 
-def rows_of(tensor: Tensor, position: int, parts: int) -> Tensor:
-    """Rows of part `position` of `parts` equal parts along the leading axis, as a view."""
-    size = tensor.shape[0] // parts
-    return tensor.narrow(0, position * size, size)
-
-
 @dataclass(slots=True, eq=False)
 class Entry:
     """What a predictor keeps of one computed call: `values` holds one item per stream, rows ordered as `branches`.
@@ -72,10 +66,8 @@ class Entry:
 
     def value(self, stream: int, branch: Branch) -> Any:
         """One branch's rows of one stream."""
-        if len(self.branches) == 1:
-            return self.values[stream]
-        position, parts = self.branches.index(branch), len(self.branches)
-        return map_tensors(self.values[stream], lambda t: rows_of(t, position, parts))
+        rows = Rows(self.branches)
+        return map_tensors(self.values[stream], lambda t: rows.of(t, (branch,)))
 
 
 class History:
@@ -214,15 +206,16 @@ class History:
                 value = self._predict([Past(e.step, e.values[s]) for e in first], Now(step), origin)
             else:
                 given, rows = self._seen(seen, s), Rows(branches)
-                parts = [
-                    self._predict(
-                        [Past(e.step, e.value(s, b)) for e in history],
-                        Now(step, None if given is None else rows.of(given, (b,))),
-                        origin,
-                    )
-                    for b, history in zip(branches, histories, strict=True)
-                ]
-                value = parts[0] if len(parts) == 1 else torch.cat(parts)
+                value = rows.join(
+                    {
+                        (b,): self._predict(
+                            [Past(e.step, e.value(s, b)) for e in history],
+                            Now(step, None if given is None else rows.of(given, (b,))),
+                            origin,
+                        )
+                        for b, history in zip(branches, histories, strict=True)
+                    }
+                )
             result.append(value)
         return result
 

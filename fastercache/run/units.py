@@ -8,48 +8,51 @@ it, is said by the kinds of units: `module_unit`, `stack_unit`, and `assembly` f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fastercache.policies.base import Policy
 from fastercache.policies.schedule import Code
 from fastercache.policies.vocabulary import Branch, Site, Step
-from fastercache.run.calls import Call, RunState, SitePlan, Streams, Watcher
-from fastercache.run.rows import Rows
+from fastercache.run.calls import Call, RunState, SitePlan, Watcher
+from fastercache.run.rows import Rows, Streams
 from fastercache.run.signals import Jury, Source, signal_value
-from fastercache.run.store import History, rows_of
+from fastercache.run.store import History
 from fastercache.run.trace import Observation
 
 
-class Unit:
-    """Decisions and history of one site."""
+@dataclass(frozen=True)
+class Duty:
+    """What is to be done at one site in one run.
 
-    def __init__(self, site: Site, prefix_path: str) -> None:
-        self.site = site
-        self.path = prefix_path
-        self.policy: Policy | None = None
-        self.jury: Jury[Any] | None = None  # of a dynamic policy
-        self.watchers: list[Watcher] = []
-        self.history: History | None = None
-        self.plan: SitePlan | None = None  # of a static policy
-        self.rows: list[bytearray] = []
-        self.state: RunState | None = None
-        self._index: dict[Branch, int] = {}
+    Attributes:
+        history: what is kept of the site and stands in for it; None where it is only watched.
+        plan: when, for a static policy. jury: who is asked, for a dynamic one.
+        watchers: who is told every value.
+        policy: name of the policy, for messages.
+    """
+
+    history: History | None = None
+    plan: SitePlan | None = None
+    jury: Jury[Any] | None = None
+    watchers: tuple[Watcher, ...] = ()
+    policy: str = ""
+
+
+class Unit:
+    """Decisions and history of one site in one run."""
+
+    def __init__(self, site: Site, path: str, duty: Duty, state: RunState) -> None:
+        self.site, self.path, self.policy, self.state = site, path, duty.policy, state
+        self.history, self.plan, self.watchers = duty.history, duty.plan, duty.watchers
+        self.jury = duty.jury
+        self.rows = [bytearray([Code.UNREACHED]) * state.run.count for _ in state.run.branches]
+        self._index = {branch: i for i, branch in enumerate(state.run.branches)}
         self.template: Any = None
         self.clones = False  # a block changed the returned tensor in place: keep copies
 
     # -- a run -------------------------------------------------------------------------------------------------------
-    def begin(self, state: RunState) -> None:
-        """Forget the last run."""
-        self.state = state
-        run = state.run
-        self.rows = [bytearray([Code.UNREACHED]) * run.count for _ in run.branches]
-        self._index = {branch: i for i, branch in enumerate(run.branches)}
-        if self.history is not None:
-            self.history.clear()
-
     def forget(self) -> None:
         """Drop every value and the policy's state."""
         self.jury = None
@@ -61,7 +64,7 @@ class Unit:
         if self.watchers:
             return False
         if self.plan is None:
-            return self.policy is None
+            return self.history is None
         i, busy = call.step.index, self.plan.busy
         return not any(busy[self._index[b]][i] for b in call.branches)
 
@@ -92,7 +95,7 @@ class Unit:
     # -- one call ----------------------------------------------------------------------------------------------------
     def decide(self, call: Call, source: Source) -> tuple[Branch, ...]:
         """The branches of this call that are reused."""
-        if self.policy is None or self.history is None:
+        if self.history is None:
             return ()
         if self.plan is not None:
             i = call.step.index
@@ -115,7 +118,7 @@ class Unit:
         i = call.step.index
         for branch in branches:
             self.rows[self._index[branch]][i] = Code.COMPUTED
-        if self.history is None or self.policy is None:
+        if self.history is None:
             return
         if self.jury is not None:
             self.jury.teach(call.step, branches, next((s for s in streams if s is not None), None))
@@ -125,8 +128,7 @@ class Unit:
         if not wanted:
             return
         rows, own = Rows(branches), wanted == branches and not self.clones
-        chosen = [None if s is None else rows.of(s, wanted) for s in streams]
-        self.history.add(call.step, wanted, chosen, own=own, seen=_rows(call, seen, wanted))
+        self.history.add(call.step, wanted, rows.of_streams(streams, wanted), own=own, seen=_rows(call, seen, wanted))
 
     def predict(self, call: Call, branches: tuple[Branch, ...], seen: Tensor | None = None) -> Streams:
         """Stand-ins for some branches. `seen`: what the predictor needs, for all branches of the call."""
@@ -144,10 +146,9 @@ class Unit:
         """Report a site's value, rows ordered as the call's branches, to the watchers."""
         if value is None or not self.watchers:
             return
-        assert self.state is not None
-        for position, branch in enumerate(call.branches):
+        for branch in call.branches:
             code = Code(self.rows[self._index[branch]][call.step.index])
-            part = rows_of(value, position, len(call.branches))
+            part = Rows(call.branches).of(value, (branch,))
             observation = Observation(self.site, call.step, branch, part, code, self.state.run)
             for watcher in self.watchers:
                 watcher(observation)
@@ -155,24 +156,3 @@ class Unit:
 
 def _rows(call: Call, seen: Tensor | None, branches: tuple[Branch, ...]) -> Tensor | None:
     return None if seen is None else Rows(call.branches).of(seen, branches)
-
-
-def join(
-    call: Call, reused: tuple[Branch, ...], predicted: Streams, computed: tuple[Branch, ...], fresh: Streams
-) -> Streams:
-    """Rows of predicted and computed branches, put together in the order of the call."""
-    if not reused:
-        return fresh
-    if not computed:
-        return predicted
-    result: Streams = []
-    for p, f in zip(predicted, fresh, strict=True):
-        if p is None or f is None:
-            result.append(None)
-            continue
-        parts = [
-            rows_of(p, reused.index(b), len(reused)) if b in reused else rows_of(f, computed.index(b), len(computed))
-            for b in call.branches
-        ]
-        result.append(torch.cat(parts))
-    return result

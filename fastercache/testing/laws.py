@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastercache.attachment import attach, find_sites
+from fastercache.attachment import attach, denoisers_of, find_sites
 from fastercache.model.families import Guidance
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import FasterCacheError
@@ -265,18 +265,18 @@ class Checker:
     def uncached(self) -> Uncached:
         """The run whose arguments the loops of laws 4 and 5 are given."""
         with attach(self.specimen.pipe, NoCache(sites="denoiser")) as session:
-            first = session._denoisers[0]
             with capturing(self.specimen) as calls:
                 self.specimen.generate()
-            run = session.last.run
-        given = [call for module, call in calls if module is first.module]
+            run, told = session.last.run, session.inspect()
+        (_, first), *_ = denoisers_of(self.specimen.pipe)
+        given = [call for module, call in calls if module is first]
         kinds = sorted({str(site.kind) for site in run.sites})
         captured: Captured | Incompatible
         try:
-            captured = Captured.of(first.module, first.branches, given)
+            captured = Captured.of(first, told, given)
         except Incompatible as reason:
             captured = reason
-        return Uncached(captured, kinds, first.branches.coupled, run.count)
+        return Uncached(captured, kinds, told.coupled, run.count)
 
     def _guides(self, captured: Captured) -> bool:
         """Whether the policy predicts one branch from another."""
@@ -341,7 +341,7 @@ def agree(a: Tensor | FasterCacheError, b: Tensor | FasterCacheError) -> bool:
 
 def held_after(session: Session) -> int:
     """Bytes still held by a session whose run is over."""
-    return held_bytes([list(vars(d).values()) for d in session._denoisers])
+    return held_bytes(session.inspect().holders)
 
 
 def _far(a: Any, b: Any) -> str:

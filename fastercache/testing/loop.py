@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fastercache.attachment import attach
-from fastercache.model.branches import BranchFinder
 from fastercache.model.families import Guidance
 from fastercache.model.layout import UNSLICED, flatten_output
 from fastercache.model.rows import RowAxes, branch_rows, positional_names
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import BranchUnknown
 from fastercache.policies.vocabulary import COND, Branch
+from fastercache.run.inspection import Inspection
 from fastercache.session import Session
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -45,20 +45,20 @@ class Captured:
         return tuple(b for group in self.groups for b in group)
 
     @classmethod
-    def of(cls, denoiser: nn.Module, finder: BranchFinder, calls: Sequence[Arguments]) -> Captured:
-        """From the calls of a run's first step, as the pipeline made them; `finder` knows that run's branches.
+    def of(cls, denoiser: nn.Module, told: Inspection, calls: Sequence[Arguments]) -> Captured:
+        """From the calls of a run's first step, as the pipeline made them; `told` of a session in which it was made.
 
         Raises:
             Incompatible: where the branches of a call cannot be told apart.
         """
         by_branch: dict[Branch, Arguments] = {}
-        for group, call in zip(finder.groups, calls, strict=False):
+        for group, call in zip(told.groups, calls, strict=False):
             try:
                 parts = [branch_rows(denoiser.forward, *call, [i], len(group)) for i in range(len(group))]
             except BranchUnknown as error:
                 raise Incompatible(str(error)) from error
             by_branch.update(zip(group, parts, strict=True))
-        return cls(denoiser, by_branch, finder.groups, finder.guidance)
+        return cls(denoiser, by_branch, told.groups, told.guidance)
 
     def attach(self, policy: Policy, style: Guidance | None = None) -> Session:
         """A session on the bare denoiser for runs of this loop in a style, by default the pipeline's own."""
@@ -85,7 +85,7 @@ class Captured:
             drive: the branch whose output moves the latents; by default both, as guidance combines them.
             shift: what is added to each branch's input, so that the branches see different latents.
         """
-        order = tuple(b for b in session._denoisers[0].branches.order if b in self.calls)  # as the session expects them
+        order = tuple(b for b in session.inspect().expected if b in self.calls)  # as the session expects them
         x = _stacked(main_input(*self.calls[COND])).clone()
         outputs: dict[Branch, list[Tensor]] = {branch: [] for branch in order}
         session.start([float(t) for t in torch.linspace(999, 0, steps).tolist()])

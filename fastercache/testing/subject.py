@@ -168,9 +168,9 @@ def weighing(specimen: Specimen, session: Session) -> Iterator[list[int]]:
 
     def stepped(result: Any) -> None:
         nonlocal index
-        before, index = index, session._clock.index
+        before, index = index, session.inspect().step
         if index != before:  # some pipelines call the scheduler twice a step
-            weights.append(held_bytes([list(vars(d).values()) for d in session._denoisers]))
+            weights.append(held_bytes(session.inspect().holders))
 
     tap = MethodTap(specimen.pipe.scheduler, "step", stepped)
     try:

@@ -282,8 +282,8 @@ def test_captured_calls_hold_one_row_per_branch(latte: Specimen) -> None:
     with fc.attach(latte.pipe, fc.NoCache(sites="denoiser")) as session:
         with capturing(latte) as calls:
             latte.generate()
-        finder = session._denoisers[0].branches
-        captured = Captured.of(calls[0][0], finder, [call for _, call in calls])
+        told = session.inspect()
+        captured = Captured.of(calls[0][0], told, [call for _, call in calls])
     assert captured.order == (UNCOND, COND)
     assert all(kwargs["encoder_hidden_states"].shape[0] == 1 for _, kwargs in captured.calls.values())
 

@@ -23,7 +23,7 @@ POLICY = fc.FasterCache(start=0.0, cfg_start=0.0)
 
 
 def held(session: Any) -> int:
-    return held_bytes([list(vars(d).values()) for d in session._denoisers])
+    return held_bytes(session.inspect().holders)
 
 
 def in_thread(work: Any) -> BaseException | None:

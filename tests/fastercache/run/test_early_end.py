@@ -21,7 +21,7 @@ POLICY = fc.FasterCache(start=0.0, cfg_start=0.0)
 
 
 def held(session: Any) -> int:
-    return held_bytes([list(vars(d).values()) for d in session._denoisers])
+    return held_bytes(session.inspect().holders)
 
 
 def interrupt(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
