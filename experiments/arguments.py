@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastercache.picking import Pick
     from fastercache.policies.base import Policy
     from fastercache.tuned import TunedConfig
 
@@ -61,11 +62,18 @@ def metric_names(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def choose(
-    policy: str | None, fields: Sequence[str], config: Path | None, preset: str | None = None
+    policy: str | None,
+    fields: Sequence[str],
+    config: Path | None,
+    preset: str | None = None,
+    pick: Pick | None = None,
 ) -> Policy | TunedConfig:
     """The policy that `--policy`, `--preset`, `--set` and `--config` name; FasterCache as published if none is given.
 
     A file given as `--policy` beside `--config` only makes known the policy that the config was tuned for.
+
+    Args:
+        pick: which plan, where the config is a dial.
 
     Raises:
         UnknownPolicy, InvalidPolicy: for a name or field that does not exist, or a value out of range.
@@ -81,9 +89,11 @@ def choose(
                 "--config brings its own policy: leave out --preset, --set and --policy, unless it is the file of a "
                 "policy of yours"
             )
-        from fastercache import load
+        from fastercache.picking import Pick, opened
 
-        return load(config)
+        return (pick or Pick()).of(opened(config))
+    if pick:
+        raise InvalidPolicy("--speedup, --budget and --quality pick a plan of a dial: give it with --config FILE")
     values = assignments(fields)
     if preset is not None:
         if registered not in (None, FasterCache.name):
@@ -102,8 +112,11 @@ def choose(
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one a line; blank lines and lines that start with `#` are passed over.
 
+    Each line of a JSON Lines file (`.jsonl`) is an object of keyword arguments of the pipeline's call, see `Prompt`.
+
     Raises:
         ConfigUnreadable: if the file is missing, is no text, or holds no prompt.
+        InvalidPrompt: for a line that is no such object.
     """
     from fastercache.policies.documents import read_text
     from fastercache.policies.errors import ConfigUnreadable
@@ -111,7 +124,27 @@ def read_prompts(path: Path) -> list[str]:
     if path.is_dir():
         raise ConfigUnreadable(f"{path} is a folder: give a text file with one prompt a line")
     text = read_text(path, "prompt file")
-    prompts = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    prompts = [line for _, line in lines if not line.startswith("#")]
+    if path.suffix.lower() == ".jsonl":
+        prompts = [_from_json(line, f"{path}, line {number}", path.parent) for number, line in lines]
     if not prompts:
         raise ConfigUnreadable(f"the prompt file {path} holds no prompt: write one a line")
     return prompts
+
+
+def _from_json(line: str, origin: str, folder: Path) -> str:
+    """The prompt of one line of a JSON Lines file. Raises InvalidPrompt."""
+    from fastercache.policies.documents import parse_json
+    from fastercache.policies.errors import ConfigUnreadable
+    from fastercache.prompts import InvalidPrompt, prompt_of
+
+    try:
+        found = parse_json(line.encode(), "prompt", origin)
+    except ConfigUnreadable as error:
+        raise InvalidPrompt(str(error)) from None
+    if not isinstance(found, dict):
+        raise InvalidPrompt(
+            f'{origin}: expected an object like {{"prompt": "a red seven", "seed": 3}}, found {line:.40}'
+        )
+    return prompt_of(found, origin, folder)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastercache.applied import Applied, Source
 from fastercache.model.families import COMPONENTS, Guidance, family_of
 from fastercache.model.finder import find_denoiser_sites
 from fastercache.model.hooks import hooks_on, is_hooked
-from fastercache.policies.base import Policy
+from fastercache.picking import Pick
 from fastercache.policies.errors import AttachError
 from fastercache.policies.vocabulary import Branch, Site
 from fastercache.session import Session
-from fastercache.tuned import OtherConditions, TunedConfig, guidance_scale_of
 
 
 def denoisers_of(target: Any) -> list[tuple[str, nn.Module]]:
@@ -66,8 +64,11 @@ def detach(target: Any) -> int:
 
 def attach(
     target: Any,
-    policy: Policy | TunedConfig | str | Path,
+    policy: Source,
     *,
+    speedup: float | None = None,
+    budget: str | None = None,
+    quality: str | None = None,
     guidance: Guidance | None = None,
     branches: Sequence[Branch] | None = None,
     cache_dtype: torch.dtype | None = None,
@@ -84,7 +85,10 @@ def attach(
 
     Args:
         target: a pipeline, or its denoiser when the sampling loop is your own (then call `session.start(timesteps)`).
-        policy: a policy, a tuned config, or the path of one.
+        policy: a policy, a tuned config or a dial, or the path of one of these.
+        speedup, budget, quality: one of them picks a plan of a dial: the slowest that is at least so fast, the fastest
+            whose measured quality keeps a budget (`psnr>=45`), or one by a word (`high`, `medium`, `low`), see
+            `Dial.pick`.
         guidance: how the loop calls the denoiser: `batched` (both halves in one call), `separate` or `none`. Known for
             the pipelines of the families table; needed for other models and other loops.
         branches: the guidance branches in the order of a batched call's rows or of a step's calls, where the loop has
@@ -100,19 +104,10 @@ def attach(
         NoSiteMatched: the policy's site query matches nothing.
         BranchUnknown: the guidance style is not known and was not given.
         ConfigMismatch: the tuned config was made for something else.
+        ConfigUnreadable, InvalidBudget, BudgetNotMet: a file cannot be read, or no plan of a dial can be picked so.
         CacheTooLarge: when a run starts, if it would cache more than `max_cache_bytes`.
     """
-    if isinstance(policy, type):
-        raise AttachError(f"attach needs a policy, found the class {policy.__name__}: write {policy.__name__}()")
-    if not isinstance(policy, (Policy, TunedConfig, str, Path)):
-        raise AttachError(f"attach needs a policy, a tuned config or the path of one, found {type(policy).__name__}")
-    config: TunedConfig | None = None
-    if isinstance(policy, (str, Path)):
-        policy = TunedConfig.load(policy)
-    if isinstance(policy, TunedConfig):
-        config = policy
-        config.check(target, allow=frozenset(allow))
-        policy = config.policy
+    applied = Applied.of(target, policy, pick=Pick(speedup, budget, quality), allow=allow)
     if keep_traces < 1:
         raise AttachError(f"keep_traces must be at least 1, found {keep_traces}")
     denoisers = denoisers_of(target)
@@ -122,31 +117,14 @@ def attach(
                 f"{type(module).__name__} has a session attached already: detach that first (where it is lost, with "
                 "fastercache.detach(...)), or swap its policy with session.use(policy)"
             )
-    pipe = None if isinstance(target, nn.Module) else target
-    check = None
-    if config is not None:
-        tuned = config
-
-        said: set[str] = set()
-
-        def check(run: Any, pipe: Any, latent: tuple[int, ...]) -> None:
-            style: Guidance = session.guidance if len(run.branches) > 1 else "none"
-            tuned.check_run(run.count, guidance_scale_of(pipe), allow=frozenset(allow), guidance=style)
-            for difference in set(tuned.differences(target, latent)) - said:
-                said.add(difference)
-                warnings.warn(difference, OtherConditions, stacklevel=2)
-
-    session = Session(
+    return Session(
         denoisers,
-        pipe,
-        policy,
+        None if isinstance(target, nn.Module) else target,
+        applied,
         guidance=guidance,
         branches=branches,
         cache_dtype=cache_dtype,
         cache_device=cache_device,
         max_cache_bytes=max_cache_bytes,
         keep_traces=keep_traces,
-        check_run=check,
     )
-    session.tuned = config if not allow else None  # what was promised holds for what it was made for
-    return session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastercache.applied import Applied, Source
 from fastercache.model.experts import with_denoisers
 from fastercache.model.families import Guidance
 from fastercache.model.flops import FlopBook
 from fastercache.model.layout import leading_tensor, timestep_of
+from fastercache.picking import Pick
 from fastercache.policies.base import Citation, Policy
 from fastercache.policies.errors import AttachError, FasterCacheError, NotFinite
 from fastercache.policies.notebook import Shown
@@ -58,17 +60,15 @@ class Session(Shown):
     """What `attach` returns. Use it as a context manager, or call `detach()`.
 
     Attributes:
-        policy: the policy in force.
         sites: every site found, in execution order.
         traces: those of the last few runs, the newest last.
-        tuned: the tuned config that the policy comes from; None where it was given as a policy.
     """
 
     def __init__(
         self,
         denoisers: Sequence[tuple[str, nn.Module]],
         pipe: Any | None,
-        policy: Policy,
+        applied: Applied,
         *,
         guidance: Guidance | None = None,
         branches: Sequence[Branch] | None = None,
@@ -76,18 +76,15 @@ class Session(Shown):
         cache_device: str | torch.device | None = None,
         max_cache_bytes: int | None = None,
         keep_traces: int = 8,
-        check_run: Callable[[Run, Any, tuple[int, ...]], None] | None = None,
     ) -> None:
         self.pipe = pipe
-        self.policy = policy
-        self.tuned: TunedConfig | None = None
+        self._applied = applied
         self.traces: list[Trace] = []
         self._keep_traces = keep_traces
         self._cache_dtype = cache_dtype
         self._cache_device = torch.device(cache_device) if cache_device is not None else None
         self._transfers = Transfers() if self._cache_device is not None else None
         self._max_cache_bytes = max_cache_bytes
-        self._check_run = check_run
         self._memory: MemoryPlan | None = None
         self._forecast = Forecast(cache_dtype)
         self._dry = False
@@ -118,7 +115,7 @@ class Session(Shown):
                     )
                 )
             self.sites = tuple(site for d in self._denoisers for site in d.sites)
-            self._claim(policy)
+            self._claim(applied.policy)
             for denoiser in self._denoisers:
                 denoiser.install(self)
         except BaseException:
@@ -165,13 +162,52 @@ class Session(Shown):
             "last": self.traces[-1] if self.traces else "no run yet",
         }
 
-    def use(self, policy: Policy) -> None:
-        """Swap the policy; it takes effect with the next run. Raises as `attach` does, leaving the old one in force."""
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._applied.policy
+
+    @property
+    def tuned(self) -> TunedConfig | None:
+        """The tuned config that the policy comes from; None where it was given as a policy, or a difference to what it
+        was made for was allowed: what was promised holds for what it was made for."""
+        return self._applied.promised
+
+    def use(
+        self,
+        policy: Source | None = None,
+        *,
+        speedup: float | None = None,
+        budget: str | None = None,
+        quality: str | None = None,
+    ) -> None:
+        """Swap the policy between two runs, or pick another plan of the dial that was attached.
+
+        Args:
+            policy: as for `attach`; None to pick from the dial. speedup, budget, quality: as for `attach`.
+
+        Raises:
+            AttachError: in the middle of a run, or if there is no dial. Otherwise as `attach`. The old policy stays.
+        """
         if not self._attached:
             raise AttachError("this session is detached: attach again to use another policy")
-        self._claim(policy)
-        self.policy, self.tuned = policy, None
+        if self._writer is not None:
+            trace = self._writer.trace
+            raise AttachError(
+                f"a run is under way, {trace.reached} of {trace.run.count} steps are done: swap the policy before or "
+                "after it (a loop of your own that was broken off ends with the next session.start)"
+            )
+        before = self._applied
+        pick = Pick(speedup, budget, quality)
+        applied = Applied.of(self._target, policy, before, pick=pick, allow=before.allow)
+        self._claim(applied.policy)
+        self._applied = applied
         self._plan = None
+
+    @property
+    def _target(self) -> Any:
+        """What the session is attached to."""
+        return self._denoisers[0].module if self.pipe is None else self.pipe
 
     def _claim(self, policy: Policy) -> None:
         with sites_wanted_of(denoiser.module for denoiser in self._denoisers):
@@ -311,8 +347,7 @@ class Session(Shown):
         sites = self.sites if len(branches) > 1 else tuple(s for s in self.sites if s.kind is not Kind.BRANCH)
         run = Run(self._clock.steps, branches, sites)
         latent = tuple(leading_tensor(args, kwargs).shape[1:])
-        if self._check_run is not None:
-            self._check_run(run, self.pipe, latent)
+        self._applied.check_run(self._target, self.pipe, run, latent, self.guidance)
         plan = self._plan_of(run)
         duties = self._duties(plan)
         for d in self._denoisers:

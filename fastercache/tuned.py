@@ -180,11 +180,6 @@ class Results(_Frozen):
     held_out: Measured | None = None
 
 
-def prompt_hash(prompt: str) -> str:
-    """What a tuned config keeps of a prompt that it was searched or measured on: 16 digits of its sha256."""
-    return hashlib.sha256(prompt.strip().encode()).hexdigest()[:16]
-
-
 class TunedConfig(_Frozen):
     """A policy with what it was made for and what was measured. `save`, `load`, `check`, or give it to `attach`.
 
@@ -319,11 +314,6 @@ class TunedConfig(_Frozen):
             f"this config was made for {difference[0]}, this {owner} has {difference[1]}: "
             f"tune it anew, or pass allow={{{part!r}}} to use it all the same"
         )
-
-
-def load(path: str | Path) -> TunedConfig:
-    """Read a tuned config. Raises ConfigUnreadable with one clear line."""
-    return TunedConfig.load(path)
 
 
 def denoisers(target: Any) -> dict[str, nn.Module]:

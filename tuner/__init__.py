@@ -8,7 +8,8 @@ from fastercache.extras import need
 
 need("lab", "fastercache.tuner")
 
-from fastercache.tuner.budget import Budget, InvalidBudget, Term
+from fastercache.bounds import InvalidBudget
+from fastercache.tuner.budget import Budget, Term
 from fastercache.tuner.certify import certificate, clopper_pearson, fixed_sequence, hoeffding_bentkus, prompts_needed
 from fastercache.tuner.entry import default_seeds, tune
 from fastercache.tuner.evaluate import Evaluation, Evaluator

@@ -1,8 +1,7 @@
-"""The quality demanded, as text: `psnr>=30`, `ssim>=0.95,q0.1(psnr)>=28`, `mean(lpips)<=0.05`.
+"""The quality demanded, as text (see `fastercache.bounds`), judged by the metrics that are known.
 
-A term is a statistic over prompts of one metric, a comparison and a number; several are joined by commas and all must
-hold. Without a statistic the mean is meant. `p90:psnr>=45` asks 45 of at least 90 % of the prompts. `q0.1(psnr)>=28`
-says that the 0.1-quantile over prompts is at least 28, which asks it of all but the lowest tenth.
+>>> str(Budget.parse("psnr >= 30, p90:ssim >= 0.95"))
+'psnr>=30,p90:ssim>=0.95'
 """
 
 from __future__ import annotations
@@ -13,28 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastercache.analysis.metrics import Metric, known_metrics, metric_called
-from fastercache.policies.errors import FasterCacheError, NotFinite, suggest
-
-
-class InvalidBudget(FasterCacheError):
-    """A budget that cannot be read, or cannot be judged.
-
-    Symptom: `the budget term 'psnr' has no bound: write for example psnr>=30`.
-    Cause: The metric is unknown, the sign points the wrong way, a bound is missing or there twice, or the shell
-        took an unquoted `>` for itself.
-    Fix: Write `'psnr>=30'`, `'p90:psnr>=28'` or several joined by commas, in quotes.
-    """
-
-
-_TERM = re.compile(
-    r"^(?:(?P<stat>mean|q(?P<q>[0-9.]+))\((?P<inner>[a-z][a-z0-9_]*)\)"
-    r"|(?:p(?P<p>[0-9.]+):)?(?P<bare>[a-z][a-z0-9_]*))"
-    r"(?P<sign>>=|<=)(?P<bound>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)$"
-)
-EXAMPLES = (
-    "write for example psnr>=30, ssim>=0.95, lpips<=0.05 or p90:psnr>=28 (for 90 % of the prompts), several joined by "
-    "commas"
-)
+from fastercache.bounds import InvalidBudget, Limit, parts, read_bound, read_limit, statistic, wrong_direction
+from fastercache.policies.errors import NotFinite, suggest
 
 
 @dataclass(frozen=True)
@@ -47,22 +26,12 @@ class Term:
     share: float | None = None
 
     def statistic(self, values: Sequence[float]) -> float:
-        """Mean, or the quantile as an order statistic: the ceil(q n)-th smallest of the n values.
-
-        That is the smallest value which at least a share q of the values do not exceed; nothing is interpolated. Of a
-        `share` it is the worst value among the best ceil(share n).
-        """
+        """What the term bounds of one value for each prompt, see `fastercache.bounds.statistic`."""
         if not values:
             raise InvalidBudget(f"{self} cannot be judged without a single value")
         if not all(math.isfinite(v) for v in values):
             raise NotFinite(f"{self.metric.name} is not finite for one of {len(values)} prompts: {list(values)!r:.120}")
-        if self.share is not None:
-            best = sorted(values, reverse=self.metric.higher_is_better)
-            return best[max(math.ceil(self.share * len(values) - 1e-9), 1) - 1]
-        if self.quantile is None:
-            return math.fsum(values) / len(values)
-        rank = max(math.ceil(self.quantile * len(values) - 1e-9), 1)
-        return sorted(values)[rank - 1]
+        return statistic(values, self.metric.higher_is_better, self.quantile, self.share)
 
     def violation(self, values: Sequence[float]) -> float:
         """How far the statistic lies beyond the bound, in the metric's own units; at most 0 where the term holds."""
@@ -106,30 +75,37 @@ class Term:
 
 @dataclass(frozen=True)
 class Budget:
-    """One or more terms, all of which must hold.
+    """One or more terms, all of which must hold, and perhaps a limit of the cache, which is known before any run.
 
     >>> Budget.parse("psnr>=30").violation({"psnr": [29.0, 30.0]})
     0.5
     """
 
     terms: tuple[Term, ...]
+    cache: Limit | None = None
 
     @classmethod
     def parse(cls, text: str | Budget) -> Budget:
         """Read a budget. Raises InvalidBudget, saying which term is wrong and what to write instead."""
         if isinstance(text, Budget):
             return text
-        terms = tuple(_parse_term(part.strip()) for part in text.split(","))
+        limits = [(part, read_limit(part)) for part in parts(text)]
+        found = [limit for _, limit in limits if limit is not None]
+        if len(found) > 1:
+            raise InvalidBudget(f"the budget '{text}' limits the cache twice: keep one")
+        terms = tuple(_parse_term(part) for part, limit in limits if limit is None)
+        if not terms:
+            raise InvalidBudget(f"the budget '{text}' asks for no quality: add what to keep, {text},psnr>=30")
         seen = [(t.metric.name, t.quantile, t.share) for t in terms]
         for term, key in zip(terms, seen, strict=True):
             if seen.count(key) > 1:
                 raise InvalidBudget(f"the budget '{text}' bounds {str(term).partition('=')[0][:-1]} twice: keep one")
-        return cls(terms)
+        return cls(terms, found[0] if found else None)
 
     @property
     def words(self) -> str:
         """What is demanded, as a sentence's part; several terms are joined by `and`."""
-        return " and ".join(term.words for term in self.terms)
+        return " and ".join([*(term.words for term in self.terms), *([self.cache.words] if self.cache else [])])
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -201,40 +177,25 @@ class Budget:
         )
 
     def __str__(self) -> str:
-        return ",".join(str(term) for term in self.terms)
+        return ",".join(map(str, [*self.terms, *([self.cache] if self.cache else [])]))
 
 
 def _parse_term(text: str) -> Term:
     compact = re.sub(r"\s+", "", text.lower())
-    match = _TERM.match(compact)
     if compact in known_metrics():
         example = f"{compact}>=40" if known_metrics()[compact].higher_is_better else f"{compact}<=0.05"
         raise InvalidBudget(
             f"the budget term '{text}' has no bound: write for example {example}; on the command line quote it, "
             f"'{example}', for the shell takes an unquoted > as the name of a file to write"
         )
-    if match is None:
-        raise InvalidBudget(f"cannot read the budget term '{text}': {EXAMPLES}")
-    name = match["inner"] or match["bare"]
+    found = read_bound(text)
     known = known_metrics()
-    if name not in known:
-        raise InvalidBudget(f"no quality metric is called '{name}' in '{text}'{suggest(name, known)}")
-    metric = known[name]
-    sign = ">=" if metric.higher_is_better else "<="
-    if match["sign"] != sign:
-        direction = "higher" if metric.higher_is_better else "lower"
-        raise InvalidBudget(f"{name} is better when {direction}: write {name}{sign}{match['bound']}, found '{text}'")
-    try:
-        bound = float(match["bound"])
-        quantile = None if match["q"] is None else float(match["q"])
-        percent = None if match["p"] is None else float(match["p"])
-    except ValueError:
-        raise InvalidBudget(f"cannot read a number in the budget term '{text}': {EXAMPLES}") from None
-    if quantile is not None and not 0.0 < quantile <= 1.0:
-        raise InvalidBudget(f"the quantile in '{text}' must lie in (0, 1], found {quantile:g}")
-    if percent is not None and not 0.0 < percent <= 100.0:
-        raise InvalidBudget(f"the share in '{text}' is a percentage and must lie in (0, 100], found {percent:g}")
-    if not metric.low <= bound <= metric.high:
+    if found.name not in known:
+        raise InvalidBudget(f"no quality metric is called '{found.name}' in '{text}'{suggest(found.name, known)}")
+    metric = known[found.name]
+    if (found.sign == ">=") != metric.higher_is_better:
+        raise wrong_direction(found, metric.higher_is_better)
+    if not metric.low <= found.value <= metric.high:
         high = "any number" if math.isinf(metric.high) else f"{metric.high:g}"
-        raise InvalidBudget(f"{name} ranges from {metric.low:g} to {high}, no run can be judged by '{text}'")
-    return Term(metric, bound, quantile, None if percent is None else percent / 100)
+        raise InvalidBudget(f"{found.name} ranges from {metric.low:g} to {high}, no run can be judged by '{text}'")
+    return Term(metric, found.value, found.quantile, found.share)

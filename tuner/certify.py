@@ -126,7 +126,7 @@ def each(budget: Budget) -> str:
         other = strictest.get(term.metric.name)
         if other is None or other.shortfall(term.bound) < 0.0:
             strictest[term.metric.name] = Term(term.metric, term.bound)
-    return str(Budget(tuple(strictest.values())))
+    return str(Budget(tuple(strictest.values()), budget.cache))
 
 
 def _level(value: float, name: str) -> None:

@@ -16,6 +16,7 @@ from fastercache.policies.methods.faster_cache import PRESETS, FasterCache
 from fastercache.policies.methods.planned import Planned
 from fastercache.policies.schedule import Code, compile_policy
 from fastercache.policies.vocabulary import Run, Site
+from fastercache.prompts import Given, prompts_of
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.evaluate import Evaluator
 from fastercache.tuner.fields import Bounds
@@ -33,11 +34,11 @@ JOURNAL = "study.journal"
 
 def tune(
     pipe: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Given],
     *,
     budget: str | Budget,
     policy: Searched | Sequence[Searched] = "fastercache",
-    held_out: Sequence[str] = (),
+    held_out: Sequence[Given] = (),
     call: Mapping[str, Any] | None = None,
     trials: int = 30,
     timeout: float | None = None,
@@ -60,7 +61,8 @@ def tune(
 
     Args:
         pipe: a diffusers pipeline.
-        prompts: the search prompts; a handful, since each trial runs them all unless it is stopped early.
+        prompts: the search prompts, texts or keyword arguments of the pipeline (see `prompts_of`); a handful, since
+            each trial runs them all unless it is stopped early.
         budget: for example `psnr>=30`, against the uncached output; see `Budget`.
         policy: what to search: a name, a class, or an instance whose unsearched fields are kept; several of these; or
             `any` for every registered policy that the pipeline allows. Constants that belong to a model (TeaCache's
@@ -91,6 +93,7 @@ def tune(
     budget = Budget.parse(budget)
     if not prompts:
         raise ConfigUnreadable("tuning needs at least one search prompt, found none")
+    prompts, held_out = prompts_of(prompts), prompts_of(held_out, "held-out prompt")
     disjoint(prompts, held_out)
     out = Path(out)
     evaluator = Evaluator(
@@ -100,6 +103,7 @@ def tune(
         metrics=tuple(dict.fromkeys((*budget.metrics, *metrics))),
         seed=seed,
         video=video,
+        max_cache_bytes=None if budget.cache is None else budget.cache.most,
     )
     library = Library(evaluator, evaluator.cases(prompts), out / "calibration.json", fixed, bounds)
     searched, guests = _with_plans(policy, evaluator, prompts, budget, out, references, told)
@@ -147,6 +151,7 @@ def _with_plans(
             prompts,
             out / "planning",
             metrics=budget.metrics,
+            cache=budget.cache,
             references=None if references is None else Path(references),
             told=told,
         )

@@ -55,6 +55,7 @@ class Evaluator:
     Args:
         pipe, call, seed, video: see `Setting`.
         store: folder of the references.
+        max_cache_bytes: a policy that would cache more is refused before it runs; see `attach`.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Evaluator:
         metrics: Sequence[str] = ("psnr", "ssim"),
         seed: int = 0,
         video: Callable[[Any], Tensor] | None = None,
+        max_cache_bytes: int | None = None,
     ) -> None:
+        self.max_cache_bytes = max_cache_bytes
         self.setting = Setting(pipe, dict(call or {}), seed, video or as_video)
         self.references = References(self.setting, Path(store))
         self.metrics = tuple(metrics)
@@ -97,7 +100,7 @@ class Evaluator:
 
     def _attached(self, policy: fc.Policy) -> fc.Session:
         if self._session is None:
-            self._session = fc.attach(self.pipe, policy)
+            self._session = fc.attach(self.pipe, policy, max_cache_bytes=self.max_cache_bytes)
         else:
             self._session.use(policy)
         return self._session

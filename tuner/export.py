@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 
 from fastercache.policies.errors import ConfigUnreadable
-from fastercache.tuned import Certificate, Measured, Results, TunedConfig, guidance_scale_of, prompt_hash
+from fastercache.prompts import prompt_hash
+from fastercache.tuned import Certificate, Measured, Results, TunedConfig, guidance_scale_of
 from fastercache.tuner.record import Record
 from fastercache.tuner.study import Study
 

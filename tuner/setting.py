@@ -21,15 +21,22 @@ import fastercache as fc
 from fastercache.policies.documents import write_atomic
 from fastercache.policies.errors import NotFinite, PipelineUnreadable
 from fastercache.policies.wording import counted
+from fastercache.prompts import Given, Prompt, arguments, check, prompts_of
 from fastercache.tuned import model_identity, scheduler_identity
 
 
 @dataclass(frozen=True)
 class Case:
-    """One generation: a prompt and the seed of its noise."""
+    """One generation: a prompt, which may bring further arguments (`Prompt`), and the seed of its noise."""
 
     prompt: str
     seed: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines its output beside the setting, as JSON values."""
+        further = self.prompt.digests if isinstance(self.prompt, Prompt) else {}
+        return {"prompt": str(self.prompt), "seed": self.seed, **({"given": further} if further else {})}
 
 
 def as_video(output: Any) -> Tensor:
@@ -97,18 +104,28 @@ class Setting:
         """The machine that it runs on, in words."""
         return hardware(str(self.identity["device"]))
 
-    def cases(self, prompts: Sequence[str]) -> list[Case]:
-        """The cases of a list of prompts."""
-        return [Case(prompt, self.seed + i) for i, prompt in enumerate(prompts)]
+    def cases(self, prompts: Sequence[Given]) -> list[Case]:
+        """The cases of a list of prompts. Raises InvalidPrompt where one brings what the pipeline does not take."""
+        found = prompts_of(prompts)
+        for prompt in found:
+            check(prompt, self.pipe)
+        return [Case(prompt, self._seed(prompt, i)) for i, prompt in enumerate(found)]
+
+    def _seed(self, prompt: str, place: int) -> int:
+        own = prompt.seed if isinstance(prompt, Prompt) else None
+        return self.seed + place if own is None else own
+
+    def arguments(self, case: Case) -> dict[str, Any]:
+        """What the pipeline is called with for a case."""
+        generator = torch.Generator("cpu").manual_seed(case.seed)
+        asked = {"generator": generator, "output_type": "pt", "return_dict": False}
+        return {**self.call, **arguments(case.prompt), **asked}
 
     def generate(self, case: Case) -> Tensor:
         """One video (F, 3, H, W) on the CPU, under whatever is attached. Raises NotFinite, PipelineUnreadable."""
-        generator = torch.Generator("cpu").manual_seed(case.seed)
         try:
             with torch.inference_mode():
-                output = self.pipe(
-                    prompt=case.prompt, generator=generator, output_type="pt", return_dict=False, **self.call
-                )
+                output = self.pipe(**self.arguments(case))
         except (AttributeError, TypeError) as error:
             if said := lacking(self.pipe, error):
                 raise PipelineUnreadable(said) from error
@@ -175,7 +192,7 @@ class References:
         write_atomic(path, to_bytes({"video": video.contiguous()}, metadata={"key": key}), "reference")
 
     def _place(self, case: Case) -> tuple[Path, str]:
-        key = json.dumps({**self.setting.identity, "prompt": case.prompt, "seed": case.seed}, sort_keys=True)
+        key = json.dumps({**self.setting.identity, **case.identity}, sort_keys=True)
         return self.store / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors", key
 
 

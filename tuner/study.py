@@ -25,6 +25,8 @@ from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, Faster
 from fastercache.policies.notebook import Shown
 from fastercache.policies.registry import dump, load_policy
 from fastercache.policies.wording import counted
+from fastercache.prompts import Prompt
+from fastercache.run.memory import CacheTooLarge
 from fastercache.tuned import Certificate, Measured
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import certificate
@@ -112,7 +114,7 @@ class Study(Shown):
         return {
             **self.evaluator.setting.identity,
             "budget": str(self.budget),
-            "prompts": _digest([[c.prompt, c.seed] for c in self.search]),
+            "prompts": _digest([list(c.identity.values()) for c in self.search]),
             "policy": ", ".join(self.space.bases),
             "search space": _digest([*map(dump, self.space.bases.values()), shape]),
         }
@@ -237,6 +239,8 @@ class Study(Shown):
             result = self.evaluator.evaluate(policy, self.search, projection.verdict)
         except NotFinite as error:
             return self._finish(trial, Outcome.FAILED, str(error))
+        except CacheTooLarge as error:  # known before the first step: no video was made
+            return self._finish(trial, Outcome.INVALID, str(error))
         except torch.OutOfMemoryError as error:
             self.evaluator.close()  # with its cached values
             if torch.cuda.is_available():
@@ -339,12 +343,18 @@ class Study(Shown):
 
 def disjoint(search: Sequence[str], others: Sequence[str]) -> None:
     """Raises ConfigUnreadable if a prompt, up to case and spacing, is in both sets."""
-    plain = {" ".join(p.casefold().split()) for p in search}
-    shared = [p for p in others if " ".join(p.casefold().split()) in plain]
+    known = {_spelled(p) for p in search}
+    shared = [p for p in others if _spelled(p) in known]
     if shared:
         raise ConfigUnreadable(
             f"{len(shared)} prompts are in two sets that must be disjoint: remove '{shared[0]:.60}' from one of them"
         )
+
+
+def _spelled(prompt: str) -> str:
+    """A prompt up to case and spacing, with what it brings."""
+    further = prompt.digests if isinstance(prompt, Prompt) else {}
+    return " ".join(prompt.casefold().split()) + (json.dumps(further, sort_keys=True) if further else "")
 
 
 def _digest(value: Any) -> str:

@@ -158,7 +158,7 @@ class Contest:
         self._entry_keys = {name: digest(described(entry)) for name, entry in self.entries.items()}
         setting = self.evaluator.setting
         where = {**setting.identity, "machine": setting.hardware}
-        self._case_keys = [digest([where, case.prompt, case.seed]) for case in self.cases]
+        self._case_keys = [digest([where, *case.identity.values()]) for case in self.cases]
         self._store: dict[str, dict[str, Any]] = stored(folder)
 
     # -- what is there -----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from fastercache.experiments.console import say
 from fastercache.experiments.jobs.planning import open_planner, watched
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.documents import put_aside, read_json, write_json
+from fastercache.prompts import identity
 from fastercache.tuner.planning.planner import EFFORTS
 from fastercache.tuner.setting import Setting
 
@@ -29,7 +30,7 @@ def plans_for(
     if not prompts:
         return None, "no prompts are left to plan on: give more than --count in the file"
     setting = Setting(subject.pipe, subject.call)
-    what = json.dumps([setting.identity, list(prompts), EFFORT], sort_keys=True, default=str)
+    what = json.dumps([setting.identity, list(map(identity, prompts)), EFFORT], sort_keys=True, default=str)
     folder = out / f"planning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
     kept = _kept(folder / "plans.json")
     plans: dict[float, fc.Policy] = {}

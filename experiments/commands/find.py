@@ -62,7 +62,7 @@ def tune(
         str,
         typer.Option(
             "--budget",
-            help="Quality to keep: `psnr>=30`, `ssim>=0.95`, `p90:psnr>=28`; several joined by commas. In quotes.",
+            help="Quality to keep: `psnr>=30`, `ssim>=0.95`, `p90:psnr>=28,cache<=2GiB`; in quotes.",
         ),
     ] = "psnr>=30",
     policies: Annotated[

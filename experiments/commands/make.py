@@ -18,6 +18,9 @@ from fastercache.experiments.commands.options import (
     Fields,
     Guidance,
     Json,
+    PickBudget,
+    PickQuality,
+    PickSpeedup,
     Pipe,
     PolicyName,
     Preset,
@@ -44,6 +47,9 @@ def generate(
     preset: Preset = None,
     fields: Fields = None,
     config: Config = None,
+    speedup: PickSpeedup = None,
+    budget: PickBudget = None,
+    quality: PickQuality = None,
     allow: Allow = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -63,10 +69,13 @@ def generate(
     `fastercache generate latte-digits --policy static_interval --set interval=3 --set sites=temporal --compare`
 
     `fastercache generate ./my-latte --prompts prompts.txt --config tuned.json --out videos`
+
+    `fastercache generate latte-digits --config dial.json --speedup 5 --compare`
     """
     from fastercache.experiments.jobs import generation
+    from fastercache.picking import Pick
 
-    entry = generation.chosen(policy, preset, fields or (), config, uncached)
+    entry = generation.chosen(policy, preset, fields or (), config, uncached, Pick(speedup, budget, quality))
     subject = opened(pipe, device, dtype, call, steps, guidance)
     texts = generation.prompts_for(subject, prompts or (), prompt_file, "held_out", count)
     payload = generation.generate(

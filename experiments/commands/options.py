@@ -11,7 +11,10 @@ from fastercache.experiments import console
 
 Pipe = Annotated[str, typer.Argument(metavar="PIPE", help="Short name, folder or hub id.", show_default=False)]
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to generate.")]
-PromptFile = Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts, one a line.")]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option("--prompts", metavar="FILE", help="Prompts, one a line; or FILE.jsonl."),
+]
 Count = Annotated[int | None, typer.Option("--count", min=1, help="Use the first N prompts.", metavar="N")]
 Seed = Annotated[int, typer.Option("--seed", help="Prompt i is generated with seed SEED + i.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -35,7 +38,29 @@ Preset = Annotated[
     typer.Option("--preset", metavar="MODEL", rich_help_panel=POLICY, help="FasterCache as published for a model."),
 ]
 Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", rich_help_panel=POLICY, help="A tuned config to apply.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", rich_help_panel=POLICY, help="A tuned config to apply, or a dial."),
+]
+PickSpeedup = Annotated[
+    float | None,
+    typer.Option(
+        "--speedup", min=1.0, metavar="X", rich_help_panel=POLICY, help="From a dial: the best plan at least so fast."
+    ),
+]
+PickBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", metavar="TEXT", rich_help_panel=POLICY, help="From a dial: the fastest plan measured to keep it."
+    ),
+]
+PickQuality = Annotated[
+    str | None,
+    typer.Option(
+        "--quality",
+        metavar="WORD",
+        rich_help_panel=POLICY,
+        help="From a dial: high (psnr>=45), medium (38) or low (30).",
+    ),
 ]
 Allow = Annotated[
     list[str] | None,

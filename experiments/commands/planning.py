@@ -26,12 +26,14 @@ from fastercache.experiments.commands.options import (
 
 def plan(
     pipe: Pipe,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", help="Quality to keep: `psnr>=45`, `ssim>=0.95`; several joined by commas."),
+    budgets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget", help="Quality to keep: `psnr>=45`, `ssim>=0.95,cache<=2GiB`; several joined by commas."
+        ),
     ] = None,
-    speedup: Annotated[
-        float | None,
+    speedups: Annotated[
+        list[float] | None,
         typer.Option("--speedup", min=1.0, metavar="X", help="Instead of a budget: at least so much faster."),
     ] = None,
     effort: Annotated[
@@ -67,7 +69,7 @@ def plan(
         Path | None, typer.Option("--study", metavar="DIR", help="Where everything is kept. [planning/PIPE]")
     ] = None,
     storage: Storage = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config.")] = Path("tuned.json"),
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config, or dial.")] = Path("tuned.json"),
     steps: Steps = None,
     guidance: Guidance = None,
     call: Call = None,
@@ -82,11 +84,18 @@ def plan(
     what to put in place of the others, for every amount of compute. The best plans are then run and fitted on the
     search prompts, and the outcome is measured on held-out prompts beside fewer steps without a cache.
 
+    `--speedup` or `--budget` may be repeated: the file of `--out` is then a dial. It holds all the plans, and whoever
+    applies it picks one.
+
     Examples:
 
     `fastercache plan latte-digits --budget 'psnr>=45'`
 
     `fastercache plan wan-digits --speedup 5 --effort 0 --out fast.json`
+
+    `fastercache plan ./my-i2v --prompts calls.jsonl --speedup 3`: lines like `{"prompt": "a cat", "image": "a.png"}`
+
+    `fastercache plan latte-digits --speedup 3 --speedup 5 --speedup 8 --out dial.json`
     """
     from fastercache.experiments.arguments import metric_names, read_prompts
     from fastercache.experiments.jobs import planning
@@ -103,8 +112,8 @@ def plan(
         planning.plan(
             subject,
             prompts[: count or EFFORTS[effort].recorded],
-            budget=budget,
-            speedup=speedup,
+            budgets=budgets or (),
+            speedups=speedups or (),
             held_out=others[:held_out_count],
             effort=effort,
             margin=margin,

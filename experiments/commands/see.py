@@ -13,6 +13,9 @@ from fastercache.experiments.commands.options import (
     Device,
     Dtype,
     Json,
+    PickBudget,
+    PickQuality,
+    PickSpeedup,
     Pipe,
     PromptFile,
     Seed,
@@ -47,8 +50,12 @@ def report(
 def attribute(
     pipe: Pipe,
     config: Annotated[
-        Path, typer.Option("--config", metavar="FILE", help="The planned schedule: a config that `plan` made.")
+        Path,
+        typer.Option("--config", metavar="FILE", help="The planned schedule: a config that `plan` made, or a dial."),
     ],
+    speedup: PickSpeedup = None,
+    budget: PickBudget = None,
+    quality: PickQuality = None,
     count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Measure on the first N prompts.")] = 2,
     truth: Annotated[
         bool, typer.Option("--truth/--no-truth", help="Measure by cached runs, or predict from the recording alone.")
@@ -75,8 +82,9 @@ def attribute(
     from fastercache.experiments.arguments import read_prompts
     from fastercache.experiments.jobs import attributing
     from fastercache.experiments.pipelines import shipped_captions
+    from fastercache.picking import Pick
 
-    tuned, plan = attributing.read_plan(config, pipe)
+    tuned, plan = attributing.read_plan(config, pipe, Pick(speedup, budget, quality))
     prompts = read_prompts(prompt_file) if prompt_file else shipped_captions(pipe, "train")
     subject = opened(pipe, device, dtype, call)
     finish(

@@ -15,6 +15,9 @@ from fastercache.experiments.commands.options import (
     Guidance,
     Json,
     Metrics,
+    PickBudget,
+    PickQuality,
+    PickSpeedup,
     Pipe,
     PromptFile,
     Seed,
@@ -30,7 +33,7 @@ def certify(
     configs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...", help="Tuned configs; of several the fastest that passes.", show_default=False
+            metavar="FILE...", help="Tuned configs; of several the fastest that passes. Or a dial.", show_default=False
         ),
     ],
     prompt_file: PromptFile = None,
@@ -60,7 +63,8 @@ def certify(
 ) -> None:
     """Certify that all but a few prompts keep the budget, from prompts that nothing was searched or measured on.
 
-    The certificate is written into the file and said by whatever applies it. Fix the number of prompts beforehand:
+    The certificate is written into the file and said by whatever applies it; of a dial, each plan that passes gets one.
+    Fix the number of prompts beforehand:
     adding prompts after a look at the outcome would break the promise. The same command again resumes.
 
     Example: `fastercache certify latte-digits tuned.json --budget 'psnr>=40'`
@@ -79,7 +83,8 @@ def certify(
 
 def export(
     source: Annotated[
-        Path, typer.Argument(metavar="FILE|STUDY", help="A tuned config, or a study's folder.", show_default=False)
+        Path,
+        typer.Argument(metavar="FILE|STUDY", help="A tuned config, a dial, or a study's folder.", show_default=False),
     ],
     to: Annotated[
         str | None,
@@ -93,6 +98,9 @@ def export(
         Path | None,
         typer.Option("--out", metavar="FILE", help="Where it goes. [tuned.json; with --to, the target's own name]"),
     ] = None,
+    speedup: PickSpeedup = None,
+    budget: PickBudget = None,
+    quality: PickQuality = None,
     trial: Annotated[
         int | None, typer.Option("--trial", metavar="N", help="Of a study, this trial. [the best within the budget]")
     ] = None,
@@ -106,7 +114,7 @@ def export(
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Write a tuned config for other software, or the tuned config of a study without searching on.
+    """Write a tuned config for other software, or take one out of a study or a dial.
 
     `python` is one file that needs torch only and gives the same latents. `cache-dit`, `sglang` and `diffusers` get
     settings of their own, and what they do otherwise is said. `hub` is a folder for `hf upload`.
@@ -116,9 +124,12 @@ def export(
     `fastercache export tuned.json --to python --out cached.py`
 
     `fastercache export tuning/latte-digits-fastercache --out tuned.json`
+
+    `fastercache export dial.json --speedup 5 --out tuned.json`, or with `--to python`
     """
     from fastercache.experiments.arguments import metric_names
     from fastercache.experiments.jobs import shipping
+    from fastercache.picking import Pick
 
     if policy is not None:
         from fastercache.policies.files import policy_from_file
@@ -126,6 +137,14 @@ def export(
         policy_from_file(policy)  # makes it known
     metric_names(metrics or ())  # the same
     finish(
-        shipping.export(source, to, out, trial=trial, storage=storage, show=not as_json),
+        shipping.export(
+            source,
+            to,
+            out,
+            pick=Pick(speedup, budget, quality),
+            trial=trial,
+            storage=storage,
+            show=not as_json,
+        ),
         as_json,
     )

@@ -20,6 +20,7 @@ from fastercache.analysis.trajectory import Floats
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs.planning import lasting
 from fastercache.experiments.pipelines import Subject
+from fastercache.picking import Pick, opened
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.policies.wording import counted
 from fastercache.tuned import TunedConfig
@@ -29,9 +30,12 @@ from fastercache.tuner.planning.material import Material, material, recorded
 from fastercache.tuner.setting import References, Setting
 
 
-def read_plan(path: Path, pipe: str) -> tuple[TunedConfig, fc.Planned]:
-    """A tuned config and the plan in it. Raises ConfigUnreadable, and InvalidPolicy for a config of another policy."""
-    config = TunedConfig.load(path)
+def read_plan(path: Path, pipe: str, pick: Pick) -> tuple[TunedConfig, fc.Planned]:
+    """A tuned config, or what is picked of a dial, and the plan in it.
+
+    Raises ConfigUnreadable, BudgetNotMet, and InvalidPolicy for a config of another policy.
+    """
+    config = pick.of(opened(path))
     if not isinstance(config.policy, fc.Planned):
         raise InvalidPolicy(
             f"{path} holds the policy `{config.policy.name}`, which is no planned schedule: give a config that "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ import fastercache as fc
 from fastercache.experiments.bench.contest import Contest, digest
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pipelines import Subject, shipped_captions, with_steps
+from fastercache.picking import opened
 from fastercache.policies.documents import Missing, read_model, write_json
 from fastercache.policies.errors import BudgetNotMet, ConfigMismatch, ConfigUnreadable
 from fastercache.policies.wording import counted
-from fastercache.tuned import TunedConfig, prompt_hash
+from fastercache.prompts import identity, prompt_hash
+from fastercache.tuned import Certificate, TunedConfig
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import each, misses, prompts_needed, sequential
+from fastercache.tuner.setting import Setting
 
 SEED = 200_000
 """Prompt i is generated with the seed + this + i: its noise too was used for nothing else."""
@@ -43,11 +46,14 @@ class Request:
     """What is to be certified.
 
     Attributes:
-        configs: file -> tuned config, the safest (slowest) first.
+        configs: what each is called -> tuned config, the safest (slowest) first: a file's path, and with the speedup
+            for a plan of a dial.
+        dial: the dial and its path, where they are its plans.
         budget: asked of each prompt. level: how sure. rate: share of prompts that may miss it. count: prompts.
     """
 
-    configs: dict[Path, TunedConfig]
+    configs: dict[str, TunedConfig]
+    dial: tuple[Path, fc.Dial] | None
     budget: Budget
     level: float
     rate: float
@@ -63,8 +69,23 @@ def request_of(
     Raises:
         ConfigUnreadable: if no budget is known, or so few prompts can certify nothing.
     """
-    configs = {path: fc.load(path) for path in dict.fromkeys(paths)}
-    text = budget or next((config.budget for config in configs.values() if config.budget), None)
+    dial = None
+    found = {path: opened(path) for path in dict.fromkeys(paths)}
+    if len(found) == 1 and isinstance(one := found[paths[0]], fc.Dial):
+        dial = paths[0], one
+        configs = {f"{paths[0]} at {plan.speedup:.2f}x": one.config(plan) for plan in one.plans}
+    else:
+        for path, one in found.items():
+            if isinstance(one, fc.Dial):
+                raise ConfigUnreadable(f"{path} is a dial, whose plans are certified together: give it alone")
+        configs = {str(path): one for path, one in found.items() if isinstance(one, TunedConfig)}
+    named = sorted({config.budget for config in configs.values() if config.budget})
+    if budget is None and len(named) > 1:
+        raise ConfigUnreadable(
+            f"the schedules in {', '.join(map(str, found))} were made within {' and '.join(named)}: say which of them "
+            f"each prompt must keep, for instance --budget '{named[0]}'"
+        )
+    text = budget or next(iter(named), None)
     if text is None:
         raise ConfigUnreadable(f"{paths[0]} names no budget: say what each prompt must keep, --budget 'psnr>=40'")
     least = prompts_needed(rate, level)
@@ -75,7 +96,7 @@ def request_of(
         )
     parsed = Budget.parse(text)
     ordered = dict(sorted(configs.items(), key=lambda item: speedup(item[1])))
-    return Request(ordered, Budget.parse(each(parsed)), level, rate, count or least, seed)
+    return Request(ordered, dial, Budget.parse(each(parsed)), level, rate, count or least, seed)
 
 
 def speedup(config: TunedConfig) -> float:
@@ -131,11 +152,12 @@ def certify(subject: Subject, request: Request, prompts: Sequence[str], folder: 
         BudgetNotMet: if none passes.
     """
     _fix(request, prompts, folder)
-    for path, config in request.configs.items():
+    for name, config in request.configs.items():
         if not config.seen:
-            say(f"note: {path} does not say which prompts it was searched on: make sure that these are others")
+            say(f"note: {name} does not say which prompts it was searched on: make sure that these are others")
     subject = with_steps(subject)
-    names = {str(path): config for path, config in request.configs.items()}
+    names = request.configs
+    _within(subject, request, prompts[0])
     contest = Contest(subject, names, prompts, folder, seed=request.seed + SEED, keep=0, metrics=request.budget.metrics)
     with progress() as bar:
         task = bar.add_task("certifying", total=len(contest.entries) * len(prompts))
@@ -150,13 +172,18 @@ def certify(subject: Subject, request: Request, prompts: Sequence[str], folder: 
             f"{request.rate:g} at a level of {request.level:g}: plan for a higher quality, and certify that on other "
             "prompts"
         )
-    path, certificate = list(request.configs)[len(found) - 1], found[-1]
-    request.configs[path].model_copy(update={"certificate": certificate}).save(path)
+    passed = dict(zip(names, found, strict=False))
+    path = _written(request, passed)
+    if request.dial is None:
+        passed = dict(list(passed.items())[-1:])
     if show:
-        say(f"{path}: {certificate.words}", results)
+        for name, certificate in passed.items():
+            say(f"{name}: {certificate.words}", results)
+    fastest, certificate = list(passed.items())[-1]
     return {
         "pipeline": subject.name,
         "file": str(path),
+        "certified": fastest,
         "certificate": certificate.model_dump(mode="json"),
         "words": certificate.words,
         "misses": {name: sum(flags) for name, flags in zip(names, missed, strict=True)},
@@ -164,11 +191,37 @@ def certify(subject: Subject, request: Request, prompts: Sequence[str], folder: 
     }
 
 
+def _within(subject: Subject, request: Request, prompt: str) -> None:
+    """Compare what each config caches with the budget's limit, before any run.
+
+    Raises:
+        BudgetNotMet: for the first that would cache more.
+    """
+    cache = request.budget.cache
+    if cache is None:
+        return
+    setting = Setting(subject.pipe, subject.call, request.seed)
+    for name, config in request.configs.items():
+        with fc.attach(subject.pipe, config) as session:
+            needed = session.plan(**setting.arguments(setting.cases([prompt])[0])).peak
+        if needed > cache.most:
+            raise BudgetNotMet(f"{name} caches {needed:,} bytes at its peak, more than {cache}: leave it out")
+
+
+def _written(request: Request, passed: Mapping[str, Certificate]) -> Path:
+    """Write the certificates: of a dial all that passed, of several files that of the fastest."""
+    if request.dial is not None:
+        path, dial = request.dial
+        return dial.certified(dict(enumerate(passed.values()))).save(path)  # both are in the order of rising speedup
+    name, certificate = list(passed.items())[-1]
+    return request.configs[name].model_copy(update={"certificate": certificate}).save(name)
+
+
 def _fix(request: Request, prompts: Sequence[str], folder: Path) -> None:
     """Note what is about to be drawn, or compare it with what was noted before."""
     draw = Draw(
         configs=tuple(digest(fc.dump(config.policy)) for config in request.configs.values()),
-        prompts=digest(list(prompts)),
+        prompts=digest(list(map(identity, prompts))),
         count=len(prompts),
         budget=str(request.budget),
         level=request.level,

@@ -38,7 +38,7 @@ from fastercache.experiments.bench.entries import Entry, FewerSteps
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs import planning
-from fastercache.experiments.jobs.planning import HELD_OUT_SEED
+from fastercache.experiments.jobs.plan_outcome import HELD_OUT_SEED
 from fastercache.experiments.jobs.recording import recorded, save_figures
 from fastercache.experiments.pictures import render
 from fastercache.experiments.pictures.poster import Map, poster
@@ -172,7 +172,7 @@ class Demo:
         found = planning.plan(
             self.subject,
             self.search_prompts,
-            budget=self.budget,
+            budgets=[self.budget],
             effort=self.plan.effort,
             folder=self.out / "planning",
             out=tuned,

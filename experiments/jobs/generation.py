@@ -18,6 +18,7 @@ from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pictures import render
 from fastercache.experiments.pipelines import Subject
+from fastercache.picking import Pick
 from fastercache.policies.wording import counted
 from fastercache.tuner.evaluate import Evaluator
 
@@ -109,11 +110,18 @@ def _plain(
 
 
 def chosen(
-    policy: str | None, preset: str | None, fields: Sequence[str], config: Path | None, uncached: bool
+    policy: str | None,
+    preset: str | None,
+    fields: Sequence[str],
+    config: Path | None,
+    uncached: bool,
+    pick: Pick | None = None,
 ) -> fc.Policy | fc.TunedConfig | None:
     """The policy of the common options; None for `--uncached`."""
     if not uncached:
-        return choose(policy, fields, config, preset)
-    if policy or preset or fields or config:
-        raise fc.InvalidPolicy("--uncached runs the bare pipeline: leave out --policy, --preset, --set and --config")
+        return choose(policy, fields, config, preset, pick)
+    if policy or preset or fields or config or pick:
+        raise fc.InvalidPolicy(
+            "--uncached runs the bare pipeline: leave out --policy, --preset, --set, --config and what picks from it"
+        )
     return None

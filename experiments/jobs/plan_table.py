@@ -18,7 +18,8 @@ from fastercache.experiments.bench.contest import Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.console import progress, quiet, words
 from fastercache.experiments.jobs.demo import METHODS, named
-from fastercache.experiments.jobs.planning import HELD_OUT_SEED, open_planner, watched
+from fastercache.experiments.jobs.plan_outcome import HELD_OUT_SEED
+from fastercache.experiments.jobs.planning import open_planner, watched
 from fastercache.experiments.pipelines import open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import write_json
 from fastercache.tuner.planning.planner import EFFORTS

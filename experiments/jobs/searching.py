@@ -23,6 +23,7 @@ from fastercache.experiments.jobs.outcome import sentence
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, check_writable, read_model, write_json
 from fastercache.policies.wording import counted
+from fastercache.prompts import plain, prompts_of
 from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
 from fastercache.tuner.entry import JOURNAL
 from fastercache.tuner.export import searched
@@ -53,9 +54,9 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     pipe: str
-    prompts: tuple[str, ...]
+    prompts: tuple[str | dict[str, Any], ...]
     budget: str
-    held_out: tuple[str, ...] = ()
+    held_out: tuple[str | dict[str, Any], ...] = ()
     policies: tuple[str, ...] = (fc.FasterCache.name,)
     fields: dict[str, Any] = Field(default_factory=dict)
     call: dict[str, Any] = Field(default_factory=dict)
@@ -312,8 +313,15 @@ def against_fewer_steps(subject: Subject, record: Record, job: Job, folder: Path
     fewer = FewerSteps.within(record.ratio or 1.0, steps).steps
     rivals = {f"{n} of {steps} steps": FewerSteps(n) for n in (fewer, min(fewer + 1, steps))}
     measured = (*Budget.parse(job.budget).metrics, *job.metrics)
+    held_out = prompts_of(job.held_out)
     return Contest(
-        subject, {TUNED: record.policy, **rivals}, job.held_out, folder, seed=job.seed, keep=0, metrics=measured
+        subject,
+        {TUNED: record.policy, **rivals},
+        held_out,
+        folder,
+        seed=job.seed,
+        keep=0,
+        metrics=measured,
     )
 
 
@@ -389,7 +397,7 @@ def job_of(
     held_out = read_prompts(held_out_file) if held_out_file else []
     if not (prompt_file or held_out_file):
         held_out = shipped_captions(pipe, "held_out")
-    chosen, measured = tuple(prompts[:count]), tuple(held_out[:count])
+    chosen, measured = tuple(map(plain, prompts[:count])), tuple(map(plain, held_out[:count]))
     return Job(
         pipe=pipe,
         prompts=chosen,

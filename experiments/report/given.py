@@ -94,6 +94,11 @@ def _kinds(path: Path) -> dict[str, Path]:
             return {"recording": path}
         if form == fc.tuned.FORMAT:
             return {"tuned config": path}
+        if form == fc.dial.FORMAT:
+            raise ConfigUnreadable(
+                f"{path} is a dial: a report shows one plan; take it out with fastercache export {path} --speedup 5 "
+                "--out tuned.json"
+            )
     elif path.is_dir():
         found = {}
         for kind, names in (

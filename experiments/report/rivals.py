@@ -92,7 +92,7 @@ def of_demo(table: dict[str, Any]) -> list[Rival]:
 
 
 def of_held_out(folder: Path, computed: Sequence[int] | None) -> list[Rival]:
-    """The comparison that `plan` makes on held-out prompts: the plan, and fewer steps at its cost.
+    """The comparison that `plan` makes on held-out prompts: the plan or plans, and fewer steps at their cost.
 
     `computed`: the plan that was exported, where its file is there.
     """
@@ -107,7 +107,7 @@ def of_held_out(folder: Path, computed: Sequence[int] | None) -> list[Rival]:
             named.setdefault(run["name"], []).append(run)
     found = []
     for name, mine in named.items():
-        plan = name == PLANNED
+        plan = name.partition(",")[0] == PLANNED
         psnr = mean_interval([run["quality"]["psnr"] for run in mine])
         steps = tuple(computed) if plan and computed and folder.name.endswith(f"-{len(computed)}") else None
         found.append(

@@ -22,7 +22,7 @@ from fastercache.analysis.metrics import (
 )
 from fastercache.analysis.plots.pareto import ParetoPoint, axis_label, pareto_info
 from fastercache.policies.errors import InvalidMetric, InvalidPolicy, MeasurementError
-from fastercache.tuner.budget import Budget, InvalidBudget
+from fastercache.tuner import Budget, InvalidBudget
 from fastercache.tuner.early import Projection
 
 CODE = """

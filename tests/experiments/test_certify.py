@@ -15,7 +15,8 @@ import fastercache as fc
 from fastercache.experiments import cli, pipelines
 from fastercache.experiments.jobs import certifying
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions
-from fastercache.tuned import Measured, Results, TunedConfig, prompt_hash
+from fastercache.prompts import prompt_hash
+from fastercache.tuned import Measured, Results, TunedConfig
 from fastercache.tuner.setting import Setting
 
 STEPS = 3

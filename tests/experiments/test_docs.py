@@ -29,6 +29,7 @@ STEPS = 6
 PROMPT = "a red seven moving left"
 WITH_TESTS = (
     "README.md", "docs/quickstart.md", "docs/writing-a-policy.md", "docs/deployment.md", "docs/own-pipeline.md",
+    "docs/tuning.md",
 )  # fmt: skip
 """Pages whose Python needs something prepared; the blocks of any other page run one after the other, as they stand."""
 
@@ -93,6 +94,23 @@ def test_a_pipeline_of_ones_own_is_planned_certified_and_exported() -> None:
     detach = space["cached"].attach(space["pipe"])
     assert torch.equal(latents(), cached) and not torch.equal(cached, bare)
     detach()
+
+
+def test_the_dial() -> None:
+    pipe = reference.load("latte-digits")
+    configs = []
+    for count, psnr in ((3, 50.0), (2, 30.0)):  # what the shell lines before the block make
+        quality = {"quality": {"psnr": psnr}, "cached_bytes": 0, "hardware": "test", "prompts": 1, "seconds": 1.0}
+        measured = {"search": {**quality, "speedup_flops": STEPS / count}}
+        plan = fc.Planned(steps=STEPS, computed=range(count))
+        fields = {"steps": STEPS, "guidance_scale": 4.0, "guidance": "batched", "measured": measured}
+        configs.append(fc.TunedConfig.describe(pipe, plan, **fields))
+    fc.Dial.of(configs, [{"psnr": (50.0,)}, {"psnr": (30.0,)}], {"psnr": ">="}).save("dial.json")
+    space = {"fc": fc, "pipe": pipe, "call": reference.GENERATION["latte-digits"].kwargs()}
+    (block,) = python("docs/tuning.md")
+    execute(block, "docs/tuning.md", space)
+    saved = [trace.speedup_flops for trace in space["session"].traces]
+    assert saved == [3.0, 2.0] and isinstance(space["session"].policy, fc.FasterCache)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in WITH_TESTS and python(page)])

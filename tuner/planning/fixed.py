@@ -102,6 +102,7 @@ def better_of(
     trajectory: Trajectory,
     found: FittedRuns,
     *,
+    history: int = 16,
     most: float = math.inf,
 ) -> FittedRuns:
     """A fit that was run to its end, or the fixed predictor that comes out better on the same prompts.
@@ -109,6 +110,7 @@ def better_of(
     `calls` counts what was run to decide.
 
     Args:
+        history: predictors that combine more past outputs are left out.
         most: denoiser calls that may be made for it: rivals are run in the order of their isolated damage while they
             fit in.
     """
@@ -118,6 +120,8 @@ def better_of(
     steps = steps_of(pipe.scheduler, sampler.response.times)
     rivals: list[tuple[float, list[Stretch]]] = []
     for predictor in FIXED.values():
+        if predictor.depth > history:
+            continue
         weights = fixed_weights(predictor, found.computed, steps, sampler.relations.starts)
         damage = isolated(trajectory, sampler, found.computed, weights)
         if damage <= limit and all(weights != other for _, other in rivals):

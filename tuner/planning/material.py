@@ -133,5 +133,5 @@ def _read(references: References, case: Case, place: Path) -> Known | None:
 
 def _place(references: References, case: Case) -> Path:
     """Where a case's recording stands, under a key of everything that determines it."""
-    key = json.dumps({**references.setting.identity, "prompt": case.prompt, "seed": case.seed}, sort_keys=True)
+    key = json.dumps({**references.setting.identity, **case.identity}, sort_keys=True)
     return references.store / f"trajectory-{hashlib.sha256(key.encode()).hexdigest()[:32]}"

@@ -7,9 +7,11 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fastercache.bounds import Limit
 from fastercache.tuner.planning.material import Told, material
 from fastercache.tuner.planning.planner import Planner
 from fastercache.tuner.planning.record import PlanRecord
+from fastercache.tuner.planning.room import HISTORY, history_within
 from fastercache.tuner.setting import Case, References, Setting
 
 
@@ -20,6 +22,7 @@ def opened(
     *,
     effort: int = 1,
     metrics: Sequence[str] = (),
+    cache: Limit | None = None,
     references: Path | None = None,
     storage: str | None = None,
     told: Told = lambda doing, spent: None,
@@ -29,29 +32,35 @@ def opened(
 
     Args:
         setting: the pipeline and its call. prompts: the search prompts. folder: where everything is kept.
-        effort, metrics: see `Planner`. references: another folder of the uncached references, where it is shared.
+        effort, metrics: see `Planner`. cache: plans keep as many past outputs as it allows.
+        references: another folder of the uncached references, where it is shared.
         storage: a database for the study of plans, in place of a file in the folder. told, priced: see `material`.
 
     Raises:
+        BudgetNotMet: if the limit of the cache leaves no room for any plan, before anything is recorded.
         RecordingError: see `material`. ConfigMismatch: if the folder holds plans of something else.
     """
     cases = setting.cases(prompts)
+    history = history_within(setting, cases[0], cache) if cases else HISTORY
     recorded = material(References(setting, references or folder / "references"), cases, told=told, priced=priced)
-    made_for = _made_for(setting, cases, effort)
+    made_for = _made_for(setting, cases, effort, history)
     # One study for each effort and set of prompts, beside shared references.
     name = f"{'plans' if storage is None else folder.name}-{made_for[:8]}"
-    record = PlanRecord(storage or folder / "plans.journal", made_for, name=name)
+    record = PlanRecord(storage or folder / "plans.journal", made_for, name=name, history=history)
     return Planner(
         setting,
         recorded,
         effort=effort,
         metrics=("psnr", "ssim", *metrics),
+        history=history,
         judged=record.add,
         known=record.known,
         told=told,
     )
 
 
-def _made_for(setting: Setting, cases: Sequence[Case], effort: int) -> str:
-    key = json.dumps([setting.identity, [[case.prompt, case.seed] for case in cases], effort], sort_keys=True)
+def _made_for(setting: Setting, cases: Sequence[Case], effort: int, history: int) -> str:
+    limited = [history] if history != HISTORY else []  # studies of the usual K keep their names
+    inputs = [list(case.identity.values()) for case in cases]
+    key = json.dumps([setting.identity, inputs, effort, *limited], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:32]

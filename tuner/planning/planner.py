@@ -1,8 +1,8 @@
 """The planner: from recorded search prompts to verified plans, within a number of generations.
 
 `Planner` holds what is known: the recording, what was predicted from it, and the plans that were run. `for_speedup` and
-`for_budget` add what they need to it; `within` answers budgets. Nothing depends on the machine's speed: searches are
-bounded by denoiser calls.
+`for_budget` add what they need to it; `within` answers budgets. Each may be asked several times, and has the effort's
+generations every time. Nothing depends on the machine's speed: searches are bounded by denoiser calls.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fastercache.tuner.planning.portfolio import portfolio
 from fastercache.tuner.planning.referee import Referee
 from fastercache.tuner.planning.refine import refine
 from fastercache.tuner.planning.rehearsal import Foresight
+from fastercache.tuner.planning.room import HISTORY
 from fastercache.tuner.planning.scale import Scale
 from fastercache.tuner.planning.search import Judged, search
 from fastercache.tuner.planning.within import Within
@@ -47,6 +48,10 @@ class Effort:
     generations: float
     groups: tuple[tuple[int, ...], ...] = ()
     fitted: int | None = None
+
+    def price(self, recorded: int, questions: int = 1) -> float:
+        """Generations that so many plans take at most: the recording is paid once."""
+        return recorded + questions * (self.generations - recorded)
 
 
 EFFORTS = (
@@ -95,7 +100,7 @@ class Planner:
         *,
         effort: int = 1,
         metrics: Sequence[str] = ("psnr", "ssim"),
-        history: int = 5,
+        history: int = HISTORY,
         judged: Callable[[Judged], None] = lambda one: None,
         known: Mapping[Steps, Judged] | None = None,
         told: Told = lambda doing, spent: None,
@@ -104,6 +109,7 @@ class Planner:
         self.metrics = tuple(dict.fromkeys(("psnr", *metrics)))
         self.history = history
         self.spent = material.spent
+        self._until = self.effort.generations
         self.known: dict[int, Known] = {}
         self._tell, self._judged, self._stored = told, judged, dict(known or {})
         self.sampler: Sampler = material.sampler
@@ -139,6 +145,10 @@ class Planner:
         return len(self.material.cases)
 
     # -- the two questions -------------------------------------------------------------------------------------------
+    def _asked(self) -> None:
+        """A question begins: it has the effort's generations but for the recording, whatever others have taken."""
+        self._until = self.spent + self.effort.generations - self.material.spent
+
     def for_speedup(self, speedup: float) -> Point:
         """The best plan that is at least so many times as fast, in denoiser calls. Raises BudgetNotMet."""
         count = math.floor(self.steps / speedup + 1e-9)
@@ -147,6 +157,7 @@ class Planner:
             raise BudgetNotMet(
                 f"no plan of {self.steps} steps is {speedup:g}x as fast: at most {self.steps / fewest:.3g}x"
             )
+        self._asked()
         if count < self.steps:
             self.search(count, self.left - self.cost(count))
             self.verify(count)
@@ -162,6 +173,7 @@ class Planner:
         Raises:
             BudgetNotMet: if only computing every step keeps it, or the generations ran out before a plan did.
         """
+        self._asked()
         return Within(self, budget, margin).cheapest()
 
     # -- what is known -----------------------------------------------------------------------------------------------
@@ -225,8 +237,8 @@ class Planner:
 
     @property
     def left(self) -> float:
-        """Generations that may still be spent."""
-        return self.effort.generations - self.spent
+        """Generations that may still be spent on the present question."""
+        return self._until - self.spent
 
     def cost(self, count: int) -> float:
         """Generations that fitting a plan on all search prompts takes, and refining it."""
@@ -247,7 +259,9 @@ class Planner:
 
     # -- running plans -----------------------------------------------------------------------------------------------
     def search(self, count: int, generations: float) -> None:
-        """The best plan with `count` computed steps that `generations` allow."""
+        """The best plan with `count` computed steps that `generations` allow; a verified one is not searched again."""
+        if count in self.verified:
+            return
         if not self.effort.groups or generations <= 0.0:
             self._known(count)
             return
@@ -309,6 +323,7 @@ class Planner:
                 self.sampler,
                 self.material.profile.trajectory,
                 found,
+                history=self.history,
                 most=left * self.steps * self.sampler.relations.calls,
             )
             self._pay(best.calls - found.calls)

@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     subject = Subject("tiny-latte", zoo.build("latte").pipe, size, reference=False)
     study, out = folder / "planning", folder / "tuned.json"
     prompts = ["a red seven", "a blue two"]
-    planning.plan(subject, prompts, speedup=3, effort=0, held_out=["a cyan one"], folder=study, out=out, show=False)
+    planning.plan(subject, prompts, speedups=[3], effort=0, held_out=["a cyan one"], folder=study, out=out, show=False)
     record = PlanRecord(study / "plans.journal", "a search's", name="searched")
     for number, plan in enumerate(PLANS):
         record.add(Judged(plan, error=-4.0 - number, spent=1.0))

@@ -1,0 +1,47 @@
+"""How many past outputs a plan may keep within a limit of the cache: known exactly before anything is recorded.
+
+A plan holds the outputs of the last K computed steps and the denoiser's inputs there, whichever steps those are. So a
+limit of the cache is a limit of K.
+"""
+
+from __future__ import annotations
+
+import fastercache as fc
+from fastercache.bounds import Limit
+from fastercache.policies.errors import BudgetNotMet
+from fastercache.policies.predictors.fitted import Fitted, Stretch
+from fastercache.tuner.setting import Case, Setting
+
+HISTORY = 5
+"""K where nothing limits it."""
+
+
+def history_within(setting: Setting, case: Case, limit: Limit | None) -> int:
+    """The largest K, at most `HISTORY`, with which a run of a case keeps within the limit.
+
+    The pipeline is called a few times and stopped at its first denoiser call.
+
+    Raises:
+        BudgetNotMet: if not even one output fits in.
+    """
+    if limit is None:
+        return HISTORY
+    with fc.attach(setting.pipe, fc.NoCache(sites="denoiser")) as session:
+        call = setting.arguments(case)
+        steps = len(session.plan(**call).per_step)
+        needed = 0
+        for history in range(min(HISTORY, steps - 1), 0, -1):
+            session.use(_fullest(steps, history))
+            needed = session.plan(**call).peak
+            if needed <= limit.most:
+                return history
+    raise BudgetNotMet(
+        f"a plan that keeps a single past output of the denoiser caches {needed:,} bytes, more than {limit}: raise the "
+        "limit"
+    )
+
+
+def _fullest(steps: int, history: int) -> fc.Planned:
+    """A plan that holds as much as any with so many past outputs."""
+    stretch = Stretch(after=history - 1, start=history, outputs=(1.0 / history,) * history, input=1.0)
+    return fc.Planned(steps=steps, computed=tuple(range(history)), stand_in=Fitted(stretches=(stretch,)))
