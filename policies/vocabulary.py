@@ -142,6 +142,7 @@ class Run:
 
     @property
     def count(self) -> int:
+        """How many steps the run has."""
         return len(self.steps)
 
 

@@ -80,6 +80,7 @@ class Record:
 
     @property
     def speedup_flops(self) -> float | None:
+        """Uncached over computed FLOPs of the denoiser; None where the trial was not measured."""
         return None if not self.ratio else 1.0 / self.ratio
 
     @classmethod

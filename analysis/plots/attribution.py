@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastercache.analysis.plots.style import OTHERS, heading, new_figure, styled
+from fastercache.analysis.plots.style import LINES, heading, new_figure, styled
 from fastercache.policies.wording import counted
 
 
@@ -33,7 +33,7 @@ def draw_attribution(info: AttributionInfo) -> Figure:
     places = np.arange(len(info.names))
     bars = [("predicted from the recording", info.predicted, "#9A9A9A")]
     if info.true is not None:
-        bars.append(("measured", info.true, OTHERS[0]))
+        bars.append(("measured", info.true, LINES[0]))
     height = 0.8 / len(bars)
     with styled():
         figure = new_figure(7.6, 1.6 + 0.34 * len(info.names))

@@ -135,10 +135,11 @@ class Results(BaseModel):
         write_atomic(folder / "results.md", markdown(self), "bench's table")
         files = {"results": folder / "results.json", "table": folder / "results.md"}
         for metric in self.metrics:
-            figure = draw_comparison(comparison_info(points(self, metric), FEWER, metric, note(self)))
-            files["pareto" if metric == "psnr" else f"pareto_{metric}"] = save_png(
-                figure, folder / ("pareto.png" if metric == "psnr" else f"pareto-{metric}.png")
-            )
+            info = comparison_info(points(self, metric), FEWER, metric, note(self))
+            for speedup in ("flops", "wall"):
+                words = ["pareto", *([] if metric == "psnr" else [metric]), *(["time"] if speedup == "wall" else [])]
+                figure = draw_comparison(info, speedup)
+                files["_".join(words)] = save_png(figure, folder / f"{'-'.join(words)}.png", dpi=110)
         return {name: str(path) for name, path in files.items()}
 
 
@@ -156,7 +157,10 @@ def points(results: Results, metric: str) -> list[ComparisonPoint]:
 
 def note(results: Results) -> str:
     """What the figure says below its title."""
-    return f"{results.title}; bars: 95 % intervals over prompts; hollow: diffusers' and cache-dit's own code"
+    return (
+        f"{results.title} · bars and band: 95 % intervals over prompts · grey lines: the methods of the other panels · "
+        "hollow: diffusers' and cache-dit's own code"
+    )
 
 
 def _interval(value: Interval | None, form: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from fastercache.analysis.plots import draw_redundancy, draw_similarity, redundancy_info, similarity_info
 from fastercache.analysis.plots.front import FrontInfo, draw_front, draw_steps, steps_info
 from fastercache.experiments.console import results, say
-from fastercache.experiments.report import maps
+from fastercache.experiments.report import bands, maps, videos
 from fastercache.experiments.report.given import Given, given
 from fastercache.experiments.report.league import section
 from fastercache.experiments.report.page import facts, page
@@ -61,6 +61,8 @@ def island(found: Given) -> dict[str, Any]:
     return {
         "planning": None if planning is None else {**planning.island(), "notes": notes(planning)},
         "rivals": [rival.island() for rival in found.rivals],
+        "bands": [] if found.profile is None else bands.of_profile(found.profile),
+        "videos": videos.island(found.contests),
         "maps": {"entries": entries, "measures": maps.measures(), "note": note},
     }
 

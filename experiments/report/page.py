@@ -17,7 +17,19 @@ from fastercache.policies.errors import FasterCacheError
 
 SCRIPTS = tuple(
     f"{name}.js"
-    for name in ("numbers", "damage", "rehearsal", "schedule", "draw", "editor", "views", "heatmap", "main")
+    for name in (
+        "numbers",
+        "damage",
+        "rehearsal",
+        "schedule",
+        "draw",
+        "editor",
+        "views",
+        "heatmap",
+        "bands",
+        "videos",
+        "main",
+    )
 )
 """In the order in which the page runs them, as one script."""
 MOST = 5_000_000
@@ -27,7 +39,12 @@ DPI = 80
 
 
 class ReportTooLarge(FasterCacheError):
-    """A page would be larger than `MOST` bytes."""
+    """A page would be larger than `MOST` bytes.
+
+    Symptom: `fastercache report` writes nothing and says how large the page would be.
+    Cause: Everything that is given goes into one HTML file, and long runs with many sites add up.
+    Fix: Give fewer folders, or record fewer sites.
+    """
 
 
 def page(

@@ -130,10 +130,12 @@ class Planner:
 
     @property
     def steps(self) -> int:
+        """Steps of an uncached run."""
         return self.sampler.steps
 
     @property
     def prompts(self) -> int:
+        """How many search prompts were recorded."""
         return len(self.material.cases)
 
     # -- the two questions -------------------------------------------------------------------------------------------
