@@ -122,11 +122,11 @@ def counting(specimen: Specimen) -> Iterator[list[int]]:
 
     def before(module: nn.Module, args: Any) -> None:
         open_counters.append(FlopTotal())
-        open_counters[-1].__enter__()
+        open_counters[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         counter = open_counters.pop()
-        counter.__exit__(None, None, None)
+        counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         counts.append(counter.total)
 
     handles = []
