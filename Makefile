@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 DEMO_OUT ?= demo-out
 MODEL ?= latte-digits
 PARALLEL ?= --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-wheel test-all lint format train-reference clean
+.PHONY: help install demo docs test test-wheel test-all lint format train-reference clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,10 +19,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lab,train,dev]'
 	@touch $@
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 install: $(STAMP) ## the project and its tools into .venv, at the versions of constraints.txt
 
 demo: $(STAMP) ## record, plan, export, apply and compare on latte-digits; at most ten minutes on two cores
 	$(BIN)/fastercache demo --out $(DEMO_OUT)
+
+docs: $(DOCS_STAMP) ## the site, from docs/ and the code, into site/; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 test: $(STAMP) ## the tests, without the slow ones, on all cores
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -45,5 +53,5 @@ train-reference: $(STAMP) ## train a reference model from nothing: MODEL=latte-d
 	$(BIN)/python -m fastercache.experiments.reference.train $(MODEL)
 
 clean: ## remove .venv, caches and what the demo wrote
-	rm -rf $(VENV) $(DEMO_OUT) .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf $(VENV) $(DEMO_OUT) .mypy_cache .ruff_cache .pytest_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

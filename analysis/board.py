@@ -49,6 +49,7 @@ class Board:
         self.close()
 
     def close(self) -> None:
+        """Write what is left and close the files."""
         self._writer.close()
 
     def flush(self) -> None:

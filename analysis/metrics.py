@@ -71,6 +71,7 @@ class Metric:
 
     @property
     def higher_is_better(self) -> bool:
+        """Whether more of it is better."""
         return self.better == "higher"
 
     @property

@@ -148,14 +148,17 @@ class Profile(Shown):
 
     @property
     def sites(self) -> tuple[Site, ...]:
+        """The recorded sites, the first axis of the arrays."""
         return tuple(row.site() for row in self.info.sites)
 
     @property
     def branches(self) -> tuple[Branch, ...]:
+        """The recorded guidance branches, the second axis of the arrays."""
         return self.info.branches
 
     @property
     def runs(self) -> int:
+        """How many complete runs the statistics are means over."""
         return self.info.runs
 
     @property

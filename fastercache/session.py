@@ -50,6 +50,7 @@ class Watch:
         self._session, self.sites, self._watcher = session, sites, watcher
 
     def close(self) -> None:
+        """Stop watching."""
         self._session._unwatch(self.sites, self._watcher)
 
 
@@ -153,6 +154,7 @@ class Session(Shown):
 
     @property
     def attached(self) -> bool:
+        """Whether the session's hooks are in place."""
         return self._attached
 
     def _facts(self) -> dict[str, object]:

@@ -25,6 +25,7 @@ from fastercache.policies.errors import ConfigUnreadable as ConfigUnreadable
 from fastercache.policies.errors import FasterCacheError as FasterCacheError
 from fastercache.policies.errors import ForeignCall as ForeignCall
 from fastercache.policies.errors import InvalidFamily as InvalidFamily
+from fastercache.policies.errors import InvalidMetric as InvalidMetric
 from fastercache.policies.errors import InvalidPolicy as InvalidPolicy
 from fastercache.policies.errors import InvalidSignal as InvalidSignal
 from fastercache.policies.errors import MeasurementError as MeasurementError

@@ -35,7 +35,12 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Missing(ConfigUnreadable):
-    """The file does not exist."""
+    """The file does not exist.
+
+    Symptom: `there is no tuned config at tuned.json`.
+    Cause: The path is wrong, or the command that writes the file has not run.
+    Fix: Correct the path, or run that command first.
+    """
 
 
 def read_bytes(path: str | Path, what: str, limit: int = MAX_BYTES) -> bytes:

@@ -31,33 +31,52 @@ class Measure:
 
 
 class Measurements(Protocol):
-    """What was measured on one model, in plain numbers; made by `fastercache.analysis.calibrate`.
-
-    `inputs`, `outputs`: relative L1 change of the first block's modulated input and of the denoiser's output, from each
-    step to the next, one list a run. `ratios`: by branch and step, mean over tokens of |r_t| / |r_{t-1}| for the
-    stack's residual r; `mean_ratios`: their mean over branches. `curves`: by role, relative L1 distance to the value
-    k steps before. `errors`: the same for the stack's residual; `gains`, `offsets`: the regression of its newer value
-    on the older one.
-    """
+    """What was measured on one model, in plain numbers; made by `fastercache.analysis.calibrate`."""
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Steps of the measured runs."""
+        ...
+
     @property
-    def inputs(self) -> tuple[Curve, ...]: ...
+    def inputs(self) -> tuple[Curve, ...]:
+        """Relative L1 change of the first block's modulated input from each step to the next, one list a run."""
+        ...
+
     @property
-    def outputs(self) -> tuple[Curve, ...]: ...
+    def outputs(self) -> tuple[Curve, ...]:
+        """The same of the denoiser's output."""
+        ...
+
     @property
-    def ratios(self) -> Mapping[Branch, Curve]: ...
+    def ratios(self) -> Mapping[Branch, Curve]:
+        """By branch and step, mean over tokens of |r_t| / |r_{t-1}| for the stack's residual r."""
+        ...
+
     @property
-    def mean_ratios(self) -> Curve: ...
+    def mean_ratios(self) -> Curve:
+        """The mean of `ratios` over branches."""
+        ...
+
     @property
-    def curves(self) -> Mapping[str, Lags]: ...
+    def curves(self) -> Mapping[str, Lags]:
+        """By role, relative L1 distance of a module's output to the value k steps before."""
+        ...
+
     @property
-    def errors(self) -> Lags: ...
+    def errors(self) -> Lags:
+        """The same for the stack's residual."""
+        ...
+
     @property
-    def gains(self) -> Lags: ...
+    def gains(self) -> Lags:
+        """Slope of the regression of the stack's newer residual on the older one."""
+        ...
+
     @property
-    def offsets(self) -> Lags: ...
+    def offsets(self) -> Lags:
+        """Intercept of that regression."""
+        ...
 
     def own(self, policy: str) -> Mapping[str, Lags]:
         """What the `measures` of the policy of this name gave, by their names."""

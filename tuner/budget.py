@@ -17,7 +17,13 @@ from fastercache.policies.errors import FasterCacheError, NotFinite, suggest
 
 
 class InvalidBudget(FasterCacheError):
-    """A budget that cannot be read."""
+    """A budget that cannot be read, or cannot be judged.
+
+    Symptom: `the budget term 'psnr' has no bound: write for example psnr>=30`.
+    Cause: The metric is unknown, the sign points the wrong way, a bound is missing or there twice, or the shell
+        took an unquoted `>` for itself.
+    Fix: Write `'psnr>=30'`, `'p90:psnr>=28'` or several joined by commas, in quotes.
+    """
 
 
 _TERM = re.compile(

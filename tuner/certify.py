@@ -17,7 +17,12 @@ from fastercache.tuner.budget import Budget, Term
 
 
 class InvalidCertificate(FasterCacheError):
-    """Counts, levels or losses that no certificate can be made from."""
+    """Counts, levels or losses that no certificate can be made from.
+
+    Symptom: A line with the numbers that were found.
+    Cause: More misses than prompts, no prompt at all, or a rate or level that is not between 0 and 1.
+    Fix: Write shares as fractions, `0.05` for 5 %, and count the prompts that were run.
+    """
 
 
 def clopper_pearson(violations: int, n: int, confidence: float = 0.95) -> float:

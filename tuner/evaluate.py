@@ -75,6 +75,7 @@ class Evaluator:
 
     @property
     def pipe(self) -> Any:
+        """The pipeline of the setting."""
         return self.setting.pipe
 
     def cases(self, prompts: Sequence[str]) -> list[Case]:

@@ -37,6 +37,7 @@ class Parameter:
     condition: tuple[str, Any] | None = None
 
     def active(self, params: Mapping[str, Any]) -> bool:
+        """Whether this dimension exists beside these values of the others."""
         return self.condition is None or params.get(self.condition[0]) == self.condition[1]
 
 

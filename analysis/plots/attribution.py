@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fastercache.analysis.plots.style import LINES, heading, new_figure, styled
+from fastercache.policies.wording import counted
 
 
 class AttributionInfo(NamedTuple):
@@ -46,11 +47,7 @@ def draw_attribution(info: AttributionInfo) -> Figure:
         axes.set_ylabel("skipped steps")
         axes.set_xlabel("share of what all stretches do wrong by themselves (%)")
         axes.legend(loc="best")
-        measured = "" if info.true is None else f"measured on {_prompts(info.prompts)}"
-        facts = (f"predicted from {_prompts(info.recorded)}", measured, info.note)
+        measured = "" if info.true is None else f"measured on {counted(info.prompts, 'prompt')}"
+        facts = (f"predicted from {counted(info.recorded, 'prompt')}", measured, info.note)
         heading(figure, "Which decisions make the error", " · ".join(fact for fact in facts if fact))
     return figure
-
-
-def _prompts(number: int) -> str:
-    return f"{number} prompt{'s' * (number != 1)}"

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from fastercache.analysis.plots.style import LINES, heading, new_figure, step_axis, styled
 from fastercache.analysis.trajectory import Floats
+from fastercache.policies.wording import counted
 
 
 class FrontInfo(NamedTuple):
@@ -107,7 +108,7 @@ def draw_steps(info: StepsInfo) -> Figure:
         axes.set_ylabel("dB below the worst step")
         step_axis(axes, len(steps))
         axes.legend(loc="upper right")
-        recorded = f"{info.prompts} recorded prompt{'s' * (info.prompts != 1)}"
+        recorded = counted(info.prompts, "recorded prompt")
         note = f"{len(info.computed)} of {len(info.alone)} steps · predicted from {recorded}"
         heading(figure, "Which steps the plan computes", note)
     return figure

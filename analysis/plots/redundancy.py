@@ -16,6 +16,7 @@ from fastercache.analysis.plots.style import colour_of, heading, new_figure, pro
 from fastercache.analysis.profile import Profile
 from fastercache.policies.errors import RecordingError
 from fastercache.policies.vocabulary import Branch
+from fastercache.policies.wording import counted
 
 
 class GroupCurve(NamedTuple):
@@ -129,7 +130,7 @@ def draw_redundancy(info: RedundancyInfo) -> Figure:
         bar.outline.set_visible(False)
         heading(
             figure,
-            f"{measure.title} to the value {info.lag} step{'s' if info.lag > 1 else ''} before",
+            f"{measure.title} to the value {counted(info.lag, 'step')} before",
             f"{info.model} · {prompts(info.runs)} · exact",
         )
     return figure

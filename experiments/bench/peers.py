@@ -30,7 +30,13 @@ CONTEXT = "all"
 
 
 class Refused(fc.FasterCacheError):
-    """A peer that cannot run on this pipeline; the message is its own reason."""
+    """A peer that cannot run on this pipeline; the message is its own reason.
+
+    Symptom: Another package's cache is listed below the benchmark's table under "Did not run".
+    Cause: That package does not support the pipeline, is switched on already, or is not installed.
+    Fix: Nothing is wrong with the pipeline: read the reason, and install the extra `peers` where a package is
+        missing.
+    """
 
 
 @dataclass(frozen=True)

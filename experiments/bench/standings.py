@@ -19,6 +19,7 @@ from fastercache.experiments.bench.rows import column, size
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Interval
 from fastercache.policies.documents import Missing, read_model, write_atomic, write_json
 from fastercache.policies.errors import ConfigUnreadable
+from fastercache.policies.wording import counted
 from fastercache.tuned import quality_gathered
 
 NOTHING = 1.005
@@ -124,7 +125,7 @@ class Results(BaseModel):
     def title(self) -> str:
         """What was measured on what."""
         return (
-            f"{self.pipeline}, {self.steps} steps, {self.prompts} held-out prompt{'s' * (self.prompts > 1)}, "
+            f"{self.pipeline}, {self.steps} steps, {counted(self.prompts, 'held-out prompt')}, "
             f"uncached {self.seconds_uncached:.2f} s, {self.hardware}"
         )
 

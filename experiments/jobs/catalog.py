@@ -16,7 +16,8 @@ from rich.text import Text
 
 import fastercache.policies as rules
 from fastercache.experiments.arguments import named
-from fastercache.experiments.console import counted, results, say
+from fastercache.experiments.console import results, say
+from fastercache.policies.wording import counted
 
 if TYPE_CHECKING:
     from fastercache.experiments.pipelines import Subject
@@ -32,21 +33,7 @@ def policies(name: str | None, *, show: bool) -> dict[str, Any]:
     if name is not None:
         name = named(name)
         known = {name: rules.policy_class(name)}
-    entries: list[dict[str, Any]] = []
-    for key, cls in known.items():
-        schema = cls.model_json_schema(mode="validation")
-        entries.append(
-            {
-                "name": key,
-                "summary": _summary(cls),
-                "about": _about(cls),
-                "citation": None if cls.citation is None else asdict(cls.citation),
-                "fields": {
-                    field: {**_allowed(schema["properties"][field], schema), "meaning": info.description or ""}
-                    for field, info in cls.model_fields.items()
-                },
-            }
-        )
+    entries = [described(key, cls) for key, cls in known.items()]
     if show and name is None:
         grid = Table(header_style="bold")
         for heading in ("policy", "what it does", "from"):
@@ -69,18 +56,34 @@ def policies(name: str | None, *, show: bool) -> dict[str, Any]:
     return {"policies": entries}
 
 
-def _about(cls: type[rules.Policy]) -> str:
+def described(name: str, cls: type[rules.Policy] | type[rules.Predictor]) -> dict[str, Any]:
+    """A policy or predictor in its own words: what it does, where it is from, and its fields with their bounds."""
+    schema = cls.model_json_schema(mode="validation")
+    citation: rules.Citation | None = getattr(cls, "citation", None)
+    return {
+        "name": name,
+        "summary": _summary(cls, citation),
+        "about": _about(cls),
+        "citation": None if citation is None else asdict(citation),
+        "fields": {
+            field: {**_allowed(schema["properties"][field], schema), "meaning": info.description or ""}
+            for field, info in cls.model_fields.items()
+        },
+    }
+
+
+def _about(cls: type) -> str:
     """The first paragraph of the docstring, on one line; field names stay in backquotes."""
     return " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
 
 
-def _summary(cls: type[rules.Policy]) -> str:
+def _summary(cls: type, citation: rules.Citation | None) -> str:
     """The first sentence of the docstring, or what the cited work reuses where that sentence holds a formula."""
     sentence = re.split(r"(?<=[.])\s|:(?=$)", _about(cls), maxsplit=1)[0].rstrip(":,")
     plain = "=" not in sentence and len(sentence) <= 180
-    if cls.citation is None or plain:
+    if citation is None or plain:
         return sentence if sentence.endswith(".") else f"{sentence}."
-    return f"Reuses {cls.citation.reuses}."
+    return f"Reuses {citation.reuses}."
 
 
 def _allowed(schema: dict[str, Any], whole: dict[str, Any]) -> dict[str, str]:

@@ -39,7 +39,12 @@ DPI = 80
 
 
 class ReportTooLarge(FasterCacheError):
-    """A page would be larger than `MOST` bytes."""
+    """A page would be larger than `MOST` bytes.
+
+    Symptom: `fastercache report` writes nothing and says how large the page would be.
+    Cause: Everything that is given goes into one HTML file, and long runs with many sites add up.
+    Fix: Give fewer folders, or record fewer sites.
+    """
 
 
 def page(

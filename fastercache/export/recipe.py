@@ -25,7 +25,14 @@ How = Literal["hold", "lerp", "sum", "wide"]
 
 
 class NotExportable(FasterCacheError):
-    """A policy that a target has no words for."""
+    """A policy that a target has no words for.
+
+    Symptom: `fastercache export` writes nothing and says what the target cannot express.
+    Cause: The policy decides while the model runs, works inside the blocks, or needs branches that cannot be told
+        apart without this toolkit.
+    Fix: Export a plan, choose another target (`hub` takes every policy), or freeze a run with
+        `session.last.schedule()` first.
+    """
 
 
 @dataclass(frozen=True)

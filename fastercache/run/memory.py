@@ -22,7 +22,14 @@ Shape = tuple[tuple[int, ...], torch.dtype]
 
 
 class CacheTooLarge(FasterCacheError):
-    """A policy would cache more than `max_cache_bytes`; the message names the sites that need most."""
+    """A policy would hold, or held, more bytes than `max_cache_bytes`.
+
+    Symptom: The run is refused before its first step, with the bytes it would need and the largest sites; a policy
+        that decides at run time may be stopped on the way.
+    Cause: Attention reuse keeps one or two outputs of every layer and branch.
+    Fix: Narrow the sites, set `cache_dtype` or `cache_device`, or raise the limit. Plans of whole steps hold a few
+        outputs only.
+    """
 
 
 @dataclass(frozen=True)

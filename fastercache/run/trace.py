@@ -87,6 +87,7 @@ class Trace(Shown):
 
     @property
     def cached_bytes(self) -> int:
+        """The most bytes held at the end of any step."""
         return max(self.bytes_per_step, default=0)
 
     @property

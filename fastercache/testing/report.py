@@ -20,7 +20,14 @@ LAWS = {
 
 
 class LawBroken(FasterCacheError):
-    """A policy or model family broke a law; the message says which and how."""
+    """A policy or family that breaks one of the laws of the runtime; the message names each.
+
+    Symptom: `check-policy`, or `check_policy(...).raise_if_broken()` in a test of yours, names the law and by how
+        much it is off.
+    Cause: A rule keeps state outside its own, a predictor changes its inputs or ignores the branch, or a family's
+        order of branches is wrong.
+    Fix: The page on design lists the laws; keep all state in what `begin` and `update` return, and predictors pure.
+    """
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Ramp(Config):
     )
 
     def at(self, step: Step) -> float:
+        """The weight at a step, in [0, 1]: 0 until `start`, then in proportion to progress."""
         if self.start >= 1.0:
             return 0.0
         return min(max((step.progress - self.start) / (1.0 - self.start), 0.0), 1.0)

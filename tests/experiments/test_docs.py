@@ -27,7 +27,9 @@ from tests.experiments.pages import CARDS, PAGES, ROOT, python
 
 STEPS = 6
 PROMPT = "a red seven moving left"
-WITH_TESTS = ("README.md", "docs/quickstart.md", "docs/writing-a-policy.md", "docs/deployment.md")
+WITH_TESTS = (
+    "README.md", "docs/quickstart.md", "docs/writing-a-policy.md", "docs/deployment.md", "docs/own-pipeline.md",
+)  # fmt: skip
 """Pages whose Python needs something prepared; the blocks of any other page run one after the other, as they stand."""
 
 
@@ -65,6 +67,32 @@ def test_the_quickstart() -> None:
         execute(block, "docs/quickstart.md", space)
     assert space["profile"].matrix("spatial", "rel_l1").shape == (STEPS, STEPS)
     assert space["session"].last.speedup_flops > 1
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_ones_own_is_planned_certified_and_exported() -> None:
+    """As it stands; and what the exported file gives is what the tuned config gives, bit for bit."""
+    *blocks, use = python("docs/own-pipeline.md")
+    space: dict[str, Any] = {}
+    for block in blocks:
+        execute(block, "docs/own-pipeline.md", space)
+    config = fc.load("tuned.json")
+    assert config.steps == 12 and len(space["found"]["computed_steps"]) == 4 and space["found"]["speedup_flops"] == 3.0
+    assert config.certificate is not None and config.certificate.prompts == len(space["fresh"]) == 11
+    assert config.certificate.violations == 0 and len(config.seen) == 5
+
+    def latents() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return space["pipe"]("a red dog", generator=generator, output_type="latent", **space["call"]).frames
+
+    bare = latents()
+    with fc.attach(space["pipe"], "tuned.json"):
+        cached = latents()
+    execute(use, "docs/own-pipeline.md", space)
+    assert torch.equal(latents(), bare), "detached"
+    detach = space["cached"].attach(space["pipe"])
+    assert torch.equal(latents(), cached) and not torch.equal(cached, bare)
+    detach()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in WITH_TESTS and python(page)])

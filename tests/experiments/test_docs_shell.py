@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import itertools
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import diffusers
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -112,11 +115,41 @@ def loaded_once() -> Iterator[None]:
 
 
 IN_A_DATABASE = "--storage"
-LINES = {page: [words for words in commands(page) if IN_A_DATABASE not in words] for page in PAGES}
+ON_A_GPU = "bench-size"
+"""Needs a CUDA device; tests/experiments/jobs/test_real_size.py runs what it does small."""
+CHECKPOINTS = "docs/checkpoints.md"
+"""Its pipelines have to be fetched; what is typed there is held to their signatures below."""
+LINES = {
+    page: [words for words in commands(page) if IN_A_DATABASE not in words and words[0] != ON_A_GPU]
+    for page in PAGES
+    if page != CHECKPOINTS
+}
+PUBLISHED = {
+    "maxin-cn/Latte-1": diffusers.LattePipeline,
+    "THUDM/CogVideoX-2b": diffusers.CogVideoXPipeline,
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": diffusers.WanPipeline,
+    "genmo/mochi-1-preview": diffusers.MochiPipeline,
+}
+
+
+def test_published_checkpoints_are_planned_and_certified_in_the_same_call_which_their_pipelines_take() -> None:
+    calls: dict[str, list[list[str]]] = {}
+    for words in commands(CHECKPOINTS):
+        if words[0] in ("plan", "certify"):
+            given = itertools.pairwise(words)
+            calls.setdefault(words[1], []).append(
+                [f"{one} {two}" for one, two in given if one in ("--call", "--steps", "--guidance")]
+            )
+    assert calls.keys() == PUBLISHED.keys()
+    for name, (planned, certified) in calls.items():
+        assert planned == certified, name
+        keys = {said.split()[1].partition("=")[0] for said in planned if said.startswith("--call")}
+        taken = inspect.signature(PUBLISHED[name].__call__).parameters.keys()
+        assert {"height", "width"} < keys and keys <= taken, f"{name}: {keys - taken}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if LINES[page]])
+@pytest.mark.parametrize("page", [page for page in LINES if LINES[page]])
 def test_the_command_lines_of_a_page_run_one_after_the_other(page: str, workplace: Path) -> None:
     for words in LINES[page]:
         run(words)

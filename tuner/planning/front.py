@@ -40,6 +40,7 @@ class Point(_Frozen):
 
     @property
     def verified(self) -> bool:
+        """Whether the plan was fitted and measured on the search prompts."""
         return bool(self.quality)
 
     @property
@@ -98,6 +99,7 @@ class Front(Shown, _Frozen):
 
     @property
     def verified(self) -> tuple[Point, ...]:
+        """The plans that were fitted and measured."""
         return tuple(point for point in self.points if point.verified)
 
     def at(self, speedup: float) -> Point:
