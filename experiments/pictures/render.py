@@ -52,7 +52,7 @@ def enlarged(pictures: NDArray[np.uint8], least: int = SHOWN) -> NDArray[np.uint
 
 def fitted(pictures: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     """`(F, H, W, 3)` enlarged as `enlarged` does, but at most `width` pixels across; what is larger is made smaller."""
-    factor = min(round(SHOWN / min(pictures.shape[1:3])), width // pictures.shape[2])
+    factor = min(max(round(SHOWN / min(pictures.shape[1:3])), 1), width // pictures.shape[2])
     if factor >= 1:
         return pictures.repeat(factor, axis=1).repeat(factor, axis=2)
     size = (width, max(round(pictures.shape[1] * width / pictures.shape[2]), 1))

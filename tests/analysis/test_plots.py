@@ -144,7 +144,7 @@ def test_redundancy_is_drawn(tmp_path: Path) -> None:
         check_drawn(figure, formula, "denoising step i", "3 prompts", "temporal")
     rows = figure.axes[1]
     named = dict(zip(rows.get_yticks(), (t.get_text() for t in rows.get_yticklabels()), strict=True))
-    assert named == {0: "spatial block 0", 1: "temporal block 0", 2: "denoiser", 3: "branch"}
+    assert named == {0: "spatial block 0", 1: "temporal block 1", 2: "denoiser", 3: "branch"}
     path = plots.save_png(figure, tmp_path / "new" / "redundancy.png")
     with Image.open(path) as image:
         assert image.size[0] > 1000
