@@ -6,6 +6,7 @@ need("lab", "fastercache.analysis")
 
 from fastercache.analysis.board import Board
 from fastercache.analysis.calibrate import Calibration, Calibrator, calibrate
+from fastercache.analysis.comparing import Comparison, compare
 from fastercache.analysis.measures import MEASURES, band_similarity, cosine, relative_l1, relative_l2, similarity
 from fastercache.analysis.metrics import Metric, known_metrics, measure, register_metric
 from fastercache.analysis.profile import Profile, ProfileInfo
@@ -17,6 +18,7 @@ __all__ = [
     "Board",
     "Calibration",
     "Calibrator",
+    "Comparison",
     "Metric",
     "Profile",
     "ProfileInfo",
@@ -24,6 +26,7 @@ __all__ = [
     "as_videos",
     "band_similarity",
     "calibrate",
+    "compare",
     "cosine",
     "known_metrics",
     "measure",

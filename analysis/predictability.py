@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastercache.analysis.least_squares import ridge
 from fastercache.policies.base import Hold, Now, Past, Predictor
 from fastercache.policies.notebook import Shown
 from fastercache.policies.predictors.adams_bashforth import AdamsBashforth
@@ -74,9 +75,7 @@ def fitted_weights(gram: Floats, past: Ints, wanted: Ints) -> Floats:
     right = change @ gram[np.ix_(past, wanted)]
     if not np.isfinite(products).all():
         return np.full((len(past), len(wanted)), np.nan)
-    norms = np.sqrt(np.maximum(np.diagonal(products), 1e-300))
-    normal = products / np.outer(norms, norms) + RIDGE * np.eye(len(past))
-    weights: Floats = change.T @ (np.linalg.solve(normal, right / norms[:, None]) / norms[:, None])
+    weights: Floats = change.T @ ridge(products, right, RIDGE)
     return weights
 
 

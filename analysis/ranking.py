@@ -10,6 +10,7 @@ import numpy as np
 from fastercache.analysis.predictability import FITTED, Predictability
 from fastercache.analysis.profile import Profile
 from fastercache.policies.errors import RecordingError
+from fastercache.policies.wording import counted
 
 LIMIT = 0.05
 """Relative L2 error up to which a value counts as reusable."""
@@ -36,7 +37,7 @@ class Finding:
     saves: float | None
 
     def __str__(self) -> str:
-        count = f"{self.sites} site{'s' * (self.sites != 1)}"
+        count = counted(self.sites, "site")
         errors = f"{self.hold:.1%} by holding it, {self.fitted:.1%} by a fitted combination"
         if self.first is None:
             return f"{self.group} ({count}): no step's value can be held within {LIMIT:.0%}; off by {errors}"

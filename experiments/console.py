@@ -30,11 +30,6 @@ def say(text: str | Text, console: Console = words) -> None:
     console.print(text, soft_wrap=True)
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 prompt`, `2 prompts`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def quiet() -> None:
     """Keep third-party chatter off the terminal; to be called before torch, diffusers and transformers are imported.
 

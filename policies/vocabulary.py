@@ -13,6 +13,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from fastercache.policies.errors import NoGuidance, NoSiteMatched, suggest
+from fastercache.policies.wording import counted
 
 Branch = str
 """Name of a guidance branch: `"cond"`, `"uncond"`, or a further one such as `"perturbed"`."""
@@ -269,7 +270,7 @@ class SiteIndex:
 
     def _counted(self) -> str:
         counts = self._blocks or {"": 0}
-        return " and ".join(f"{count} blocks" + (f" in {name}" if name else "") for name, count in counts.items())
+        return " and ".join(counted(count, "block") + (f" in {name}" if name else "") for name, count in counts.items())
 
     def _nothing(self, term: Term) -> NoSiteMatched:
         denoisers = sorted({site.denoiser for site in self.sites} - {""})

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import BudgetNotMet
 from fastercache.policies.registry import load_policy
+from fastercache.policies.wording import counted
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.codec import Notes
 
@@ -134,7 +135,7 @@ def cheapest(found: Sequence[Record], budget: Budget) -> Record:
     projected = "" if closest.outcome is Outcome.MEASURED else ", as projected from its first prompts,"
     tried = sum(r.outcome in SPENT for r in found)
     raise BudgetNotMet(
-        f"none of {tried} trial{'s' * (tried != 1)} that save anything met {budget}; the closest reached "
+        f"none of {counted(tried, 'trial')} that save anything met {budget}; the closest reached "
         f"{budget.describe(closest.values)}{projected} at {closest.speedup_flops:.2f}x (trial {closest.number}, "
         f"{closest.source}): loosen the budget, or run more trials"
     )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import fastercache as fc
 from fastercache.policies.documents import write_atomic
 from fastercache.policies.errors import NotFinite, PipelineUnreadable
+from fastercache.policies.wording import counted
 from fastercache.tuned import model_identity, scheduler_identity
 
 
@@ -199,4 +200,4 @@ def hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
-    return f"{platform.machine()} CPU, {threads} thread{'s' * (threads != 1)}"
+    return f"{platform.machine()} CPU, {counted(threads, 'thread')}"

@@ -24,6 +24,7 @@ from fastercache.policies.base import Policy
 from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, FasterCacheError, NotFinite, printable
 from fastercache.policies.notebook import Shown
 from fastercache.policies.registry import dump, load_policy
+from fastercache.policies.wording import counted
 from fastercache.tuned import Certificate, Measured
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import certificate
@@ -152,7 +153,7 @@ class Study(Shown):
         self._enqueue_seeds()
         recovered = -float(HEARTBEAT)
         fruitless = 0
-        self.ended = "1 trial done" if trials == 1 else f"{trials} trials done"
+        self.ended = f"{counted(trials, 'trial')} done"
         try:
             while sum(r.outcome in SPENT for r in self.records) < trials:
                 if timeout is not None and time.monotonic() - started > timeout:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastercache.analysis.plots.style import OTHERS, heading, new_figure, styled
+from fastercache.analysis.plots.style import LINES, heading, new_figure, styled
+from fastercache.policies.wording import counted
 
 
 class AttributionInfo(NamedTuple):
@@ -32,7 +33,7 @@ def draw_attribution(info: AttributionInfo) -> Figure:
     places = np.arange(len(info.names))
     bars = [("predicted from the recording", info.predicted, "#9A9A9A")]
     if info.true is not None:
-        bars.append(("measured", info.true, OTHERS[0]))
+        bars.append(("measured", info.true, LINES[0]))
     height = 0.8 / len(bars)
     with styled():
         figure = new_figure(7.6, 1.6 + 0.34 * len(info.names))
@@ -46,11 +47,7 @@ def draw_attribution(info: AttributionInfo) -> Figure:
         axes.set_ylabel("skipped steps")
         axes.set_xlabel("share of what all stretches do wrong by themselves (%)")
         axes.legend(loc="best")
-        measured = "" if info.true is None else f"measured on {_prompts(info.prompts)}"
-        facts = (f"predicted from {_prompts(info.recorded)}", measured, info.note)
+        measured = "" if info.true is None else f"measured on {counted(info.prompts, 'prompt')}"
+        facts = (f"predicted from {counted(info.recorded, 'prompt')}", measured, info.note)
         heading(figure, "Which decisions make the error", " · ".join(fact for fact in facts if fact))
     return figure
-
-
-def _prompts(number: int) -> str:
-    return f"{number} prompt{'s' * (number != 1)}"

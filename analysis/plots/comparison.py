@@ -1,38 +1,40 @@
-"""Many methods at several settings against fewer steps: quality over speedup, counted and timed, side by side."""
+"""Many methods at several settings against fewer steps: quality over speedup, in small panels by family."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.legend_handler import HandlerTuple
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from fastercache.analysis.metrics import metric_called
-from fastercache.analysis.plots.pareto import axis_label, is_exact
-from fastercache.analysis.plots.style import OTHERS, heading, new_figure, styled
+from fastercache.analysis.plots.labels import Label, Place, name_beside
+from fastercache.analysis.plots.pareto import GREY, MARKERS, axis_label, is_exact
+from fastercache.analysis.plots.style import BASELINE, LINES, heading, new_figure, styled
 from fastercache.policies.errors import MeasurementError
 
 Value = tuple[float, float | None, float | None]
 """A value with the ends of its interval; the ends are None where it has none."""
+Speedup = Literal["flops", "wall"]
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-BASELINE = "#8a8a8a"
-PANELS = (("flops", "speedup in computed FLOPs"), ("wall", "speedup in wall time"))
+OTHER = "#d3d6da"
+AXES: dict[Speedup, str] = {"flops": "speedup in computed FLOPs", "wall": "speedup in wall time"}
+TITLES: dict[Speedup, str] = {"flops": "by computed FLOPs", "wall": "by wall time"}
 TICKS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0)
+MOST = len(LINES)
+"""Methods in one panel: more could not be told apart. A larger family goes on in a further panel."""
+COLUMNS = 3
 
 
 class ComparisonPoint(NamedTuple):
     """One setting.
 
     Attributes:
-        method, family: settings of one method are joined by a line, methods of one family share a colour.
+        method, family: settings of one method are joined by a line, methods of one family share a panel.
         package: whose code, where it is not ours; drawn hollow.
         flops, wall: speedups. quality: in the figure's metric.
     """
@@ -46,10 +48,9 @@ class ComparisonPoint(NamedTuple):
 
 
 class Series(NamedTuple):
-    """A method's settings in the order given, with its place in the legend."""
+    """A method's settings in the order given, with its look."""
 
     method: str
-    family: str
     package: str
     colour: str
     marker: str
@@ -57,23 +58,27 @@ class Series(NamedTuple):
 
     @property
     def label(self) -> str:
-        """As the legend names it."""
-        return f"{self.method} ({self.package})" if self.package else self.method
+        """As it is named beside its line."""
+        return f"{self.method}, {self.package}" if self.package else self.method
+
+
+class Panel(NamedTuple):
+    """The methods that stand in one panel: of one family, at most `MOST`, with their peers of other packages."""
+
+    title: str
+    series: tuple[Series, ...]
 
 
 class ComparisonInfo(NamedTuple):
     """What is drawn.
 
     Attributes:
-        series: by family, in the order in which families first appear. baseline: the reference curve's points.
-        fronts: for each panel, the positions (series, point) that no other setting beats and that lie above the
-            reference curve, taken as linear in log speedup between its points.
+        panels: in the order in which families first appear. baseline: the reference curve's points, by speedup.
         metric: a registered metric's name. reference: the baseline's name. note: the line below the title.
     """
 
-    series: tuple[Series, ...]
+    panels: tuple[Panel, ...]
     baseline: Series
-    fronts: dict[str, tuple[tuple[int, int], ...]]
     metric: str
     reference: str
     note: str
@@ -82,7 +87,7 @@ class ComparisonInfo(NamedTuple):
 def comparison_info(
     points: Sequence[ComparisonPoint], reference: str, metric: str = "psnr", note: str = ""
 ) -> ComparisonInfo:
-    """Group the settings by method and find each panel's front.
+    """Group the settings by family and method.
 
     Settings equal to the uncached video (PSNR at its cap) have no place on the axis and are left out.
 
@@ -96,96 +101,117 @@ def comparison_info(
     shown = [p for p in points if not is_exact(judged_by, p.quality[0])]
     if not shown:
         raise MeasurementError("there are no points to plot: no setting both ran and changed the video")
-    families = list(dict.fromkeys(p.family for p in shown if p.method != reference))
-    series = []
-    for f, family in enumerate(families):
-        names = dict.fromkeys((p.method, p.package) for p in shown if p.family == family and p.method != reference)
-        labels = list(dict.fromkeys(method for method, _ in names))
-        for method, package in names:
-            own = [p for p in shown if (p.method, p.package, p.family) == (method, package, family)]
-            marker = MARKERS[labels.index(method) % len(MARKERS)]
-            series.append(Series(method, family, package, OTHERS[f % len(OTHERS)], marker, tuple(own)))
+    panels: list[Panel] = []
+    for family in dict.fromkeys(p.family for p in shown if p.method != reference):
+        methods = list(dict.fromkeys(p.method for p in shown if p.family == family and p.method != reference))
+        parts = -(-len(methods) // MOST)
+        for part, chosen in enumerate(np.array_split(np.array(methods, dtype=object), parts), 1):
+            title = family if parts == 1 else f"{family}, {part} of {parts}"
+            series = [
+                line for place, method in enumerate(chosen) for line in _series(shown, family, str(method), place)
+            ]
+            panels.append(Panel(title, tuple(series)))
     base = sorted((p for p in shown if p.method == reference), key=lambda p: p.flops[0])
-    baseline = Series(reference, reference, "", BASELINE, "", tuple(base))
-    fronts = {panel: _front(series, base, panel) for panel, _ in PANELS}
-    return ComparisonInfo(tuple(series), baseline, fronts, metric, reference, note)
+    return ComparisonInfo(tuple(panels), Series(reference, "", BASELINE, "", tuple(base)), metric, reference, note)
 
 
-def _front(series: Sequence[Series], base: Sequence[ComparisonPoint], panel: str) -> tuple[tuple[int, int], ...]:
-    places = [(s, p) for s, line in enumerate(series) for p in range(len(line.points))]
-    at = {place: series[place[0]].points[place[1]] for place in places}
-    rivals = [(getattr(q, panel)[0], q.quality[0]) for q in [*at.values(), *base]]
-    curve = sorted((getattr(q, panel)[0], q.quality[0]) for q in base)
-
-    def beaten(point: ComparisonPoint) -> bool:
-        x, y = getattr(point, panel)[0], point.quality[0]
-        if curve and curve[0][0] <= x <= curve[-1][0]:
-            speeds, qualities = zip(*curve, strict=True)
-            if y < np.interp(np.log(x), np.log(speeds), qualities):
-                return True
-        return any(u >= x and v >= y and (u > x or v > y) for u, v in rivals)
-
-    return tuple(sorted((i for i in places if not beaten(at[i])), key=lambda i: getattr(at[i], panel)[0]))
+def _series(shown: Sequence[ComparisonPoint], family: str, method: str, place: int) -> list[Series]:
+    """A method's line, and those of other packages' code for it, which look like it but hollow."""
+    own = [p for p in shown if (p.family, p.method) == (family, method)]
+    return [
+        Series(method, package, LINES[place], MARKERS[place], tuple(p for p in own if p.package == package))
+        for package in dict.fromkeys(p.package for p in own)
+    ]
 
 
-def draw_comparison(info: ComparisonInfo) -> Figure:
-    """Two panels that share the quality axis, and a legend of every method beside them."""
+def draw_comparison(info: ComparisonInfo, speedup: Speedup = "flops") -> Figure:
+    """A panel for each family, all on the same axes: its methods by name, the others in grey, and the reference.
+
+    The better end of the quality axis is up, as in `draw_pareto`.
+    """
+    columns = min(COLUMNS, len(info.panels)) or 1
+    rows = -(-len(info.panels) // columns) or 1
     with styled():
-        figure = new_figure(14.2, max(7.4, 1.0 + 0.165 * (2 + len(_legend_rows(info)))))
-        left, right, side = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 0.46))
-        for axes, (panel, label) in zip((left, right), PANELS, strict=True):
-            _draw_panel(axes, info, panel)
-            axes.set_xlabel(f"{label} (×, log scale) →")
-        left.set_ylabel(f"{axis_label(info.metric)} →")
-        right.tick_params(labelleft=False)
-        _draw_legend(side, info)
-        heading(figure, f"Caches against {info.reference}: quality over speedup", info.note)
+        figure = new_figure(1.0 + 3.75 * columns, 1.3 + 3.3 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for number, axes in enumerate(grid.flat):
+            if number >= max(len(info.panels), 1):
+                axes.set_visible(False)
+                continue
+            _draw_panel(axes, info, number, speedup)
+            below = number + columns < len(info.panels)
+            axes.tick_params(labelbottom=not below, labelleft=number % columns == 0)
+            if not below:
+                axes.set_xlabel(f"{AXES[speedup]} (×, log scale) →")
+            if number % columns == 0:
+                axes.set_ylabel(_quality_label(info.metric))
+        heading(figure, f"Caches against {info.reference}: quality {TITLES[speedup]}", info.note)
         figure.draw_without_rendering()  # settles the layout, so that labels are placed where the points will be
-        for axes, (panel, _) in zip((left, right), PANELS, strict=True):
-            _label_front(axes, info, panel)
+        for axes, panel in zip(grid.flat, info.panels, strict=False):
+            _name(axes, info, panel, speedup)
     return figure
 
 
-def _range(values: Sequence[float], edge: float) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    margin = edge * max(high - low, 1e-6)
-    return low - margin, high + margin
+def _quality_label(metric: str) -> str:
+    better = metric_called(metric).higher_is_better
+    return f"{axis_label(metric)}{' →' if better else ' (lower is better) →'}"
 
 
-def _draw_panel(axes: Axes, info: ComparisonInfo, panel: str) -> None:
-    everything = [p for line in (*info.series, info.baseline) for p in line.points]
-    speeds = [getattr(p, panel)[0] for p in everything]
+def _draw_panel(axes: Axes, info: ComparisonInfo, number: int, speedup: Speedup) -> None:
+    everything = [p for line in (*_all(info), info.baseline) for p in line.points]
+    speeds = [getattr(p, speedup)[0] for p in everything]
+    qualities = [p.quality[0] for p in everything]
     axes.set_xscale("log")
-    axes.set_xlim(min(*speeds, 0.98) * 0.97, max(speeds) * 1.08)
-    bottom, top = _range([p.quality[0] for p in everything], 0.06)  # a long bar may leave the panel
-    axes.set_ylim(bottom, top)
-    axes.xaxis.set_major_locator(FixedLocator(TICKS))
+    axes.set_xlim(min(*speeds, 0.98) * 0.97, max(speeds) * 1.1)
+    margin = 0.06 * max(max(qualities) - min(qualities), 1e-6)  # a long bar may leave the panel
+    ends = (min(qualities) - margin, max(qualities) + margin)
+    axes.set_ylim(*(ends if metric_called(info.metric).higher_is_better else ends[::-1]))
+    axes.xaxis.set_major_locator(FixedLocator([t for t in TICKS if t <= max(speeds) * 1.1]))
     axes.xaxis.set_minor_locator(FixedLocator([]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    base = sorted((getattr(p, panel)[0], p.quality[0]) for p in info.baseline.points)
-    if base:
-        x, y = (list(column) for column in zip(*base, strict=True))
-        axes.fill_between(x, bottom, y, color=BASELINE, alpha=0.13, lw=0, zorder=0)
-        axes.plot(x, y, color=BASELINE, lw=5, alpha=0.8, zorder=2, solid_capstyle="round")
-        axes.plot(x, y, "o", color=BASELINE, ms=4, mec="white", mew=0.8, zorder=2.1)
-    for line in info.series:
-        _draw_series(axes, line, panel)
+    axes.tick_params(axis="x", labelsize=8.5)
+    for other in (line for n, panel in enumerate(info.panels) if n != number for line in panel.series):
+        axes.plot(*zip(*_places(other, speedup), strict=True), color=OTHER, lw=0.9, zorder=1)
+    _draw_baseline(axes, info.baseline, speedup)
+    if info.panels:
+        axes.set_title(info.panels[number].title)
+        for line in info.panels[number].series:
+            _draw_series(axes, line, speedup)
     axes.axvline(1.0, color="#999999", lw=0.8, ls=":")
 
 
-def _draw_series(axes: Axes, line: Series, panel: str) -> None:
-    x = [getattr(p, panel)[0] for p in line.points]
-    y = [p.quality[0] for p in line.points]
+def _all(info: ComparisonInfo) -> list[Series]:
+    return [line for panel in info.panels for line in panel.series]
+
+
+def _places(line: Series, speedup: Speedup) -> list[Place]:
+    return [(getattr(p, speedup)[0], p.quality[0]) for p in line.points]
+
+
+def _draw_baseline(axes: Axes, line: Series, speedup: Speedup) -> None:
+    """The reference as a broad line, with its interval as a band where all its points have one."""
+    points = sorted(line.points, key=lambda p: float(getattr(p, speedup)[0]))
+    if not points:
+        return
+    across = [getattr(p, speedup)[0] for p in points]
+    low, high = ([p.quality[end] for p in points] for end in (1, 2))
+    if None not in low and None not in high:
+        axes.fill_between(across, np.array(low, float), np.array(high, float), color=BASELINE, alpha=0.25, lw=0)
+    axes.plot(across, [p.quality[0] for p in points], color=BASELINE, lw=3.2, zorder=2, solid_capstyle="round")
+
+
+def _draw_series(axes: Axes, line: Series, speedup: Speedup) -> None:
     bars: dict[str, Any] = {}
     if all(p.quality[1] is not None for p in line.points):
         bars["yerr"] = _bars([p.quality for p in line.points])
-    if panel == "wall" and all(p.wall[1] is not None for p in line.points):
+    if speedup == "wall" and all(p.wall[1] is not None for p in line.points):
         bars["xerr"] = _bars([p.wall for p in line.points])
+    hollow = bool(line.package)
     axes.errorbar(
-        x, y, **bars, color=line.colour, ls=":" if line.package else "-", lw=1.1, marker=line.marker, ms=6.2,
-        mfc="white" if line.package else line.colour, mec=line.colour if line.package else "white",
-        mew=1.3 if line.package else 0.6, elinewidth=0.6, ecolor=_faded(line.colour), zorder=4 if line.package else 3,
+        *zip(*_places(line, speedup), strict=True), **bars, color=line.colour, ls=":" if hollow else "-", lw=1.5,
+        marker=line.marker, ms=6.2, mfc="white" if hollow else line.colour, mec=line.colour if hollow else "white",
+        mew=1.3 if hollow else 0.7, elinewidth=0.7, ecolor=to_rgba(line.colour, 0.45), zorder=4 if hollow else 3,
     )  # fmt: skip
 
 
@@ -196,80 +222,14 @@ def _bars(values: Sequence[Value]) -> list[list[float]]:
     return [below, above]
 
 
-def _faded(colour: str) -> tuple[float, float, float, float]:
-    r, g, b = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    return r, g, b, 0.35
-
-
-def _label_front(axes: Axes, info: ComparisonInfo, panel: str) -> None:
-    """Name the methods of the front, each to the upper right of its fastest point there, clear of other labels."""
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    scale = figure.dpi / 72
-    edge = axes.get_window_extent().x1
-    taken: list[tuple[float, float, float, float]] = []
-    named = {s: p for s, p in info.fronts[panel]}
-    for s, p in named.items():
-        line, point = info.series[s], info.series[s].points[p]
-        at = (getattr(point, panel)[0], point.quality[0])
-        where = axes.transData.transform(at)
-        width = 5.4 * len(line.label) * scale
-        for dy in range(8, 140, 12):
-            dx = min(10.0, (edge - where[0] - width) / scale)
-            x, y = where[0] + dx * scale, where[1] + dy * scale
-            box = (x, y, x + width, y + 11 * scale)
-            if all(box[2] < t[0] or t[2] < box[0] or box[3] < t[1] or t[3] < box[1] for t in taken):
-                break
-        taken.append(box)
-        text = axes.annotate(
-            line.label, at, xytext=(dx, dy), textcoords="offset points", fontsize=8.5, color=line.colour,
-            fontweight="bold", zorder=6, arrowprops={"arrowstyle": "-", "color": line.colour, "lw": 0.7, "shrinkB": 4},
-        )  # fmt: skip
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
-
-
-def _legend_rows(info: ComparisonInfo) -> list[tuple[str, list[Series]]]:
-    """(text, lines) in order; a family's name has no lines, a method's line has its peers' beside it."""
-    rows: list[tuple[str, list[Series]]] = []
-    family = ""
-    for line in info.series:
-        if line.family != family:
-            family = line.family
-            rows.append((family, []))
-        own = next((r for r in rows if r[1] and (r[1][0].family, r[1][0].method) == (family, line.method)), None)
-        if own is None:
-            rows.append((line.label, [line]))
-        else:
-            rows[rows.index(own)] = (f"{own[0]} · {line.package}", [*own[1], line])
-    return rows
-
-
-def _draw_legend(axes: Axes, info: ComparisonInfo) -> None:
-    axes.axis("off")
-    handles: list[Any] = [Line2D([], [], color=BASELINE, lw=4.5, marker="o", ms=4, mec="white")]
-    handles.append(Patch(color=BASELINE, alpha=0.13))
-    rows = _legend_rows(info)
-    for _, lines in rows:
-        marks = [
-            Line2D(
-                [],
-                [],
-                color=line.colour,
-                ls=":" if line.package else "-",
-                lw=1.1,
-                marker=line.marker,
-                ms=6,
-                mfc="white" if line.package else line.colour,
-                mec=line.colour,
-            )
-            for line in lines
-        ]
-        handles.append(tuple(marks) if marks else Line2D([], [], lw=0))
-    labels = [info.reference, f"does not beat {info.reference}", *(text for text, _ in rows)]
-    legend = axes.legend(
-        handles, labels, loc="upper left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.0, fontsize=8.2,
-        labelspacing=0.32, handlelength=3.4, handler_map={tuple: HandlerTuple(ndivide=None, pad=0.3)},
-    )  # fmt: skip
-    for text, (_, lines) in zip(legend.get_texts()[2:], rows, strict=True):
-        if not lines:
-            text.set_fontweight("bold")
+def _name(axes: Axes, info: ComparisonInfo, panel: Panel, speedup: Speedup) -> None:
+    """Each line's name beside one of its points, the fastest where there is room."""
+    labels = [
+        Label(line.label, tuple(sorted(_places(line, speedup), reverse=True)), line.colour, bold=True)
+        for line in panel.series
+    ]
+    base = sorted(_places(info.baseline, speedup))
+    if base:
+        labels.insert(0, Label(info.reference, tuple(base[::-1]), GREY, bold=True))
+    lines = [_places(line, speedup) for line in panel.series]
+    name_beside(axes, labels, [place for line in lines for place in line], [*lines, base])

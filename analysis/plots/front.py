@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastercache.analysis.plots.style import OTHERS, heading, new_figure, step_axis, styled
+from fastercache.analysis.plots.style import LINES, heading, new_figure, step_axis, styled
 from fastercache.analysis.trajectory import Floats
+from fastercache.policies.wording import counted
 
 
 class FrontInfo(NamedTuple):
@@ -66,22 +67,20 @@ def draw_front(info: FrontInfo) -> Figure:
                     across, np.array(up) - info.error, np.array(up) + info.error, color="#9A9A9A", alpha=0.2, lw=0
                 )
         if info.measured:
-            axes.plot(
-                *zip(*info.measured, strict=True), "o", color=OTHERS[0], ms=7, label="planned, measured", zorder=3
-            )
+            axes.plot(*zip(*info.measured, strict=True), "o", color=LINES[0], ms=7, label="planned, measured", zorder=3)
         if info.chosen is not None:
             axes.plot(
                 *info.chosen,
                 "o",
                 ms=13,
                 mfc="none",
-                mec=OTHERS[0],
+                mec=LINES[0],
                 mew=1.8,
                 label="the plan that was asked for",
                 zorder=4,
             )
         for i, (name, speedup, quality) in enumerate(info.others):
-            axes.plot(speedup, quality, "sD^v"[i % 4], color=OTHERS[1 + i % 7], ms=7, label=name, zorder=3)
+            axes.plot(speedup, quality, "sD^v"[i % 4], color=LINES[1 + i % 5], ms=7, label=name, zorder=3)
         axes.set_xscale("log")
         ticks = [1, 1.5, 2, 3, 4, 5, 7, 10, 15, 25]
         top = max((x for x, _ in (*info.predicted, *info.measured)), default=10.0)
@@ -105,11 +104,11 @@ def draw_steps(info: StepsInfo) -> Figure:
         axes = figure.subplots()
         axes.plot(steps, info.alone, color="#9A9A9A", lw=2, label="damage of skipping this step alone")
         floor = float(np.nanmin(info.alone)) - 6.0
-        axes.vlines(list(info.computed), floor, floor + 4.0, color=OTHERS[0], lw=2.2, label="computed by the plan")
+        axes.vlines(list(info.computed), floor, floor + 4.0, color=LINES[0], lw=2.2, label="computed by the plan")
         axes.set_ylabel("dB below the worst step")
-        step_axis(axes)
+        step_axis(axes, len(steps))
         axes.legend(loc="upper right")
-        recorded = f"{info.prompts} recorded prompt{'s' * (info.prompts != 1)}"
+        recorded = counted(info.prompts, "recorded prompt")
         note = f"{len(info.computed)} of {len(info.alone)} steps · predicted from {recorded}"
         heading(figure, "Which steps the plan computes", note)
     return figure

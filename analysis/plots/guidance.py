@@ -87,12 +87,12 @@ def draw_guidance(info: GuidanceInfo) -> Figure:
             axes.set_ylabel(FORMULAS[name].format(b=info.branch))
             if MEASURES[name].identical == 0.0:
                 axes.set_ylim(bottom=0)
-            step_axis(axes)
+            step_axis(axes, len(curves[0].mean) if curves else 1)
         panels[0].legend(loc="best")
         spread = f"mean and standard deviation over {info.runs} prompts" if info.runs > 1 else "1 prompt"
         heading(
             figure,
-            f"Conditional against {info.branch} output, whole and by frequency band",
+            f"How alike the outputs of cond and {info.branch} are, whole and by frequency band",
             f"{info.model} · {spread} · low: disc of radius min(H, W) // 5 in the latent's spectrum",
         )
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastercache.analysis.metrics import Metric, metric_called
-from fastercache.analysis.plots.style import OTHERS, heading, new_figure, styled
+from fastercache.analysis.plots.labels import Label, name_beside
+from fastercache.analysis.plots.style import BASELINE, LINES, heading, new_figure, styled
 from fastercache.policies.errors import MeasurementError
 
 SPEEDUPS = {
@@ -33,9 +35,9 @@ def is_exact(metric: Metric, value: float) -> bool:
     return metric.decibel and not metric.reference_free and value >= metric.high
 
 
-REFERENCE = "#8a8a8a"
-OFFSETS = tuple((dx, dy) for dy in (4, -15, 16, -27, 28, -39, 40, 52, -51, 64) for dx in (7, -7))
-"""Where a name may stand, in points from its own point: the nearest places first."""
+GREY = "#5b5f63"
+"""Of words about the reference."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 class ParetoPoint(NamedTuple):
@@ -61,7 +63,7 @@ class ParetoInfo(NamedTuple):
         points: in the order given. front: positions of those that no other beats in both, by speedup.
         exact: positions of those equal to the uncached video (PSNR at its cap); they get no place on the axis.
         metric: a registered metric's name. speedup: `flops` or `wall`. prompts: how many, and which set, in words.
-        error: what the bars are. curve: points of a reference, by speedup, drawn as one line.
+        error: what the bars are. curve: points of a reference, by speedup, drawn as one line. reference: its name.
     """
 
     points: tuple[ParetoPoint, ...]
@@ -72,6 +74,7 @@ class ParetoInfo(NamedTuple):
     prompts: str
     error: str
     curve: tuple[ParetoPoint, ...] = ()
+    reference: str = ""
 
 
 def pareto_info(
@@ -81,10 +84,12 @@ def pareto_info(
     prompts: str = "",
     error: str = "standard error over prompts",
     curve: Sequence[ParetoPoint] = (),
+    reference: str = "fewer steps, no cache",
 ) -> ParetoInfo:
     """Find the front: a point is on it if no other is at least as fast and as good, and better in one of them.
 
-    `curve`: a reference that is drawn as a line and is on no front, say fewer steps; its name is that of its points.
+    Args:
+        curve: a reference that is drawn as a line and is on no front, called `reference`: what has to be beaten.
 
     Raises:
         MeasurementError: for no points, an unknown metric or speedup, or a point that is not finite.
@@ -109,39 +114,38 @@ def pareto_info(
 
     front = sorted((i for i, p in enumerate(points) if not beaten(p)), key=lambda i: points[i].speedup)
     exact = [i for i, p in enumerate(points) if is_exact(judged_by, p.quality)]
-    reference = tuple(sorted(curve, key=lambda p: p.speedup))
-    return ParetoInfo(tuple(points), tuple(front), tuple(exact), metric, speedup, prompts, error, reference)
+    ordered = tuple(sorted(curve, key=lambda p: p.speedup))
+    return ParetoInfo(tuple(points), tuple(front), tuple(exact), metric, speedup, prompts, error, ordered, reference)
 
 
 def draw_pareto(info: ParetoInfo) -> Figure:
-    """A scatter with error bars and the front as a line; further right and further up is better."""
+    """A scatter with error bars; further right and further up is better.
+
+    With a reference curve, what lies under it is shaded: fewer steps do as well there. Without one the front is a line.
+    """
     better = metric_called(info.metric).higher_is_better
     shown = [i for i in range(len(info.points)) if i not in info.exact]
     groups = list(dict.fromkeys(p.group or p.name for p in info.points))
     with styled():
         figure = new_figure(7.6, 5.2)
         axes = figure.subplots()
-        line = [info.points[i] for i in info.front if i in shown]
-        axes.plot(
-            [p.speedup for p in line], [p.quality for p in line], color="#BBBBBB", lw=6, alpha=0.5, zorder=1,
-            solid_capstyle="round", label="Pareto front" if len(line) > 1 else None,
-        )  # fmt: skip
-        if info.curve:
-            axes.plot(
-                [p.speedup for p in info.curve], [p.quality for p in info.curve], "o-", color=REFERENCE, lw=2.5, ms=4,
-                markeredgecolor="white", markeredgewidth=0.8, zorder=2, label=info.curve[0].name,
-            )  # fmt: skip
         for g, group in enumerate(groups):
             members = [info.points[i] for i in shown if (info.points[i].group or info.points[i].name) == group]
-            colour = OTHERS[g % len(OTHERS)]
             x, y, e = ([getattr(p, f) for p in members] for f in ("speedup", "quality", "error"))
-            named = group if any(p.group for p in members) else None
             axes.errorbar(
-                x, y, yerr=e if any(e) else None, fmt="o", ms=6.5, color=colour, ecolor=colour, elinewidth=1.2,
-                capsize=3, label=named, zorder=3, markeredgecolor="white", markeredgewidth=0.8,
+                x, y, yerr=e if any(e) else None, fmt=MARKERS[g % len(MARKERS)], ms=7.5, color=LINES[g % len(LINES)],
+                elinewidth=1.2, capsize=3, label=group if any(p.group for p in members) else None, zorder=4,
+                markeredgecolor="white", markeredgewidth=0.8,
+            )  # fmt: skip
+        axes.margins(0.14, 0.14)
+        if info.curve:
+            _draw_curve(axes, info.curve, better)
+        elif len(line := [info.points[i] for i in info.front if i in shown]) > 1:
+            axes.plot(
+                [p.speedup for p in line], [p.quality for p in line], color="#BBBBBB", lw=6, alpha=0.5, zorder=1,
+                solid_capstyle="round", label="Pareto front",
             )  # fmt: skip
         axes.axvline(1.0, color="#999999", lw=1, ls=":")
-        axes.margins(0.14, 0.14)
         if info.exact:
             names = ", ".join(info.points[i].name for i in info.exact)
             axes.text(0.02, 0.02, f"not shown, equal to the uncached video: {names}", transform=axes.transAxes,
@@ -150,40 +154,36 @@ def draw_pareto(info: ParetoInfo) -> Figure:
             axes.invert_yaxis()
         axes.set_xlabel(f"{SPEEDUPS[info.speedup]} (×) →")
         axes.set_ylabel(f"{axis_label(info.metric)}{' →' if better else ' (lower is better) →'}")
-        if len(line) > 1 or info.curve or any(p.group for p in info.points):
+        if axes.get_legend_handles_labels()[1]:
             axes.legend(loc="best")
-        bars = f"bars: {info.error}" if any(p.error for p in info.points) else ""
-        heading(figure, "Quality against speedup", " · ".join(part for part in (info.prompts, bars) if part))
+        bars = f"bars: {info.error}" if any(p.error for p in (*info.points, *info.curve)) else ""
+        shade = f"shaded: no better than {info.reference}" if info.curve else ""
+        heading(figure, "Quality against speedup", " · ".join(part for part in (info.prompts, bars, shade) if part))
         figure.draw_without_rendering()  # settles the layout, so that names are placed where the points will be
-        _name(axes, [info.points[i] for i in shown], info.curve)
+        _name(axes, [info.points[i] for i in shown], info)
     return figure
 
 
-def _name(axes: Axes, points: Sequence[ParetoPoint], curve: Sequence[ParetoPoint]) -> None:
-    """A name beside each point, where it covers no other name and no other point."""
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    scale = figure.dpi / 72
-    frame = axes.get_window_extent()
-    places = {p: axes.transData.transform((p.speedup, p.quality)) for p in (*points, *curve)}
-    taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in places.values()]
-    for p in sorted(points, key=lambda p: -p.quality):
-        x, y = places[p]
-        width, height = 5.0 * len(p.name) * scale, 11 * scale
-        for dx, dy in OFFSETS:
-            left = x + dx * scale - (width if dx < 0 else 0.0)
-            box = (left, y + dy * scale, left + width, y + dy * scale + height)
-            clear = all(box[2] < t[0] or t[2] < box[0] or box[3] < t[1] or t[3] < box[1] for t in taken)
-            if clear and frame.x0 <= box[0] and box[2] <= frame.x1:
-                break
-        taken.append(box)
-        axes.annotate(
-            p.name,
-            (p.speedup, p.quality),
-            xytext=(dx, dy),
-            ha="right" if dx < 0 else "left",
-            va="bottom",
-            textcoords="offset points",
-            fontsize=8.5,
-            color="#333333",
-        )
+def _draw_curve(axes: Axes, curve: Sequence[ParetoPoint], better: bool) -> None:
+    """The reference with its bars, and the shade under it. What it adds to the axes has the points' margins."""
+    x, y, e = ([getattr(p, field) for p in curve] for field in ("speedup", "quality", "error"))
+    axes.errorbar(
+        x, y, yerr=e if any(e) else None, fmt="o-", color=BASELINE, lw=3.2, ms=6, elinewidth=1.2, capsize=3,
+        markeredgecolor="white", markeredgewidth=0.8, zorder=2,
+    )  # fmt: skip
+    low, high = axes.get_ylim()
+    axes.fill_between(x, y, low if better else high, color=BASELINE, alpha=0.13, lw=0, zorder=0)
+    axes.set_ylim(low, high)
+
+
+def _name(axes: Axes, points: Sequence[ParetoPoint], info: ParetoInfo) -> None:
+    """A name beside each point and the curve's beside its middle, where it covers no other name and no other point."""
+    labels = [Label(p.name, ((p.speedup, p.quality),)) for p in sorted(points, key=lambda p: -p.quality)]
+    curve = [(p.speedup, p.quality) for p in info.curve]
+    labels += [Label(p.name, ((p.speedup, p.quality),), GREY) for p in info.curve if p.name != info.reference]
+    if curve:
+        middles = [((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in itertools.pairwise(curve)]
+        labels.append(Label(info.reference, tuple(middles[len(middles) // 2 :] or curve), GREY, bold=True))
+    ends = [(p.speedup, p.quality + sign * p.error) for p in points for sign in (-1.0, 1.0) if p.error]
+    bars = list(zip(ends[::2], ends[1::2], strict=True))
+    name_beside(axes, labels, [*((p.speedup, p.quality) for p in points), *curve], [curve, *bars] if curve else bars)

@@ -7,20 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fastercache.analysis.measures import MEASURES
+from fastercache.analysis.plots.shades import difference, draw_map, formula, shades
 from fastercache.analysis.plots.style import heading, new_figure, prompts, styled
 from fastercache.analysis.profile import Profile
 from fastercache.policies.errors import MeasurementError
 from fastercache.policies.vocabulary import Branch
-
-FORMULAS = {
-    "cosine": "⟨Fⱼ, Fᵢ⟩ / (‖Fⱼ‖ ‖Fᵢ‖)",
-    "rel_l1": "mean|Fⱼ − Fᵢ| / mean|Fᵢ|",
-    "rel_l2": "‖Fⱼ − Fᵢ‖ / ‖Fᵢ‖",
-}
 
 
 class SimilarityInfo(NamedTuple):
@@ -73,18 +67,8 @@ def draw_similarity(infos: SimilarityInfo | Sequence[SimilarityInfo]) -> Figure:
     if len(names) != 1:
         raise MeasurementError(f"a figure shows matrices of one measure, found {', '.join(names) or 'none'}")
     first = panels[0]
-    values = np.concatenate([info.matrix[np.isfinite(info.matrix)] for info in panels])
-    alike = MEASURES[first.measure].identical
-    if not values.size:
-        low, high = 0.0, 1.0
-    elif alike == 0.0:
-        # A distance of 1 is that of no value at all, so larger ones need no shades.
-        low, high = 0.0, min(max(float(np.percentile(values, 99)), 1e-6), 1.0)
-    else:
-        low, high = min(float(np.percentile(values, 1)), 1 - 1e-6), 1.0
-    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[
-        (bool(values.size and values.min() < low - 1e-9), bool(values.size and values.max() > high + 1e-9))
-    ]
+    maps = [difference(first.measure, info.matrix) for info in panels]
+    scale = shades(first.measure, np.concatenate([shown.ravel() for shown in maps]))
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
     with styled():
@@ -93,19 +77,12 @@ def draw_similarity(infos: SimilarityInfo | Sequence[SimilarityInfo]) -> Figure:
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
-        for axes, info in zip(grid.flat, panels, strict=False):
-            image = axes.imshow(
-                info.matrix, cmap="magma_r" if alike == 0.0 else "magma", vmin=low, vmax=high, interpolation="nearest"
-            )
+        for axes, info, shown in zip(grid.flat, panels, maps, strict=False):
+            image = draw_map(axes, shown, scale)
             count = f"{info.sites} sites" if info.sites > 1 else "1 site"
             axes.set_title(f"{info.query} ({count}, {info.branch})")
-            axes.grid(False)
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-            axes.set_xlabel("step j that stands in")
-            axes.set_ylabel("step i that is replaced")
-        bar = figure.colorbar(image, ax=grid[:, :].ravel().tolist(), extend=extend, shrink=0.85, pad=0.015)
-        bar.set_label(FORMULAS[first.measure])
+        bar = figure.colorbar(image, ax=grid[:, :].ravel().tolist(), extend=scale.extend, shrink=0.85, pad=0.015)
+        bar.set_label(formula(first.measure, "ⱼ", "ᵢ"))
         bar.outline.set_visible(False)
         heading(
             figure,

@@ -30,6 +30,7 @@ class TimelineInfo(NamedTuple):
     Attributes:
         codes: (branches, sites, T) of `Code`; sites by role, in execution order.
         sites: their names; groups: (role or kind, how many rows), in the order of the rows.
+        blocks: the position of each site's block; -1 for a site of the whole denoiser.
         branches: the guidance branches.
         cost: computed FLOPs of each step over those without reuse, (T,); NaN where nothing was counted.
         policy: the policy's name. speedup: FLOPs without reuse over FLOPs computed.
@@ -38,6 +39,7 @@ class TimelineInfo(NamedTuple):
     codes: NDArray[np.int8]
     sites: tuple[str, ...]
     groups: tuple[tuple[str, int], ...]
+    blocks: tuple[int, ...]
     branches: tuple[Branch, ...]
     cost: NDArray[np.float64]
     policy: str
@@ -56,6 +58,7 @@ def timeline_info(trace: Trace) -> TimelineInfo:
         codes=trace.codes[rows].transpose(1, 0, 2) if rows else np.zeros((0, 0, trace.run.count), dtype=np.int8),
         sites=tuple(trace.sites[i].name for i in rows),
         groups=tuple((name, len(group)) for name, group in order.items()),
+        blocks=tuple(trace.sites[i].depth for i in rows),
         branches=trace.run.branches,
         cost=np.divide(computed, full, out=np.full_like(full, np.nan), where=full > 0),
         policy=str(trace.policy.get("policy", "policy")),
@@ -71,13 +74,10 @@ def draw_timeline(info: TimelineInfo) -> Figure:
         figure = new_figure(max(6.5, min(2.4 + 0.15 * steps, 14.0)), 2.6 + height * max(branches, 1))
         panels = figure.subplots(1 + branches, 1, sharex=True, squeeze=False, height_ratios=[1.1] + [height] * branches)
         top, *rest = panels[:, 0]
-        top.bar(np.arange(steps), info.cost, width=0.86, color="#1F4E79")
-        top.set_ylim(0, 1.05)
-        top.set_ylabel("computed\nFLOPs share")
-        top.grid(axis="x", visible=False)
+        draw_cost(top, info)
         for b, axes in enumerate(rest):
-            _panel(axes, info, b)
-        step_axis(rest[-1] if rest else top)
+            draw_decisions(axes, info, b)
+        step_axis(rest[-1] if rest else top, steps)
         present = [code for code in Code if (info.codes == code).any()]
         figure.legend(
             handles=[Patch(facecolor=COLOURS[code], label=LABELS[code]) for code in present],
@@ -93,7 +93,15 @@ def draw_timeline(info: TimelineInfo) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, info: TimelineInfo, branch: int) -> None:
+def draw_cost(axes: Axes, info: TimelineInfo) -> None:
+    """The share of its FLOPs that each step computed, as bars."""
+    axes.bar(np.arange(len(info.cost)), info.cost, width=0.86, color=COLOURS[Code.COMPUTED])
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("computed\nFLOPs share")
+    axes.grid(axis="x", visible=False)
+
+
+def draw_decisions(axes: Axes, info: TimelineInfo, branch: int) -> None:
     """The rows of one branch. A site that is alone in its group gets a taller row, so that it is seen among many."""
     rows, steps = info.codes.shape[1:]
     tall = -(-rows // 16)
@@ -117,7 +125,11 @@ def _panel(axes: Axes, info: TimelineInfo, branch: int) -> None:
     places, names, start = [], [], 0
     for name, count in info.groups:
         places.append((edges[start] + edges[start + count]) / 2)
-        names.append(f"{name} ×{count}" if count > 1 else name)
+        blocks = [block for block in info.blocks[start : start + count] if block >= 0]
+        numbers = (
+            f"\nblocks {min(blocks)}-{max(blocks)}" if len(blocks) > 1 else f"\nblock {blocks[0]}" if blocks else ""
+        )
+        names.append(f"{name} ×{count}{numbers}" if count > 1 else f"{name}{numbers}")
         start += count
         if start < rows:
             axes.axhline(edges[start], color="white", linewidth=3)

@@ -29,10 +29,11 @@ from fastercache.experiments.bench.verdict import (
     ratio_interval,
     verdict,
 )
-from fastercache.experiments.console import counted, progress, say
+from fastercache.experiments.console import progress, say
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.documents import put_aside
 from fastercache.policies.vocabulary import matches
+from fastercache.policies.wording import counted
 from fastercache.tuned import package_versions
 from fastercache.tuner.setting import Setting
 

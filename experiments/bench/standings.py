@@ -19,6 +19,7 @@ from fastercache.experiments.bench.rows import column, size
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Interval
 from fastercache.policies.documents import Missing, read_model, write_atomic, write_json
 from fastercache.policies.errors import ConfigUnreadable
+from fastercache.policies.wording import counted
 from fastercache.tuned import quality_gathered
 
 NOTHING = 1.005
@@ -124,7 +125,7 @@ class Results(BaseModel):
     def title(self) -> str:
         """What was measured on what."""
         return (
-            f"{self.pipeline}, {self.steps} steps, {self.prompts} held-out prompt{'s' * (self.prompts > 1)}, "
+            f"{self.pipeline}, {self.steps} steps, {counted(self.prompts, 'held-out prompt')}, "
             f"uncached {self.seconds_uncached:.2f} s, {self.hardware}"
         )
 
@@ -134,10 +135,11 @@ class Results(BaseModel):
         write_atomic(folder / "results.md", markdown(self), "bench's table")
         files = {"results": folder / "results.json", "table": folder / "results.md"}
         for metric in self.metrics:
-            figure = draw_comparison(comparison_info(points(self, metric), FEWER, metric, note(self)))
-            files["pareto" if metric == "psnr" else f"pareto_{metric}"] = save_png(
-                figure, folder / ("pareto.png" if metric == "psnr" else f"pareto-{metric}.png")
-            )
+            info = comparison_info(points(self, metric), FEWER, metric, note(self))
+            for speedup in ("flops", "wall"):
+                words = ["pareto", *([] if metric == "psnr" else [metric]), *(["time"] if speedup == "wall" else [])]
+                figure = draw_comparison(info, speedup)
+                files["_".join(words)] = save_png(figure, folder / f"{'-'.join(words)}.png", dpi=110)
         return {name: str(path) for name, path in files.items()}
 
 
@@ -155,7 +157,10 @@ def points(results: Results, metric: str) -> list[ComparisonPoint]:
 
 def note(results: Results) -> str:
     """What the figure says below its title."""
-    return f"{results.title}; bars: 95 % intervals over prompts; hollow: diffusers' and cache-dit's own code"
+    return (
+        f"{results.title} · bars and band: 95 % intervals over prompts · grey lines: the methods of the other panels · "
+        "hollow: diffusers' and cache-dit's own code"
+    )
 
 
 def _interval(value: Interval | None, form: str) -> str:

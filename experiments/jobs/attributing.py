@@ -17,10 +17,11 @@ import fastercache as fc
 from fastercache.analysis.plots.attribution import AttributionInfo, draw_attribution
 from fastercache.analysis.plots.style import save_png
 from fastercache.analysis.trajectory import Floats
-from fastercache.experiments.console import counted, progress, results, say
+from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs.planning import lasting
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.errors import InvalidPolicy
+from fastercache.policies.wording import counted
 from fastercache.tuned import TunedConfig
 from fastercache.tuner.planning import attribution
 from fastercache.tuner.planning.attribution import Decision, Truth, decisions
@@ -76,7 +77,7 @@ def attribute(
     if with_truth:
         costs.append(
             f"{steps / plan.steps:.1f} uncached generations' worth of denoiser calls ({steps} steps) for "
-            f"{counted(len(skipped), 'stretch') if len(skipped) == 1 else f'{len(skipped)} stretches'} on "
+            f"{counted(len(skipped), 'stretch')} on "
             f"{counted(min(count, len(cases)), 'prompt')}"
         )
     say("the price: " + ("; ".join(costs) or "nothing is run"))

@@ -16,7 +16,8 @@ from rich.text import Text
 
 import fastercache.policies as rules
 from fastercache.experiments.arguments import named
-from fastercache.experiments.console import counted, results, say
+from fastercache.experiments.console import results, say
+from fastercache.policies.wording import counted
 
 if TYPE_CHECKING:
     from fastercache.experiments.pipelines import Subject

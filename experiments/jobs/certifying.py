@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 import fastercache as fc
 from fastercache.experiments.bench.contest import Contest, digest
-from fastercache.experiments.console import counted, progress, results, say
+from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pipelines import Subject, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, read_model, write_json
 from fastercache.policies.errors import BudgetNotMet, ConfigMismatch, ConfigUnreadable
+from fastercache.policies.wording import counted
 from fastercache.tuned import TunedConfig, prompt_hash
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import each, misses, prompts_needed, sequential

@@ -41,7 +41,7 @@ from fastercache.experiments.jobs import planning
 from fastercache.experiments.jobs.planning import HELD_OUT_SEED
 from fastercache.experiments.jobs.recording import recorded, save_figures
 from fastercache.experiments.pictures import render
-from fastercache.experiments.pictures.poster import poster, schedule_rows
+from fastercache.experiments.pictures.poster import Map, poster
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.documents import put_aside, read_json, write_json
 from fastercache.policies.methods.taylorseer import Forecast
@@ -214,28 +214,32 @@ class Demo:
         by_name = {row.name: row for row in rows}
         others = [name for name in (PAPER, BEST, PLANNED) if name in by_name]
         cheapest = next(name for name in reversed(contest.entries) if isinstance(contest.entries[name], FewerSteps))
-        groups = [render.comparison(v[UNCACHED], [(name, v[name]) for name in others]) for v in shown]
+        gain = render.common_gain([(v[name], v[UNCACHED]) for v in shown for name in others])
+        groups = [render.comparison(v[UNCACHED], [(name, v[name]) for name in others], gain=gain) for v in shown]
         gif = render.save(self.out / "comparison.gif", render.stacked(groups))
-        strips = [(_caption(by_name[name]), _strip([v[name] for v in shown])) for name in (UNCACHED, *others, cheapest)]
+        strips = [(UNCACHED, _strip([v[UNCACHED] for v in shown]))]
+        for name in (*others, cheapest):
+            changed = [render.difference(v[name], v[UNCACHED], gain) for v in shown]
+            strips.append((_caption(by_name[name]), _strip(changed)))
         trace = self.trace()
         figure = poster(
-            self.profile.matrix("attention", "rel_l1"),
-            "self-attention: relative L1 between steps",
-            schedule_rows(trace.table),
-            f"the planned schedule: {by_name[PLANNED].speedup_flops:.2f}x fewer FLOPs",
+            Map("self-attention between steps", self.profile.matrix("attention", "rel_l1"), "rel_l1"),
+            timeline_info(trace),
+            f"the planned schedule: {_speedups(by_name[PLANNED])}",
             strips,
+            gain,
         )
         figure.savefig(self.out / "overview.png")
         timeline = save_png(draw_timeline(timeline_info(trace)), self.out / "timeline.png")
         points = [
             ParetoPoint(row.name, row.speedup_flops, row.quality.get("psnr", 0.0), contest.error(row.name))
             for row in rows
-            if not isinstance(contest.entries[row.name], FewerSteps)
+            if row.name != UNCACHED and not isinstance(contest.entries[row.name], FewerSteps)
         ]
         curve = [
-            ParetoPoint("fewer steps, no cache", by_name[name].speedup_flops, by_name[name].quality["psnr"])
-            for name, entry in contest.entries.items()
-            if isinstance(entry, FewerSteps)
+            ParetoPoint(f"{entry.steps} steps", row.speedup_flops, row.quality["psnr"], contest.error(row.name))
+            for row in rows
+            if isinstance(entry := contest.entries[row.name], FewerSteps)
         ]
         info = pareto_info(points, prompts=f"{len(contest.cases)} held-out prompts", curve=curve)
         pareto = save_png(draw_pareto(info), self.out / "pareto.png")
@@ -278,9 +282,12 @@ def _strip(videos: list[Any]) -> NDArray[np.uint8]:
 
 
 def _caption(row: Row) -> str:
-    if row.name == UNCACHED:
-        return UNCACHED
-    return f"{row.name}\n{row.speedup_flops:.2f}x, {row.quality['psnr']:.1f} dB"
+    return f"{row.name}\n{_speedups(row)}\n{row.quality['psnr']:.1f} dB"
+
+
+def _speedups(row: Row) -> str:
+    time = "" if row.speedup_wall is None else f", {row.speedup_wall:.2f}x in time"
+    return f"{row.speedup_flops:.2f}x in FLOPs{time}"
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from fastercache.experiments.arguments import choose, read_prompts
 from fastercache.experiments.bench.contest import UNCACHED, Contest, judged
 from fastercache.experiments.bench.entries import described, once
 from fastercache.experiments.bench.rows import Row, table
-from fastercache.experiments.console import counted, progress, results, say
+from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pictures import render
 from fastercache.experiments.pipelines import Subject
+from fastercache.policies.wording import counted
 from fastercache.tuner.evaluate import Evaluator
 
 

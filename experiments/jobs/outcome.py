@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastercache.experiments.console import counted
+from fastercache.policies.wording import counted
 from fastercache.tuner import Outcome, Record
 
 RAN = (Outcome.MEASURED, Outcome.STOPPED)

@@ -4,18 +4,19 @@ Beside them stand what other packages' caches start from: diffusers' hook regist
 diffusers' first-block cache and cache-dit with a threshold that nothing stays under. FirstBlockCache, ours and
 diffusers', is also run at the same threshold, where both reuse at the same steps.
 
-All variants run in turn within each round and their medians are compared, since nothing else holds on a shared machine.
-Every timed run follows an untimed one of the same variant, so that what is done once per session (counting FLOPs,
-compiling the schedule) is not counted as a cost of each run.
+Each variant runs side by side with the bare pipeline, step by step in turn (`abreast`), and the median ratio of their
+seconds is what counts, since nothing else holds on a shared machine. The bare pipeline beside itself shows what is
+noise. Every timed run follows an untimed one of the same variant, so that what is done once per session (counting
+FLOPs, compiling the schedule) is not counted as a cost of each run.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ from torch import nn
 
 import fastercache as fc
 from fastercache.analysis.record import record
-from fastercache.experiments.bench.peers import Peer, Refused, reason
+from fastercache.experiments.bench.peers import Peer, Refused, reason, twin
 from fastercache.experiments.console import progress, results, say
+from fastercache.experiments.jobs.abreast import abreast
 from fastercache.experiments.pipelines import Subject
 
 BARE = "bare pipeline"
@@ -39,9 +41,8 @@ class Line:
     Attributes:
         name: the variant.
         seconds: median of its runs.
-        ratio: its median over the bare pipeline's.
-        low, high: quartiles of the ratio, run by run within each round.
-        fastest: its fastest run over the bare pipeline's fastest, which other work on the machine disturbs least.
+        ratio: of its seconds to those of the bare pipeline beside it, the median over runs.
+        low, high: quartiles of the same.
         speedup_flops: computed FLOPs saved, by the flop counter; 1 where nothing is reused, None where it is not known:
             another package decides while it runs.
         realised: wall-clock speedup over computed-FLOPs speedup; None with it.
@@ -53,7 +54,6 @@ class Line:
     ratio: float
     low: float
     high: float
-    fastest: float
     speedup_flops: float | None
     realised: float | None
     runs: int
@@ -115,26 +115,31 @@ def variants(subject: Subject) -> dict[str, Callable[[], AbstractContextManager[
 
 
 def measure(subject: Subject, prompt: str, runs: int, tick: Callable[[], None] = lambda: None) -> list[Line]:
-    """Time every variant `runs` times, in rounds whose order rotates."""
+    """Time every variant `runs` times beside the bare pipeline, in rounds whose order rotates."""
     entered = {name: enter for name, enter in variants(subject).items() if _possible(subject, prompt, name, enter)}
-    seconds: dict[str, list[float]] = {name: [] for name in entered}
+    seconds: dict[str, list[list[float]]] = {name: [] for name in entered}
+    beside: dict[str, list[list[float]]] = {name: [] for name in entered}
+    bare = twin(subject.pipe)
     flops: dict[str, float | None] = {name: None if name == DIFFUSERS_REUSING else 1.0 for name in entered}
     names = list(entered)
-    _run(subject, subject.pipe, prompt)
+    _run(subject, bare, prompt)
     for turn in range(runs):
         at = turn % len(names)
         for name in names[at:] + names[:at]:
             with entered[name]() as active:
                 pipe = active if isinstance(active, type(subject.pipe)) else subject.pipe
                 _run(subject, pipe, prompt)
-                started = time.perf_counter()
-                _run(subject, pipe, prompt)
-                seconds[name].append(time.perf_counter() - started)
+                pair = [(partial(_run, subject, one, prompt), one.scheduler) for one in (pipe, bare)]
+                if turn % 2:  # neither always follows the other
+                    other, own = abreast(pair[::-1])
+                else:
+                    own, other = abreast(pair)
+                seconds[name].append(own)
+                beside[name].append(other)
                 if isinstance(active, fc.Session):
                     flops[name] = active.last.speedup_flops
             tick()
-    bare = statistics.median(seconds[BARE])
-    return [_line(name, seconds[name], seconds[BARE], bare, flops[name]) for name in names]
+    return [_line(name, seconds[name], beside[name], flops[name]) for name in names]
 
 
 def report(subject: Subject, prompt: str | None, runs: int, *, show: bool) -> dict[str, Any]:
@@ -144,17 +149,16 @@ def report(subject: Subject, prompt: str | None, runs: int, *, show: bool) -> di
         task = bar.add_task("timing", total=runs * len(variants(subject)))
         lines = measure(subject, text, runs, lambda: bar.advance(task))
     if show:
-        results.print(table(lines, f"{subject.name}: medians of {runs} interleaved runs"))
+        results.print(table(lines, f"{subject.name}: {runs} runs of each, in turn with the bare pipeline step by step"))
     return {"pipeline": subject.name, "prompt": text, "runs": runs, "rows": [line.payload() for line in lines]}
 
 
-def _line(name: str, own: list[float], bare: list[float], bare_median: float, flops: float | None) -> Line:
-    ratios = sorted(a / b for a, b in zip(own, bare, strict=True))
+def _line(name: str, own: list[list[float]], bare: list[list[float]], flops: float | None) -> Line:
+    ratios = sorted(sum(a) / sum(b) for a, b in zip(own, bare, strict=True))
     low, high = ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]
-    median = statistics.median(own)
-    fastest = min(own) / min(bare)
-    realised = None if flops is None else bare_median / median / flops
-    return Line(name, median, median / bare_median, low, high, fastest, flops, realised, len(own))
+    ratio = statistics.median(ratios)
+    realised = None if flops is None else 1 / ratio / flops
+    return Line(name, statistics.median(map(sum, own)), ratio, low, high, flops, realised, len(own))
 
 
 def _possible(subject: Subject, prompt: str, name: str, enter: Callable[[], AbstractContextManager[Any]]) -> bool:
@@ -184,7 +188,7 @@ def table(lines: Sequence[Line], title: str) -> Table:
     """The lines for a person."""
     result = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     result.add_column("variant", no_wrap=True)
-    for heading in ("seconds", "/ bare", "quartiles", "fastest / bare", "FLOPs ↑", "share ↑"):
+    for heading in ("seconds", "/ bare", "quartiles", "FLOPs ↑", "share ↑"):
         result.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         result.add_row(
@@ -192,7 +196,6 @@ def table(lines: Sequence[Line], title: str) -> Table:
             f"{line.seconds:.3f}",
             f"{line.ratio:.3f}",
             f"{line.low:.3f} - {line.high:.3f}",
-            f"{line.fastest:.3f}",
             "" if line.speedup_flops is None else f"{line.speedup_flops:.2f}x",
             "" if line.realised is None else f"{line.realised:.2f}",
         )

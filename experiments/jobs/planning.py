@@ -17,11 +17,12 @@ from fastercache.analysis.trajectory import Floats
 from fastercache.experiments.bench.contest import UNCACHED, Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
-from fastercache.experiments.console import counted, progress, results, say
+from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs.searching import tell
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.documents import check_writable
 from fastercache.policies.errors import InvalidPolicy
+from fastercache.policies.wording import counted
 from fastercache.tuned import Results, TunedConfig, prompt_hash
 from fastercache.tuner import Budget
 from fastercache.tuner.planning.front import Front, Point, means

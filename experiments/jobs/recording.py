@@ -14,9 +14,10 @@ from rich.table import Table
 from fastercache.analysis import Board, Profile, record
 from fastercache.analysis.plots import overview, redundancy_info, save_png
 from fastercache.analysis.ranking import ranked
-from fastercache.experiments.console import counted, progress, results, say
+from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.vocabulary import Kind
+from fastercache.policies.wording import counted
 from fastercache.tuner import Evaluator
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from fastercache.analysis.plots import draw_redundancy, draw_similarity, redundancy_info, similarity_info
 from fastercache.analysis.plots.front import FrontInfo, draw_front, draw_steps, steps_info
-from fastercache.experiments.console import counted, results, say
-from fastercache.experiments.report import maps
+from fastercache.experiments.console import results, say
+from fastercache.experiments.report import bands, maps, videos
 from fastercache.experiments.report.given import Given, given
 from fastercache.experiments.report.league import section
 from fastercache.experiments.report.page import facts, page
 from fastercache.experiments.report.recording import Planning
 from fastercache.policies.documents import write_atomic
+from fastercache.policies.wording import counted
 from fastercache.tuned import Identity, package_versions
 
 
@@ -60,6 +61,8 @@ def island(found: Given) -> dict[str, Any]:
     return {
         "planning": None if planning is None else {**planning.island(), "notes": notes(planning)},
         "rivals": [rival.island() for rival in found.rivals],
+        "bands": [] if found.profile is None else bands.of_profile(found.profile),
+        "videos": videos.island(found.contests),
         "maps": {"entries": entries, "measures": maps.measures(), "note": note},
     }
 

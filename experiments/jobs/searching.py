@@ -18,10 +18,11 @@ from fastercache.experiments.bench.contest import METRICS, UNCACHED, Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
-from fastercache.experiments.console import counted, progress, results, say
+from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs.outcome import sentence
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, check_writable, read_model, write_json
+from fastercache.policies.wording import counted
 from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
 from fastercache.tuner.entry import JOURNAL
 from fastercache.tuner.export import searched

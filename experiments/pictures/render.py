@@ -18,6 +18,9 @@ from fastercache.policies.documents import replacing
 
 SHOWN = 160
 """Frames are enlarged by a whole factor to at least about this many pixels on the shorter side."""
+WIDEST = 900
+"""Pixels across of several videos beside each other: as wide as a page shows them."""
+GAP = 6
 
 
 def frames(video: Tensor) -> NDArray[np.uint8]:
@@ -47,34 +50,71 @@ def enlarged(pictures: NDArray[np.uint8], least: int = SHOWN) -> NDArray[np.uint
     return pictures.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
+def fitted(pictures: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """`(F, H, W, 3)` enlarged as `enlarged` does, but at most `width` pixels across; what is larger is made smaller."""
+    factor = min(round(SHOWN / min(pictures.shape[1:3])), width // pictures.shape[2])
+    if factor >= 1:
+        return pictures.repeat(factor, axis=1).repeat(factor, axis=2)
+    size = (width, max(round(pictures.shape[1] * width / pictures.shape[2]), 1))
+    return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BOX)) for p in pictures])
+
+
 def side_by_side(panels: Sequence[tuple[str, Tensor]]) -> NDArray[np.uint8]:
-    """Labelled videos next to each other: `(F, H', W', 3)` bytes. All must have the same number of frames."""
+    """Labelled videos next to each other, at most `WIDEST` pixels across: `(F, H', W', 3)` bytes.
+
+    All must have the same number of frames.
+    """
     font = ImageFont.load_default(size=13)
-    gap, head = 6, 20
-    drawn = [enlarged(frames(video)) for _, video in panels]
+    each = (WIDEST - GAP * (len(panels) - 1)) // len(panels)
+    drawn = [fitted(frames(video), each) for _, video in panels]
+    words = [_wrapped(label, font, d.shape[2] - 4) for (label, _), d in zip(panels, drawn, strict=True)]
+    head = 4 + 16 * max(map(len, words))
     height = max(d.shape[1] for d in drawn) + head
-    width = sum(d.shape[2] for d in drawn) + gap * (len(drawn) - 1)
+    width = sum(d.shape[2] for d in drawn) + GAP * (len(drawn) - 1)
     result = np.full((drawn[0].shape[0], height, width, 3), 255, dtype=np.uint8)
     left = 0
-    for (label, _), picture in zip(panels, drawn, strict=True):
+    for lines, picture in zip(words, drawn, strict=True):
         strip = Image.new("RGB", (picture.shape[2], head), "white")
-        ImageDraw.Draw(strip).text((2, 2), label, fill="black", font=font)
+        for row, line in enumerate(lines):
+            ImageDraw.Draw(strip).text((2, 2 + 16 * row), line, fill="black", font=font)
         result[:, :head, left : left + picture.shape[2]] = np.asarray(strip)
         result[:, head : head + picture.shape[1], left : left + picture.shape[2]] = picture
-        left += picture.shape[2] + gap
+        left += picture.shape[2] + GAP
     return result
 
 
-def comparison(reference: Tensor, others: Sequence[tuple[str, Tensor]], label: str = "uncached") -> NDArray[np.uint8]:
-    """The uncached video, then each other one with its difference to it, all amplified by one factor."""
-    gain = min((gain_for(video, reference) for _, video in others), default=1)
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Words in lines of at most `width` pixels; a longer word has a line of its own."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines or [""]
+
+
+def common_gain(pairs: Sequence[tuple[Tensor, Tensor]]) -> int:
+    """One factor for several (video, reference): what `gain_for` gives the pair that differs most."""
+    return min((gain_for(video, reference) for video, reference in pairs), default=1)
+
+
+def comparison(
+    reference: Tensor, others: Sequence[tuple[str, Tensor]], label: str = "uncached", gain: int | None = None
+) -> NDArray[np.uint8]:
+    """The uncached video, then each other one with its difference to it, all amplified by one factor.
+
+    `gain`: the factor, where it is shared with further comparisons; by default the one that suits these videos.
+    """
+    factor = common_gain([(video, reference) for _, video in others]) if gain is None else gain
     panels = [(label, reference)]
     for name, video in others:
-        panels += [(name, video), (f"difference x{gain}", difference(video, reference, gain))]
+        panels += [(name, video), (f"difference x{factor}", difference(video, reference, factor))]
     return side_by_side(panels)
 
 
-def stacked(groups: Sequence[NDArray[np.uint8]], gap: int = 6) -> NDArray[np.uint8]:
+def stacked(groups: Sequence[NDArray[np.uint8]], gap: int = GAP) -> NDArray[np.uint8]:
     """Animations of equal width and length under each other."""
     filler = np.full((groups[0].shape[0], gap, groups[0].shape[2], 3), 255, dtype=np.uint8)
     parts = [part for group in groups for part in (group, filler)][:-1]

@@ -12,15 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fastercache.experiments.reference.trainer import Trainer, write_atomically
+from fastercache.experiments.reference.families import build_pipeline
+from fastercache.experiments.reference.trainer import Trainer
+from fastercache.policies.documents import replacing
 
 
 def store_in_half(folder: Path) -> None:
     """Rewrite a folder's safetensors in float16; the configurations still say float32, so loading gives float32."""
-    for file in folder.glob("*/*.safetensors"):
+    for file in sorted(folder.glob("*/*.safetensors")):
         halves = {name: value.half() for name, value in load_file(file).items()}
-        write_atomically(file, lambda partial, halves=halves: save_file(halves, partial, metadata={"format": "pt"}))  # type: ignore[misc]
-        file.chmod(0o644)
+        with replacing(file, "weights") as partial:
+            save_file(halves, partial, metadata={"format": "pt"})
 
 
 def forget_origin(folder: Path) -> None:
@@ -43,7 +45,7 @@ def export(trainer: Trainer, autoencoder: nn.Module, path: Path) -> None:
         for name, value in trainer.average.items():
             part, key = name.split(".", 1)
             modules[part].get_parameter(key).copy_(value.cpu())
-    pipeline = family.build_pipeline(transformer.eval(), text_encoder.eval(), trainer.tokenizer, autoencoder)
+    pipeline = build_pipeline(family, transformer.eval(), text_encoder.eval(), trainer.tokenizer, autoencoder)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)

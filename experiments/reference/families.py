@@ -53,8 +53,35 @@ class Family(Protocol):
     ) -> Tensor:
         """Caption embeddings as the family's pipeline makes them, some dropped."""
 
-    def build_pipeline(self, transformer: Any, text_encoder: Any, tokenizer: Any, autoencoder: Any) -> Any:
-        """The parts as a diffusers pipeline."""
+    def build_scheduler(self) -> Any:
+        """The scheduler of the family's pipeline."""
+
+    @property
+    def pipeline(self) -> Any:
+        """The class of the diffusers pipeline."""
+
+
+def build_pipeline(family: Family, transformer: Any, text_encoder: Any, tokenizer: Any, autoencoder: Any) -> Any:
+    """A family's parts as the diffusers pipeline that users load."""
+    return family.pipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=autoencoder,
+        transformer=transformer,
+        scheduler=family.build_scheduler(),
+    )
+
+
+def silent(transformer: Any) -> Any:
+    """The transformer itself, its output layer set to zero: training then starts from a prediction of nothing."""
+    nn.init.zeros_(transformer.proj_out.weight)
+    nn.init.zeros_(transformer.proj_out.bias)
+    return transformer
+
+
+def stratified(count: int, generator: torch.Generator) -> Tensor:
+    """Random numbers ``(count,)`` in [0, 1) in random order, one in each of as many equal intervals."""
+    return (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
 
 
 def family_of(spec: Spec) -> Family:

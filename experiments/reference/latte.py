@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, T5EncoderModel
+from transformers import T5EncoderModel
 
 from fastercache.experiments.reference import autoencoder as images
+from fastercache.experiments.reference.families import silent, stratified
 from fastercache.experiments.reference.spec import Spec
 from fastercache.experiments.reference.text import MAX_TOKENS, CaptionTable, build_encoder, null_sequence
 
@@ -19,6 +20,7 @@ from fastercache.experiments.reference.text import MAX_TOKENS, CaptionTable, bui
 Autoencoder: TypeAlias = Any
 Transformer: TypeAlias = Any
 
+pipeline = LattePipeline
 encode = images.encode
 
 
@@ -49,7 +51,7 @@ def build_text_encoder(spec: Spec) -> T5EncoderModel:
 
 def build_transformer(spec: Spec) -> Transformer:
     """An untrained transformer; its output layer starts at zero."""
-    transformer: Transformer = LatteTransformer3DModel(
+    transformer = LatteTransformer3DModel(
         num_attention_heads=spec.heads,
         attention_head_dim=32,
         in_channels=spec.latent_channels,
@@ -67,9 +69,7 @@ def build_transformer(spec: Spec) -> Transformer:
         caption_channels=spec.text_width,
         video_length=spec.generation.frames,
     )
-    nn.init.zeros_(transformer.proj_out.weight)
-    nn.init.zeros_(transformer.proj_out.bias)
-    return transformer
+    return silent(transformer)
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -82,22 +82,6 @@ def build_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
-    )
-
-
-def build_pipeline(
-    transformer: Transformer,
-    text_encoder: T5EncoderModel,
-    tokenizer: PreTrainedTokenizerFast,
-    autoencoder: Autoencoder,
-) -> LattePipeline:
-    """The parts as the pipeline that users load."""
-    return LattePipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=autoencoder,
-        transformer=transformer,
-        scheduler=build_scheduler(),
     )
 
 
@@ -164,7 +148,7 @@ class Objective(nn.Module):
 
 def draw_times(count: int, generator: torch.Generator) -> Tensor:
     """Stratified timesteps ``(B,)``, a little denser where the noise is strong and content is decided."""
-    uniform = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    uniform = stratified(count, generator)
     return (1000 * uniform**0.8).long().clamp(max=999)
 
 

@@ -8,9 +8,8 @@ renamed, so an interrupted run resumes from its last whole checkpoint.
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from fastercache.experiments.reference.data import Sampler
 from fastercache.experiments.reference.families import Family, family_of
 from fastercache.experiments.reference.spec import Spec
 from fastercache.experiments.reference.text import CaptionTable, build_tokenizer, pretrain
+from fastercache.policies.documents import replacing
 
 
 class Progress(NamedTuple):
@@ -42,13 +42,6 @@ class Pool:
     attributes: Tensor
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary neighbour of ``path``, then rename it into place."""
-    temporary = path.with_name(path.name + ".partial")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def build_pool(family: Family, autoencoder: nn.Module, spec: Spec, device: torch.device) -> Iterator[Pool]:
     """Render and encode the training videos, yielding batches of 64."""
     sampler = Sampler(split="train", strokes="train", seed=spec.seed + 1000, frames=spec.generation.frames)
@@ -60,7 +53,8 @@ def build_pool(family: Family, autoencoder: nn.Module, spec: Spec, device: torch
 def save_pool(pool: Pool, path: Path) -> None:
     """Write a pool as safetensors."""
     tensors = {"latents": pool.latents.contiguous(), "attributes": pool.attributes}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    with replacing(path, "pool of latents") as temporary:
+        save_file(tensors, temporary)
 
 
 def load_pool(path: Path) -> Pool:
@@ -186,7 +180,8 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
-        write_atomically(path, lambda temporary: torch.save(self.state(), temporary))
+        with replacing(path, "checkpoint") as temporary:
+            torch.save(self.state(), temporary)
 
     def load(self, path: Path) -> None:
         """Read a checkpoint."""

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import UMT5Config, UMT5EncoderModel
 
 from fastercache.experiments.reference import video_autoencoder as clips
+from fastercache.experiments.reference.families import silent, stratified
 from fastercache.experiments.reference.spec import Spec
 from fastercache.experiments.reference.text import CaptionTable, settings
 
@@ -20,6 +21,7 @@ SHIFT = 2.0
 Autoencoder: TypeAlias = Any
 Transformer: TypeAlias = Any
 
+pipeline = WanPipeline
 encode = clips.encode
 
 
@@ -59,7 +61,7 @@ def build_text_encoder(spec: Spec) -> UMT5EncoderModel:
 def build_transformer(spec: Spec) -> Transformer:
     """An untrained transformer; its output layer starts at zero."""
     width = 32 * spec.heads
-    transformer: Transformer = WanTransformer3DModel(
+    transformer = WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=spec.heads,
         attention_head_dim=32,
@@ -71,30 +73,12 @@ def build_transformer(spec: Spec) -> Transformer:
         num_layers=spec.layers,
         rope_max_seq_len=32,
     )
-    nn.init.zeros_(transformer.proj_out.weight)
-    nn.init.zeros_(transformer.proj_out.bias)
-    return transformer
+    return silent(transformer)
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """Straight paths, the steps shifted towards noise."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT)
-
-
-def build_pipeline(
-    transformer: Transformer,
-    text_encoder: UMT5EncoderModel,
-    tokenizer: PreTrainedTokenizerFast,
-    autoencoder: Autoencoder,
-) -> WanPipeline:
-    """The parts as the pipeline that users load."""
-    return WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=autoencoder,
-        transformer=transformer,
-        scheduler=build_scheduler(),
-    )
 
 
 def caption_embeddings(
@@ -146,5 +130,5 @@ def build_objective(transformer: Transformer) -> Objective:
 
 def draw_times(count: int, generator: torch.Generator) -> Tensor:
     """Stratified noise levels ``(B,)`` in (0, 1), shifted towards noise as the scheduler's steps are."""
-    uniform = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    uniform = stratified(count, generator)
     return SHIFT * uniform / (1 + (SHIFT - 1) * uniform)

@@ -32,6 +32,7 @@ class Given:
     Attributes:
         rivals: measured settings of benches, demos and held-out comparisons.
         sources: what was read, in words: (kind, path).
+        contests: folders of comparisons on held-out prompts, which may hold videos.
     """
 
     planning: Planning | None = None
@@ -39,6 +40,7 @@ class Given:
     bench: Results | None = None
     rivals: list[Rival] = field(default_factory=list)
     sources: list[tuple[str, Path]] = field(default_factory=list)
+    contests: list[Path] = field(default_factory=list)
 
 
 def given(paths: Sequence[Path]) -> Given:
@@ -61,6 +63,7 @@ def given(paths: Sequence[Path]) -> Given:
         plan = found.planning.planned
         for runs in sorted(folder.glob("held-out-*/runs.json")):
             found.rivals += of_held_out(runs.parent, None if plan is None else plan.computed)
+            found.contests.append(runs.parent)
     elif "recording" in places:
         found.planning = read_recording(places["recording"])
     elif tuned is not None:
@@ -74,6 +77,7 @@ def given(paths: Sequence[Path]) -> Given:
         found.rivals += of_bench(found.bench)
     if "demo" in places:
         found.rivals += of_demo(_table(places["demo"] / DEMO))
+        found.contests.insert(0, places["demo"] / "held-out")
     _belong_together(found, tuned)
     return found
 

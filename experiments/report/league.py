@@ -9,6 +9,7 @@ from fastercache.analysis.predictability import Predictability
 from fastercache.analysis.profile import Profile
 from fastercache.experiments.report.recording import Planning
 from fastercache.policies.errors import RecordingError
+from fastercache.policies.wording import counted
 
 INTERVAL = 3
 """At which the roles of a feature profile are compared."""
@@ -22,10 +23,13 @@ def section(planning: Planning | None, profile: Profile | None) -> str:
         columns = {f"every {n}th" if n > 3 else f"every {'2nd' if n == 2 else '3rd'}": n for n in outputs.intervals}
         values = {name: dict(outputs.league(n)) for name, n in columns.items()}
         fit = "fitted on the other prompts" if outputs.held_out else "fitted on the prompt it is judged on"
-        words = f"The denoiser's outputs, {_prompts(outputs.runs)}, by which steps are computed; fitted: {fit}."
+        words = (
+            f"The denoiser's outputs, {counted(outputs.runs, 'prompt')}, by which steps are computed; fitted: {fit}."
+        )
         tables.append(_table(values, words))
     if profile is not None and (roles := _roles(profile)):
-        words = f"Features by role, every 3rd step computed, {_prompts(profile.runs)}; fitted in the same recording."
+        runs = counted(profile.runs, "prompt")
+        words = f"Features by role, every 3rd step computed, {runs}; fitted in the same recording."
         tables.append(_table({name: dict(found.league(INTERVAL)) for name, found in roles.items()}, words))
     if not tables:
         return ""
@@ -59,7 +63,3 @@ def _table(columns: Mapping[str, Mapping[str, float]], words: str) -> str:
         body += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
     table = f'<table><tr><th scope="col">predictor</th>{head}</tr>{body}</table>'
     return f'<p class="note">{html.escape(words)}</p><div class="scroll">{table}</div>'
-
-
-def _prompts(runs: int) -> str:
-    return f"{runs} prompt{'s' * (runs != 1)}"

@@ -17,7 +17,19 @@ from fastercache.policies.errors import FasterCacheError
 
 SCRIPTS = tuple(
     f"{name}.js"
-    for name in ("numbers", "damage", "rehearsal", "schedule", "draw", "editor", "views", "heatmap", "main")
+    for name in (
+        "numbers",
+        "damage",
+        "rehearsal",
+        "schedule",
+        "draw",
+        "editor",
+        "views",
+        "heatmap",
+        "bands",
+        "videos",
+        "main",
+    )
 )
 """In the order in which the page runs them, as one script."""
 MOST = 5_000_000

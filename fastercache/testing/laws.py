@@ -32,11 +32,21 @@ from fastercache.zoo.specimen import Specimen
 
 
 class Own(NamedTuple):
-    """A policy's own run: latents, trace, and how the pipeline calls its denoiser."""
+    """A policy's own run, weighed: the only one of its session.
+
+    Attributes:
+        output, trace: its latents and decisions.
+        guidance: how the pipeline calls its denoiser.
+        held: bytes found at the end of each step; left: those found after the run.
+        state: what the pipeline and its modules hold after the session.
+    """
 
     output: Tensor
     trace: Trace
     guidance: Guidance
+    held: list[int]
+    left: int
+    state: dict[str, Any]
 
 
 class Uncached(NamedTuple):
@@ -58,7 +68,7 @@ class Uncached(NamedTuple):
 class Checker:
     """Runs laws on one policy and one specimen.
 
-    Made once: the bare output, the policy's own run in a session that made no other, and the run whose arguments the
+    Made once: the bare output, the policy's own run, on which laws 3, 7, 8 and 9 look, and the run whose arguments the
     loops of laws 4 and 5 are given.
     """
 
@@ -86,11 +96,13 @@ class Checker:
 
     @cached_property
     def own(self) -> Own:
-        """The policy's own run: the first of a session."""
+        """The policy's own run."""
         with self.attach() as session:
-            output = self.specimen.generate()
-            branches = session.last.run.branches
-            return Own(output, session.last, session.guidance if len(branches) > 1 else "none")
+            with weighing(self.specimen, session) as held:
+                output = self.specimen.generate()
+            trace, left = session.last, held_after(session)
+            guidance: Guidance = session.guidance if len(trace.run.branches) > 1 else "none"
+        return Own(output, trace, guidance, held, left, state_of(self.specimen))
 
     def law_1(self) -> Verdict:
         """Without reuse nothing changes, whatever is hooked."""
@@ -156,9 +168,7 @@ class Checker:
 
     def law_3(self) -> Verdict:
         """A detached pipeline is the pipeline as it was."""
-        with self.attach():
-            self.specimen.generate()
-        now = state_of(self.specimen)
+        now = self.own.state
         changed = sorted(k for k in now.keys() | self.untouched.keys() if now.get(k, k) != self.untouched.get(k, k))
         if changed:
             return Verdict(3, False, f"left behind or changed: {', '.join(changed[:3])}")
@@ -240,25 +250,21 @@ class Checker:
 
     def law_8(self) -> Verdict:
         """The exported file does what the policy does."""
-        output, trace, style = self.own
+        own = self.own
         config = TunedConfig.describe(
-            self.specimen.pipe, self.policy, steps=trace.run.count, guidance_scale=None, guidance=style
+            self.specimen.pipe, self.policy, steps=own.trace.run.count, guidance_scale=None, guidance=own.guidance
         )
         with tempfile.TemporaryDirectory() as folder, self.attach(config.save(Path(folder) / "tuned.json")):
             applied = self.specimen.generate()
-        return Verdict(8, same(output, applied), "" if same(output, applied) else _far(applied, output))
+        return Verdict(8, same(own.output, applied), "" if same(own.output, applied) else _far(applied, own.output))
 
     def law_9(self) -> Verdict:
         """The bytes found by walking references are the bytes reported, at every step."""
-        with self.attach() as session:
-            with weighing(self.specimen, session) as weights:
-                self.specimen.generate()
-            trace = session.last
-            left = held_after(session)
-        if weights[: trace.run.count - 1] != trace.bytes_per_step[:-1]:
-            return Verdict(9, False, f"held {weights}, reported {trace.bytes_per_step}")
-        if left:
-            return Verdict(9, False, f"{left} bytes are still held after the run")
+        own = self.own
+        if own.held[: own.trace.run.count - 1] != own.trace.bytes_per_step[:-1]:
+            return Verdict(9, False, f"held {own.held}, reported {own.trace.bytes_per_step}")
+        if own.left:
+            return Verdict(9, False, f"{own.left} bytes are still held after the run")
         return Verdict(9, True)
 
     @cached_property

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastercache.attachment import denoisers_of
 from fastercache.model.branches import BranchFinder
 from fastercache.model.finder import find_blocks
-from fastercache.model.flops import flop_counter
+from fastercache.model.flops import FlopTotal
 from fastercache.model.hooks import MethodTap, SiteForward
 from fastercache.run.caller import Caller
 from fastercache.run.clock import Clock
@@ -119,16 +118,16 @@ def capturing(specimen: Specimen) -> Iterator[list[tuple[nn.Module, Arguments]]]
 def counting(specimen: Specimen) -> Iterator[list[int]]:
     """Counts the FLOPs inside the denoiser's calls, and nothing else's; the list holds one number per call."""
     counts: list[int] = []
-    open_counters: list[FlopCounterMode] = []
+    open_counters: list[FlopTotal] = []
 
     def before(module: nn.Module, args: Any) -> None:
-        open_counters.append(flop_counter())
+        open_counters.append(FlopTotal())
         open_counters[-1].__enter__()
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         counter = open_counters.pop()
         counter.__exit__(None, None, None)
-        counts.append(counter.get_total_flops())
+        counts.append(counter.total)
 
     handles = []
     for _, module in denoisers_of(specimen.pipe):

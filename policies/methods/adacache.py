@@ -11,12 +11,12 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from fastercache.policies.base import Citation, Hold, Predictor, SitePolicy
+from fastercache.policies.base import Citation
 from fastercache.policies.errors import UnknownPolicy, suggest
-from fastercache.policies.methods.dynamic import Threshold, relative_l1
-from fastercache.policies.registry import AnyPredictor, register
+from fastercache.policies.methods.dynamic import Scoped, Threshold, relative_l1
+from fastercache.policies.registry import register
 from fastercache.policies.rules import WatchingRule
-from fastercache.policies.vocabulary import Branch, Run, Scope, Site, Step
+from fastercache.policies.vocabulary import Branch, Run, Site, Step
 
 
 @dataclass
@@ -45,38 +45,19 @@ class Block:
     value: Tensor | None = None
 
 
-class BlockWatching(SitePolicy, WatchingRule[Block]):
+class BlockWatching(Scoped, WatchingRule[Block]):
     """Base of rules that look at how much the blocks changed from one computed step to the next. `scope`: who decides
     for whom, as in `Dynamic`."""
 
-    unsearched: ClassVar[frozenset[str]] = frozenset({"scope"})
     sites: str = Field(default="block", description="site query: the blocks that are watched and reused")
-    scope: Scope = Field(
-        default=Scope.CALL,
-        description=(
-            "who decides for whom: each `branch` for itself, each `call` as a whole, or the `cond` branch for all"
-        ),
-    )
-    stand_in: AnyPredictor = Field(default_factory=Hold, description="predictor that stands in for a skipped value")
-
-    @property
-    def query(self) -> str:
-        return self.sites
 
     @property
     def signal(self) -> None:
         return None
 
     @property
-    def decides(self) -> Scope:
-        return self.scope
-
-    @property
     def remembers(self) -> int:
         return 1
-
-    def predictor(self, site: Site, run: Run) -> Predictor:
-        return self.stand_in
 
     def begin(self, site: Site, branch: Branch, run: Run) -> Block:
         return Block(Watch())

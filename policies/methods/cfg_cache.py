@@ -16,6 +16,78 @@ from fastercache.policies.rules import StaticRule
 from fastercache.policies.vocabulary import Kind, Run, Site, Step
 from fastercache.policies.wrappers import within
 
+# The fields of CFG-Cache, which `FasterCache` has too.
+CfgInterval = Annotated[
+    int,
+    Field(
+        ge=1, le=12, description="all branches are computed every this many steps; only the conditional one in between"
+    ),
+]
+CfgStart = Annotated[
+    float,
+    Field(ge=0.0, le=1.0, description="all branches are computed before this point of the run (progress, 0 to 1)"),
+]
+CfgStop = Annotated[
+    float,
+    Field(
+        ge=0.0,
+        le=1.0,
+        description="all branches are computed from this point on (progress, 0 to 1); 1 includes the last step",
+    ),
+]
+AlphaLow = Annotated[
+    float,
+    Field(
+        ge=-0.5,
+        le=0.5,
+        description=(
+            "the low band of the guidance difference counts 1 + this before `switch`, no unit (alpha_1 in the paper)"
+        ),
+    ),
+]
+AlphaHigh = Annotated[
+    float,
+    Field(
+        ge=-0.5,
+        le=0.5,
+        description="the high band counts 1 + this from `switch_high` on, no unit (alpha_2 in the paper)",
+    ),
+]
+Switch = Annotated[
+    float,
+    Field(
+        ge=0.0,
+        le=1.0,
+        description="point of the run at which the low band's factor ends (progress, 0 to 1); the paper's t_0",
+    ),
+]
+SwitchHigh = Annotated[
+    Annotated[float, Field(ge=0.0, le=1.0)] | None,
+    Field(
+        description="point of the run at which the high band's factor begins (progress, 0 to 1); by default `switch`"
+    ),
+]
+Weighting = Annotated[
+    Literal["paper", "repo"],
+    Field(description="`paper`: factors apply once; `repo`: once more at every reused step, as in the published code"),
+]
+Radius = Annotated[
+    Annotated[int, Field(ge=0, le=512)] | None,
+    Field(
+        description=(
+            "radius of the low band, in spectral bins of the latent; by default min(height, width) // `divisor`"
+        )
+    ),
+]
+Divisor = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1000,
+        description="the low band's radius is min(height, width) // divisor where no `radius` is given, no unit",
+    ),
+]
+
 
 @register
 class CFGCache(SitePolicy, StaticRule[None]):
@@ -36,48 +108,16 @@ class CFGCache(SitePolicy, StaticRule[None]):
     citation: ClassVar[Citation] = FASTERCACHE
     unsearched: ClassVar[frozenset[str]] = frozenset({"divisor", "offset"})
     off: ClassVar[Mapping[str, Any]] = {"interval": 1}
-    interval: Annotated[int, Field(ge=1, le=12)] = Field(
-        default=5,
-        description="all branches are computed every this many steps; only the conditional one in between",
-    )
-    start: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        default=1 / 3, description="all branches are computed before this point of the run (progress, 0 to 1)"
-    )
-    stop: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        default=1.0,
-        description="all branches are computed from this point on (progress, 0 to 1); 1 includes the last step",
-    )
-    alpha_low: Annotated[float, Field(ge=-0.5, le=0.5)] = Field(
-        default=0.2,
-        description=(
-            "the low band of the guidance difference counts 1 + this before `switch`, no unit (alpha_1 in the paper)"
-        ),
-    )
-    alpha_high: Annotated[float, Field(ge=-0.5, le=0.5)] = Field(
-        default=0.2, description="the high band counts 1 + this from `switch_high` on, no unit (alpha_2 in the paper)"
-    )
-    switch: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
-        default=2 / 3,
-        description="point of the run at which the low band's factor ends (progress, 0 to 1); the paper's t_0",
-    )
-    switch_high: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
-        default=None,
-        description="point of the run at which the high band's factor begins (progress, 0 to 1); by default `switch`",
-    )
-    weighting: Literal["paper", "repo"] = Field(
-        default="paper",
-        description="`paper`: factors apply once; `repo`: once more at every reused step, as in the published code",
-    )
-    radius: Annotated[int, Field(ge=0, le=512)] | None = Field(
-        default=None,
-        description=(
-            "radius of the low band, in spectral bins of the latent; by default min(height, width) // `divisor`"
-        ),
-    )
-    divisor: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=5,
-        description="the low band's radius is min(height, width) // divisor where no `radius` is given, no unit",
-    )
+    interval: CfgInterval = 5
+    start: CfgStart = 1 / 3
+    stop: CfgStop = 1.0
+    alpha_low: AlphaLow = 0.2
+    alpha_high: AlphaHigh = 0.2
+    switch: Switch = 2 / 3
+    switch_high: SwitchHigh = None
+    weighting: Weighting = "paper"
+    radius: Radius = None
+    divisor: Divisor = 5
     offset: Annotated[int, Field(ge=0, le=1000)] | None = Field(
         default=None,
         description="index of a step from which intervals are counted; by default the first step at `start`",

@@ -54,15 +54,9 @@ class Memo:
     now: Tensor | None = None
 
 
-class Dynamic(SitePolicy, WatchingRule[Memo]):
-    """Base of policies that decide while the model runs.
-
-    Subclasses implement `judge`, and `learn` where computed values matter. A step whose reuse was vetoed, or had
-    nothing to build on, is computed and counts as computed. `scope` says who decides for whom: each `branch` for
-    itself, each `call` of the denoiser as a whole (both halves of a batched call together, as the published codes do),
-    or the `cond` branch for all. A call with fewer branches than the one it is compared with is computed, so beside
-    CFG-Cache let each branch decide.
-    """
+class Scoped(SitePolicy):
+    """Base of policies that decide while the model runs: what they watch and reuse, who decides for whom, and what
+    stands in for a skipped value."""
 
     unsearched: ClassVar[frozenset[str]] = frozenset({"scope"})
     sites: str = Field(default="stack", description="site query: what is reused; by default the residual of all blocks")
@@ -84,6 +78,17 @@ class Dynamic(SitePolicy, WatchingRule[Memo]):
 
     def predictor(self, site: Site, run: Run) -> Predictor:
         return self.stand_in
+
+
+class Dynamic(Scoped, WatchingRule[Memo]):
+    """Base of policies that decide while the model runs.
+
+    Subclasses implement `judge`, and `learn` where computed values matter. A step whose reuse was vetoed, or had
+    nothing to build on, is computed and counts as computed. `scope` says who decides for whom: each `branch` for
+    itself, each `call` of the denoiser as a whole (both halves of a batched call together, as the published codes do),
+    or the `cond` branch for all. A call with fewer branches than the one it is compared with is computed, so beside
+    CFG-Cache let each branch decide.
+    """
 
     def begin(self, site: Site, branch: Branch, run: Run) -> Memo:
         return Memo()

@@ -23,6 +23,24 @@ FASTERCACHE = Citation(
     "self-attention outputs (dynamic feature reuse) and the unconditional branch (CFG-Cache)",
 )
 
+# Fields that `FasterCache` has too.
+Weight = Annotated[
+    Literal["ramp"] | Annotated[float, Field(ge=0.0, le=1.5)],
+    Field(
+        description=(
+            "factor on the last difference, no unit: w(t) of eq. 5; `ramp` rises from 0 to 1, a number is constant"
+        )
+    ),
+]
+Order = Annotated[
+    Literal[0, 1, 2],
+    Field(
+        description=(
+            "how many differences the extrapolation uses: 0 holds the value, 1 is eq. 5, 2 adds the second difference"
+        )
+    ),
+]
+
 
 @register
 class DynamicReuse(SitePolicy, StaticRule[int | None]):
@@ -53,18 +71,8 @@ class DynamicReuse(SitePolicy, StaticRule[int | None]):
         default=1.0,
         description="everything is computed from this point on (progress, 0 to 1); 1 includes the last step",
     )
-    weight: Literal["ramp"] | Annotated[float, Field(ge=0.0, le=1.5)] = Field(
-        default="ramp",
-        description=(
-            "factor on the last difference, no unit: w(t) of eq. 5; `ramp` rises from 0 to 1, a number is constant"
-        ),
-    )
-    order: Literal[0, 1, 2] = Field(
-        default=1,
-        description=(
-            "how many differences the extrapolation uses: 0 holds the value, 1 is eq. 5, 2 adds the second difference"
-        ),
-    )
+    weight: Weight = "ramp"
+    order: Order = 1
     offset: Annotated[int, Field(ge=0, le=1000)] | None = Field(
         default=None,
         description="index of a step from which intervals are counted; by default the first step at `start`",

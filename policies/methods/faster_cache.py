@@ -10,8 +10,20 @@ from pydantic import Field
 from fastercache.policies.base import Citation, Policy
 from fastercache.policies.compose import Parts
 from fastercache.policies.errors import UnknownPolicy, suggest
-from fastercache.policies.methods.cfg_cache import CFGCache
-from fastercache.policies.methods.dynamic_reuse import FASTERCACHE, DynamicReuse
+from fastercache.policies.methods.cfg_cache import (
+    AlphaHigh,
+    AlphaLow,
+    CFGCache,
+    CfgInterval,
+    CfgStart,
+    CfgStop,
+    Divisor,
+    Radius,
+    Switch,
+    SwitchHigh,
+    Weighting,
+)
+from fastercache.policies.methods.dynamic_reuse import FASTERCACHE, DynamicReuse, Order, Weight
 from fastercache.policies.registry import register
 
 Progress = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -45,66 +57,24 @@ class FasterCache(Parts):
         default=1.0,
         description="attention is always computed from this point on (progress, 0 to 1); 1 includes the last step",
     )
-    weight: Literal["ramp"] | Annotated[float, Field(ge=0.0, le=1.5)] = Field(
-        default="ramp",
-        description=(
-            "factor on the last difference, no unit: w(t) of eq. 5; `ramp` rises from 0 to 1, a number is constant"
-        ),
-    )
-    order: Literal[0, 1, 2] = Field(
-        default=1,
-        description=(
-            "how many differences the extrapolation uses: 0 holds the value, 1 is eq. 5, 2 adds the second difference"
-        ),
-    )
+    weight: Weight = "ramp"
+    order: Order = 1
     offset: Annotated[int, Field(ge=0, le=1000)] | None = Field(
         default=None,
         description=(
             "index of a step from which attention's intervals are counted; by default the first step at `start`"
         ),
     )
-    cfg_interval: Annotated[int, Field(ge=1, le=12)] = Field(
-        default=5,
-        description="all branches are computed every this many steps; only the conditional one in between",
-    )
-    cfg_start: Progress = Field(
-        default=1 / 3, description="all branches are computed before this point of the run (progress, 0 to 1)"
-    )
-    cfg_stop: Progress = Field(
-        default=1.0,
-        description="all branches are computed from this point on (progress, 0 to 1); 1 includes the last step",
-    )
-    alpha_low: Annotated[float, Field(ge=-0.5, le=0.5)] = Field(
-        default=0.2,
-        description=(
-            "the low band of the guidance difference counts 1 + this before `switch`, no unit (alpha_1 in the paper)"
-        ),
-    )
-    alpha_high: Annotated[float, Field(ge=-0.5, le=0.5)] = Field(
-        default=0.2, description="the high band counts 1 + this from `switch_high` on, no unit (alpha_2 in the paper)"
-    )
-    switch: Progress = Field(
-        default=2 / 3,
-        description="point of the run at which the low band's factor ends (progress, 0 to 1); the paper's t_0",
-    )
-    switch_high: Progress | None = Field(
-        default=None,
-        description="point of the run at which the high band's factor begins (progress, 0 to 1); by default `switch`",
-    )
-    weighting: Literal["paper", "repo"] = Field(
-        default="paper",
-        description="`paper`: factors apply once; `repo`: once more at every reused step, as in the published code",
-    )
-    radius: Annotated[int, Field(ge=0, le=512)] | None = Field(
-        default=None,
-        description=(
-            "radius of the low band, in spectral bins of the latent; by default min(height, width) // `divisor`"
-        ),
-    )
-    divisor: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=5,
-        description="the low band's radius is min(height, width) // divisor where no `radius` is given, no unit",
-    )
+    cfg_interval: CfgInterval = 5
+    cfg_start: CfgStart = 1 / 3
+    cfg_stop: CfgStop = 1.0
+    alpha_low: AlphaLow = 0.2
+    alpha_high: AlphaHigh = 0.2
+    switch: Switch = 2 / 3
+    switch_high: SwitchHigh = None
+    weighting: Weighting = "paper"
+    radius: Radius = None
+    divisor: Divisor = 5
     cfg_offset: Annotated[int, Field(ge=0, le=1000)] | None = Field(
         default=None,
         description=(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from matplotlib.figure import Figure
 
 from fastercache.analysis.plots import ComparisonPoint, comparison_info, draw_comparison
+from fastercache.analysis.plots.comparison import OTHER
 from fastercache.analysis.plots.style import to_image
 from fastercache.policies.errors import MeasurementError
 
@@ -27,32 +30,34 @@ POINTS = [
 
 def test_settings_of_a_method_keep_together_and_a_peer_looks_like_its_method() -> None:
     info = comparison_info(POINTS, "fewer steps")
-    assert [(s.label, len(s.points)) for s in info.series] == [
-        ("Tea", 3),
-        ("Mag", 1),
-        ("Mag (diffusers)", 1),
-        ("FORA", 2),
+    assert [panel.title for panel in info.panels] == ["calibrated", "fixed"]
+    assert [[(s.label, len(s.points)) for s in panel.series] for panel in info.panels] == [
+        [("Tea", 3), ("Mag", 1), ("Mag, diffusers", 1)],
+        [("FORA", 2)],
     ]
-    tea, mag, theirs, fora = info.series
-    assert tea.colour == mag.colour == theirs.colour != fora.colour
-    assert mag.marker == theirs.marker != tea.marker
+    tea, mag, theirs = info.panels[0].series
+    assert (mag.colour, mag.marker) == (theirs.colour, theirs.marker)
+    assert mag.marker != tea.marker and mag.colour != tea.colour
     assert [p.flops[0] for p in info.baseline.points] == [1.2, 2.0, 4.0]
 
 
+def test_a_family_of_many_methods_goes_on_in_a_further_panel() -> None:
+    many = [point(f"method {n}", 1.5 + n / 10, 40.0 + n) for n in range(9)]
+    panels = comparison_info([*POINTS[:3], *many], "fewer steps").panels
+    assert [(panel.title, len(panel.series)) for panel in panels] == [("fixed, 1 of 2", 5), ("fixed, 2 of 2", 4)]
+    for panel in panels:
+        assert len({s.colour for s in panel.series}) == len({s.marker for s in panel.series}) == len(panel.series)
+
+
 def test_a_setting_equal_to_the_uncached_video_has_no_place() -> None:
-    assert all(p.quality[0] < 100 for s in comparison_info(POINTS, "fewer steps").series for p in s.points)
+    assert all(
+        p.quality[0] < 100
+        for panel in comparison_info(POINTS, "fewer steps").panels
+        for s in panel.series
+        for p in s.points
+    )
     with pytest.raises(MeasurementError, match="no points"):
         comparison_info([point("Mag", 1.0, 100.0)], "fewer steps")
-
-
-def test_a_front_holds_what_neither_a_method_nor_fewer_steps_beats() -> None:
-    info = comparison_info(POINTS, "fewer steps")
-
-    def names(panel: str) -> list[tuple[str, float]]:
-        return [(info.series[s].label, info.series[s].points[p].flops[0]) for s, p in info.fronts[panel]]
-
-    assert names("flops") == [("Tea", 1.5), ("Mag", 1.6), ("Tea", 3.0)]
-    assert names("wall") == [("Tea", 1.5), ("Mag", 1.6)]  # at 1.9x the line of fewer steps is at 41.0
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
@@ -62,13 +67,32 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         comparison_info([point("Tea", float("nan"), 40.0)], "fewer steps")
 
 
-def test_the_figure_names_every_method_and_keeps_inside_its_edges() -> None:
-    figure = draw_comparison(comparison_info(POINTS, "fewer steps", note="12 held-out prompts"))
+@pytest.mark.parametrize("speedup", ["flops", "wall"])
+def test_every_line_is_named_once_inside_its_panel_and_no_name_covers_another(
+    speedup: Literal["flops", "wall"],
+) -> None:
+    info = comparison_info(POINTS, "fewer steps", note="12 held-out prompts")
+    figure = draw_comparison(info, speedup)
     assert isinstance(figure, Figure) and to_image(figure).std() > 5
-    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
-    shown = [text.get_text() for text in legend.get_texts()]
-    for label in ("fewer steps", "does not beat fewer steps", "Tea", "Mag · diffusers", "calibrated", "fixed"):
-        assert label in shown
+    for axes, panel in zip(figure.axes, info.panels, strict=True):
+        names = [text for text in axes.texts if text.get_text()]
+        assert sorted(t.get_text() for t in names) == sorted(["fewer steps", *(s.label for s in panel.series)])
+        boxes = [text.get_window_extent() for text in names]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+        frame = axes.get_window_extent()
+        assert all(
+            frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes
+        )
     width, height = figure.get_size_inches()
     box = figure.get_tightbbox(figure.canvas.get_renderer())  # type: ignore[attr-defined]
     assert box.x0 > -0.02 and box.y0 > -0.02 and box.x1 < width + 0.02 and box.y1 < height + 0.02
+
+
+def test_the_reference_is_drawn_with_its_interval_and_the_others_in_grey() -> None:
+    info = comparison_info(POINTS, "fewer steps")
+    first = draw_comparison(info).axes[0]
+    (band,) = first.collections[:1]
+    corners = band.get_paths()[0].vertices
+    assert corners[:, 1].min() == pytest.approx(29.5) and corners[:, 1].max() == pytest.approx(50.5)
+    grey = [line for line in first.get_lines() if line.get_color() == OTHER]
+    assert [list(line.get_xdata()) for line in grey] == [[2.0, 3.4]]  # FORA, of the other family

@@ -8,12 +8,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
 import fastercache as fc
 from fastercache.analysis import plots
-from fastercache.analysis.plots.style import to_image
+from fastercache.analysis.plots.shades import difference, draw_map, shades
+from fastercache.analysis.plots.style import BASELINE, to_image
 from fastercache.analysis.profile import Profile
 from fastercache.analysis.record import Recorder
 from fastercache.policies.errors import MeasurementError, RecordingError
@@ -81,10 +83,10 @@ def test_similarity_is_the_mean_over_the_sites_of_a_query() -> None:
 def test_similarity_is_drawn_with_denominator_axes_and_prompts(measure: str, count: int) -> None:
     profile = recorded()
     infos = [plots.similarity_info(profile, q, measure) for q in ("spatial", "temporal", "denoiser")[:count]]
-    formula = {"rel_l1": "mean|Fⱼ − Fᵢ| / mean|Fᵢ|", "cosine": "⟨Fⱼ, Fᵢ⟩ / (‖Fⱼ‖ ‖Fᵢ‖)"}[measure]
+    formula = {"rel_l1": "mean|Fⱼ − Fᵢ| / mean|Fᵢ|", "cosine": "1 − ⟨Fⱼ, Fᵢ⟩ / (‖Fⱼ‖ ‖Fᵢ‖)"}[measure]
     figure = plots.draw_similarity(infos)
     check_drawn(
-        figure, formula, "step i that is replaced", "step j that stands in", "3 prompts", "spatial (1 site, cond)"
+        figure, formula, "← step i that is replaced", "step j that stands in →", "3 prompts", "spatial (1 site, cond)"
     )
 
 
@@ -94,6 +96,27 @@ def test_matrices_of_different_measures_share_no_figure() -> None:
         plots.draw_similarity([plots.similarity_info(profile, "spatial", m) for m in ("rel_l1", "cosine")])
     with pytest.raises(MeasurementError, match="none"):
         plots.draw_similarity([])
+
+
+def test_maps_show_differences_light_to_dark_and_arrows_where_values_go_beyond() -> None:
+    matrix = np.linspace(0.9, 1.0, 2500, dtype=np.float32).reshape(50, 50)
+    matrix[0, 0] = -1.0
+    shown = difference("cosine", matrix)
+    np.testing.assert_allclose(shown, 1.0 - matrix.astype(np.float64))
+    np.testing.assert_array_equal(difference("rel_l1", matrix), matrix)
+    scale = shades("cosine", shown)
+    assert isinstance(scale.norm, LogNorm) and scale.extend == "both"
+    assert not isinstance(shades("rel_l1", shown).norm, LogNorm) and shades("rel_l1", shown).extend == "max"
+    assert shades("rel_l1", np.full((4, 4), 0.25)).extend == "neither"
+    assert shades("cosine", np.full((4, 4), np.nan)).extend == "neither"
+    axes = Figure().subplots()
+    draw_map(axes, shown, scale)
+    assert (
+        [t for t in axes.get_xticks() if 0 <= t < 50]
+        == list(range(0, 50, 5))
+        == [t for t in axes.get_yticks() if 0 <= t < 50]
+    )
+    assert axes.get_ylim() == (49.5, -0.5)  # step 0 on top
 
 
 # -- redundancy ------------------------------------------------------------------------------------------------------
@@ -115,10 +138,13 @@ def test_redundancy_is_drawn(tmp_path: Path) -> None:
     profile = recorded()
     for measure, lag, formula in (
         ("rel_l1", 1, "mean|Fᵢ₋₁ − Fᵢ| / mean|Fᵢ|"),
-        ("cosine", 2, "⟨Fᵢ₋₂, Fᵢ⟩ / (‖Fᵢ₋₂‖ ‖Fᵢ‖)"),
+        ("cosine", 2, "1 − ⟨Fᵢ₋₂, Fᵢ⟩ / (‖Fᵢ₋₂‖ ‖Fᵢ‖)"),
     ):
         figure = plots.draw_redundancy(plots.redundancy_info(profile, measure, lag))
         check_drawn(figure, formula, "denoising step i", "3 prompts", "temporal")
+    rows = figure.axes[1]
+    named = dict(zip(rows.get_yticks(), (t.get_text() for t in rows.get_yticklabels()), strict=True))
+    assert named == {0: "spatial block 0", 1: "temporal block 0", 2: "denoiser", 3: "branch"}
     path = plots.save_png(figure, tmp_path / "new" / "redundancy.png")
     with Image.open(path) as image:
         assert image.size[0] > 1000
@@ -163,7 +189,13 @@ def test_the_timeline_shows_every_decision_grouped_by_role() -> None:
     assert {Code.COMPUTED, Code.REUSED, Code.UNREACHED} == set(np.unique(info.codes).tolist())
     figure = plots.draw_timeline(info)
     check_drawn(
-        figure, "What fastercache computed and reused", "1.67×", "computed", "reused", "not reached", "temporal ×3"
+        figure,
+        "What fastercache computed and reused",
+        "1.67×",
+        "computed",
+        "reused",
+        "not reached",
+        "temporal ×3\nblocks 0-2",
     )
 
 
@@ -227,17 +259,18 @@ def test_drawing_leaves_the_users_matplotlib_settings_alone() -> None:
 
 def test_no_name_stands_on_another_nor_on_a_point() -> None:
     close = [plots.ParetoPoint(f"a policy with a name {i}", 2.0 + 0.01 * i, 40.0 + 0.02 * i) for i in range(5)]
-    curve = [plots.ParetoPoint("fewer steps", x, y) for x, y in ((4.0, 30.0), (2.0, 39.9), (1.2, 45.0))]
+    curve = [plots.ParetoPoint(f"{n} steps", x, y) for n, x, y in ((5, 4.0, 30.0), (10, 2.0, 39.9), (17, 1.2, 45.0))]
     info = plots.pareto_info([*close, plots.ParetoPoint("far", 5.0, 35.0)], curve=curve)
     assert [p.speedup for p in info.curve] == [1.2, 2.0, 4.0] and len(info.front) == 2
     figure = plots.draw_pareto(info)
     figure.draw_without_rendering()
     (axes,) = figure.axes
-    names = {p.name for p in info.points}
+    names = {*(p.name for p in (*info.points, *curve)), info.reference}
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text() in names]
     assert len(boxes) == len(names)
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[i + 1 :])
         assert not any(box.contains(*axes.transData.transform((p.speedup, p.quality))) for p in (*info.points, *curve))
-    (line,) = [line for line in axes.get_lines() if line.get_label() == "fewer steps"]
+    (line,) = [line for line in axes.get_lines() if line.get_color() == BASELINE]
     assert list(line.get_xdata()) == [1.2, 2.0, 4.0]
+    assert axes.collections  # what lies under it is shaded

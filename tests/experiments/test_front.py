@@ -151,10 +151,6 @@ def test_nothing_is_read_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fastercache[peers]" in capsys.readouterr().err
 
 
-def test_plurals() -> None:
-    assert [console.counted(n, "prompt") for n in (0, 1, 2)] == ["0 prompts", "1 prompt", "2 prompts"]
-
-
 def test_each_policy_has_a_text_of_its_own_that_is_a_sentence() -> None:
     entries = catalog.policies(None, show=False)["policies"]
     texts = [entry["summary"] for entry in entries]

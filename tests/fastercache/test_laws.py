@@ -133,8 +133,7 @@ def test_a_pipeline_is_checked_by_its_call(tiny_latte: Any) -> None:
 
 def test_law_9_counts_every_tensor_a_session_reaches(latte: Specimen) -> None:
     """The walk over references sees a tensor that no history holds."""
-    checker = Checker(POLICIES["branch"], latte)
-    assert checker.law_9().passed
+    assert Checker(POLICIES["branch"], latte).law_9().passed
     original = fc.Session._step_ended
 
     def hoarding(self: fc.Session, index: int) -> None:
@@ -144,7 +143,7 @@ def test_law_9_counts_every_tensor_a_session_reaches(latte: Specimen) -> None:
 
     fc.Session._step_ended = hoarding  # type: ignore[method-assign]
     try:
-        assert checker.law_9().passed is False
+        assert Checker(POLICIES["branch"], latte).law_9().passed is False
     finally:
         fc.Session._step_ended = original  # type: ignore[method-assign]
 

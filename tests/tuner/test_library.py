@@ -35,10 +35,17 @@ def library(evaluator: Evaluator, **given: Any) -> Library:
     return Library(evaluator, evaluator.cases(SEARCH), evaluator.references.store.parent / "calibration.json", **given)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """One pipeline, and the folder of its uncached references, for studies that differ in the policy alone."""
+    return zoo.build("latte").pipe, tmp_path_factory.mktemp("references")
+
+
 @pytest.mark.parametrize("name", sorted(set(fc.known_policies()) - NOTHING))
-def test_every_policy_is_tuned_through_its_bounds(name: str, tiny_latte: Any, tmp_path: Path) -> None:
+def test_every_policy_is_tuned_through_its_bounds(name: str, shared: tuple[Any, Path], tmp_path: Path) -> None:
     fixed = {"relative": False} if name == "easycache" else {}  # this model's output has more channels than its input
-    tried = study(tiny_latte, tmp_path, name, fixed=fixed)
+    pipe, references = shared
+    tried = study(pipe, tmp_path, name, fixed=fixed, references=references)
     ran = [r for r in tried.records if r.outcome in SPENT]
     assert ran and {r.policy.name for r in tried.records} == {name}
     assert any(r.outcome is Outcome.MEASURED for r in ran)

@@ -46,6 +46,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return study(pipe, out, budget=f"psnr>={loose:.4f}", policy="fastercache", fixed=LEVERS)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """What the studies that are stopped in the fifth run would be, had nothing stopped them."""
+    return study(zoo.build("latte").pipe, tmp_path_factory.mktemp("whole"), trials=5)
+
+
 def paper_quality(pipe: Any, out: Path) -> float:
     with Evaluator(pipe, CALL, store=out / "references") as evaluator:
         values = evaluator.evaluate(fc.FasterCache(), evaluator.cases(SEARCH)).values["psnr"]
@@ -175,7 +181,9 @@ def test_foreign_study_files_are_refused(tiny_latte: Any, tmp_path: Path) -> Non
         study(tiny_latte, tmp_path)
 
 
-def test_ctrl_c_loses_nothing(tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_loses_nothing(
+    tiny_latte: Any, tmp_path: Path, uninterrupted: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, runs = Evaluator.run, []
 
     def interrupted(self: Evaluator, policy: fc.Policy, case: Any) -> Any:
@@ -189,7 +197,7 @@ def test_ctrl_c_loses_nothing(tiny_latte: Any, tmp_path: Path, monkeypatch: pyte
         study(tiny_latte, tmp_path, trials=5)
     assert "forward" not in vars(tiny_latte.transformer)  # detached
     monkeypatch.undo()
-    check_continues_like_uninterrupted(tiny_latte, tmp_path)
+    check_continues_like_uninterrupted(tiny_latte, tmp_path, uninterrupted)
 
 
 SCRIPT = """
@@ -211,7 +219,7 @@ study(zoo.build("latte").pipe, __import__("pathlib").Path(sys.argv[1]), trials=5
 
 
 @pytest.mark.slow
-def test_kill_9_loses_nothing(tiny_latte: Any, tmp_path: Path) -> None:
+def test_kill_9_loses_nothing(tiny_latte: Any, tmp_path: Path, uninterrupted: Study) -> None:
     """The process kills itself in the middle of a trial, leaving it running and perhaps a half-written line."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}
@@ -219,16 +227,15 @@ def test_kill_9_loses_nothing(tiny_latte: Any, tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     with (tmp_path / "study.journal").open("a") as journal:
         journal.write('{"op_code": 5, "worker')
-    check_continues_like_uninterrupted(tiny_latte, tmp_path)
+    check_continues_like_uninterrupted(tiny_latte, tmp_path, uninterrupted)
 
 
-def check_continues_like_uninterrupted(pipe: Any, out: Path) -> None:
+def check_continues_like_uninterrupted(pipe: Any, out: Path, whole: Study) -> None:
     """The interrupted trial is told as failed and repeated; the rest is as if nothing had happened."""
     resumed = study(pipe, out, trials=5)
     assert [t for t in resumed.optuna.trials if t.state is TrialState.RUNNING] == []
     interrupted = [r for r in resumed.records if r.outcome is Outcome.INTERRUPTED]
     assert len(interrupted) == 1
-    whole = study(pipe, out / "whole", trials=5)
     kept = [r for r in resumed.records if r.outcome is not Outcome.INTERRUPTED]
     assert list(map(told, kept)) == list(map(told, whole.records))
 

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fastercache.analysis.least_squares import ridge
 from fastercache.analysis.response import Response
 from fastercache.analysis.sampling import Relations, RunValues
 from fastercache.analysis.trajectory import Floats, gram
@@ -331,9 +332,7 @@ class _Work:
         rest = np.zeros(count + 2)  # the target less the newest output, so that the ridge draws towards holding it
         rest[-1], rest[0] = 1.0, -1.0
         matrix, right = change @ total @ change.T, change @ total @ rest
-        norms = np.sqrt(np.maximum(np.diagonal(matrix), 1e-300))
-        normal = matrix / np.outer(norms, norms) + self.ridge * np.eye(size)
-        solution = np.linalg.solve(normal, right / norms) / norms
+        solution = ridge(matrix, right, self.ridge)
         direct = solution @ change
         direct[0] += 1.0
         outputs = tuple(float(v) for v in direct[:count])

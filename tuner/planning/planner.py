@@ -1,7 +1,8 @@
 """The planner: from recorded search prompts to verified plans, within a number of generations.
 
 `Planner` holds what is known: the recording, what was predicted from it, and the plans that were run. `for_speedup` and
-`for_budget` add what they need to it. Nothing depends on the machine's speed: searches are bounded by denoiser calls.
+`for_budget` add what they need to it; `within` answers budgets. Nothing depends on the machine's speed: searches are
+bounded by denoiser calls.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
 
 from fastercache.analysis.metrics import metric_called
 from fastercache.policies.errors import BudgetNotMet
+from fastercache.policies.wording import counted
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.planning.fitting import FittedRuns, Sampler, SearchRun, Steps, fit, replay
 from fastercache.tuner.planning.fixed import better_of
@@ -27,6 +28,7 @@ from fastercache.tuner.planning.refine import refine
 from fastercache.tuner.planning.rehearsal import Foresight
 from fastercache.tuner.planning.scale import Scale
 from fastercache.tuner.planning.search import Judged, search
+from fastercache.tuner.planning.within import Within
 from fastercache.tuner.setting import Setting
 
 
@@ -56,13 +58,6 @@ EFFORTS = (
 
 REFINING = 0.6
 """Most of the generations that may go into refining weights."""
-SPREAD, WEIGHT = 3.0, 4.0
-"""Spread over prompts that is assumed before any was measured, dB, and how many prompts' worth that counts."""
-NEARLY, SURE = 0.5, 3.0
-"""dB: fewer steps are tried where at most so much is missing to a budget, and the last plan that can be paid for is one
-that is expected to exceed it by so much."""
-CONFIDENCE = 0.9
-"""Share of times that the mean over unseen prompts keeps a budget for which the margin was left."""
 
 
 @dataclass
@@ -110,7 +105,7 @@ class Planner:
         self.history = history
         self.spent = material.spent
         self.known: dict[int, Known] = {}
-        self._told, self._judged, self._stored = told, judged, dict(known or {})
+        self._tell, self._judged, self._stored = told, judged, dict(known or {})
         self.sampler: Sampler = material.sampler
         self.foresight = Foresight.recorded(material.profile.trajectory, self.sampler, history)
         self.damage = self.foresight.damage
@@ -123,7 +118,7 @@ class Planner:
     def _portfolio(self, count: int) -> list[Steps]:
         """Plans with `count` computed steps that are worth running, the most promising first."""
         if count not in self._portfolios:
-            self._told(f"{count} computed steps: planning", self.spent)
+            self.told(f"{count} computed steps: planning")
             self._portfolios[count] = portfolio(self.foresight, count) or [self.predicted[count].computed]
         return self._portfolios[count]
 
@@ -153,8 +148,8 @@ class Planner:
                 f"no plan of {self.steps} steps is {speedup:g}x as fast: at most {self.steps / fewest:.3g}x"
             )
         if count < self.steps:
-            self._search(count, self._left() - self._cost(count))
-            self._verify(count)
+            self.search(count, self.left - self.cost(count))
+            self.verify(count)
         return self.point(count)
 
     def for_budget(self, budget: Budget, margin: float | None = None) -> Point:
@@ -162,69 +157,12 @@ class Planner:
 
         Args:
             margin: dB that the search prompts must exceed the budget by; by default what the spread over them makes
-                necessary for the mean of unseen prompts, see `margin_of`.
+                necessary for the mean of unseen prompts, see `within.margin_of`.
 
         Raises:
             BudgetNotMet: if only computing every step keeps it, or the generations ran out before a plan did.
         """
-        anchors, offset = self._looks(budget)
-
-        def fewest(more: float = 0.0, above: int = 0) -> int:
-            """The fewest computed steps that are expected to keep the budget, its margin and `more` dB."""
-            scale = Scale(anchors.values())
-            for count in sorted(self.predicted):
-                asked = self._margin(count, budget, margin) + more
-                if above < count < self.steps and scale(self._level(count)) >= asked:
-                    return count
-            return self.steps
-
-        count, tried = fewest(), dict[int, float]()
-        while count < self.steps and count not in tried:
-            self._search(count, (self._left() - 2.5 * self._cost(count)) / 2.0)
-            found = self.known[count]
-            if found.level is not None:
-                anchors[count] = self._foreseen(found.plan), found.level + offset
-            tried[count] = Scale(anchors.values())(self._level(count)) - self._margin(count, budget, margin)
-            self._told(f"{count} computed steps: {tried[count]:+.1f} dB over the budget and its margin", self.spent)
-            count = fewest(-NEARLY) if tried[count] >= 0.0 else fewest(above=count)
-            if self._left() < 3.0 * self._cost(max(count, *tried)):
-                break
-        count = min((c for c, slack in tried.items() if slack >= 0.0), default=count)
-        while count < self.steps and self._left() >= self._cost(count):
-            self._verify(count, keep=self._cost(count + 1))
-            quality = self.known[count].quality
-            slack = budget.margin(quality) - self._margin(count, budget, margin)
-            if slack >= 0.0:
-                return self.point(count)
-            anchors[count] = self._foreseen(self.known[count].plan), budget.margin(quality)
-            following = fewest(above=count)
-            last = self._left() < self._cost(following) + self._cost(min(following + 1, self.steps))
-            count = fewest(SURE, above=count) if last else following
-        raise BudgetNotMet(self._unmet(budget, margin))
-
-    def _unmet(self, budget: Budget, margin: float | None) -> str:
-        """What to say where no plan was found."""
-        asked = f"{budget} on {self.prompts} search prompt{'s' * (self.prompts != 1)} with the margin for unseen ones"
-        slack = {count: budget.margin(known.quality) for count, known in self.verified.items() if count < self.steps}
-        if not slack or max(slack) + 1 >= self.steps:
-            return f"no plan with fewer than {self.steps} computed steps keeps {asked}: lower the budget or the margin"
-        count = max(slack, key=lambda one: slack[one])
-        return (
-            f"no plan within {self.effort.generations:g} generations keeps {asked}; the closest, with {count} computed "
-            f"steps, is {slack[count]:+.1f} dB from the budget where {self._margin(count, budget, margin):.1f} dB are "
-            "asked: raise --effort, or set --margin"
-        )
-
-    def margin_of(self, values: Sequence[float]) -> float:
-        """dB that a mean over some search prompts must exceed a level by, so that unseen prompts keep it.
-
-        One-sided `CONFIDENCE` bound of the mean: t s / sqrt(P), the spread s shrunk towards `SPREAD`.
-        """
-        count = len(values)
-        own = float(np.var(values)) * count if count > 1 else 0.0
-        spread = math.sqrt((own + WEIGHT * SPREAD**2) / (max(count - 1, 0) + WEIGHT))
-        freedom = max(count - 1, 0) + WEIGHT
-        return float(stats.t.ppf(CONFIDENCE, freedom)) * spread / math.sqrt(count)
+        return Within(self, budget, margin).cheapest()
 
     # -- what is known -----------------------------------------------------------------------------------------------
     @property
@@ -261,8 +199,8 @@ class Planner:
         """Predicted PSNR, dB: what the recording foresees, on the scale of the verified plans."""
         if not verified or len(plan) == self.steps:
             return None
-        anchors = [(self._foreseen(k.plan), float(np.mean(k.quality["psnr"]))) for k in verified.values()]
-        return min(Scale(anchors)(self._foreseen(plan)), 100.0)
+        anchors = [(self.foreseen(k.plan), float(np.mean(k.quality["psnr"]))) for k in verified.values()]
+        return min(Scale(anchors)(self.foreseen(plan)), 100.0)
 
     def _prediction_error(self, verified: Mapping[int, Known]) -> float | None:
         if len(verified) < 2:
@@ -274,21 +212,23 @@ class Planner:
             misses.append(predicted - float(np.mean(known.quality["psnr"])))
         return float(np.sqrt(np.mean(np.square(misses))))
 
-    def _foreseen(self, plan: Steps) -> float:
+    def foreseen(self, plan: Steps) -> float:
         """-10 log10 of the damage that the recording foresees, dB."""
         if plan not in self._levels:
             self._levels[plan] = -10.0 * math.log10(max(self.foresight.of(plan), 1e-14))
         return self._levels[plan]
 
-    def _level(self, count: int) -> float:
+    def level(self, count: int) -> float:
         """The foreseen level of what is known of `count` computed steps, dB."""
         known = self.known.get(count)
-        return self._foreseen(known.plan if known else self.predicted[count].computed)
+        return self.foreseen(known.plan if known else self.predicted[count].computed)
 
-    def _left(self) -> float:
+    @property
+    def left(self) -> float:
+        """Generations that may still be spent."""
         return self.effort.generations - self.spent
 
-    def _cost(self, count: int) -> float:
+    def cost(self, count: int) -> float:
         """Generations that fitting a plan on all search prompts takes, and refining it."""
         cost = self.prompts * count / self.steps
         return cost + self._refining(count)
@@ -301,8 +241,12 @@ class Planner:
         cost = (self.effort.fitted * varied + 6.0 * self.prompts * count) / self.steps
         return cost if cost <= REFINING * self.effort.generations else 0.0
 
+    def told(self, doing: str) -> None:
+        """Tell what is done, and the generations spent."""
+        self._tell(doing, self.spent)
+
     # -- running plans -----------------------------------------------------------------------------------------------
-    def _search(self, count: int, generations: float) -> None:
+    def search(self, count: int, generations: float) -> None:
         """The best plan with `count` computed steps that `generations` allow."""
         if not self.effort.groups or generations <= 0.0:
             self._known(count)
@@ -315,7 +259,7 @@ class Planner:
         def tick(one: Judged) -> None:
             self.spent += one.spent
             self._judged(one)
-            self._told(f"{count} computed steps, plan {len(found) + 1}", self.spent)
+            self.told(f"{count} computed steps, plan {len(found) + 1}")
             found.append(one)
 
         found: list[Judged] = []
@@ -337,13 +281,20 @@ class Planner:
         best = state.best
         self.known[count] = Known(best.computed, best.decibels)
 
-    def _verify(self, count: int, keep: float = 0.0) -> None:
+    def verify(self, count: int, keep: float = 0.0) -> None:
         """Fit the plan on all search prompts and measure what comes out. `keep`: generations not to be touched."""
         known = self._known(count)
         if known.quality:
             return
-        self._told(f"{count} computed steps: fitting on {self.prompts} prompt{'s' * (self.prompts != 1)}", self.spent)
+        self.told(f"{count} computed steps: fitting on {counted(self.prompts, 'prompt')}")
         self._fit(known, range(self.prompts), keep)
+
+    def look(self, count: int) -> Known:
+        """The most promising plan, fitted and measured on two prompts; not taken for the best one."""
+        look = Known(self._portfolio(count)[0])
+        self.told(f"{count} computed steps: a first look")
+        self._fit(look, range(min(2, self.prompts)), rivals=False)
+        return look
 
     def _fit(self, known: Known, prompts: Sequence[int], keep: float = 0.0, rivals: bool = True) -> None:
         runs = [self.material.runs[i] for i in prompts]
@@ -351,7 +302,7 @@ class Planner:
         found = fit(self.setting.pipe, fitted, self.sampler, known.plan, history=self.history)
         self._pay(found.calls)
         if rivals:
-            left = self._left() - keep - self._cost(len(known.plan)) * (len(fitted) < len(runs))
+            left = self.left - keep - self.cost(len(known.plan)) * (len(fitted) < len(runs))
             best = better_of(
                 self.setting.pipe,
                 fitted,
@@ -384,7 +335,7 @@ class Planner:
             return
 
         def told(done: int, total: int) -> None:
-            self._told(f"{count} computed steps: refining weight {done + 1} of {total}", self.spent)
+            self.told(f"{count} computed steps: refining weight {done + 1} of {total}")
 
         better = refine(self.setting.pipe, runs, others, self.sampler, found.computed, found.stretches, told=told)
         self._pay(better.calls)
@@ -392,36 +343,3 @@ class Planner:
 
     def _pay(self, calls: int) -> None:
         self.spent += calls / (self.steps * self.sampler.relations.calls)
-
-    # -- towards a budget --------------------------------------------------------------------------------------------
-    def _looks(self, budget: Budget) -> tuple[dict[int, tuple[float, float]], float]:
-        """Two plans run on two prompts: how levels translate into dB over the budget.
-
-        Returns:
-            Per number of computed steps the foreseen level and the measured dB over the budget, and what is to be added
-            to the level of a plan's last latents to have its dB over the budget.
-        """
-        least = len(self.sampler.relations.starts)
-        found: dict[int, tuple[float, float]] = {}
-        offsets = []
-        for parts in (4, 10):
-            count = min(max(least, self.steps // parts), max(self.predicted))
-            if count in found or count == self.steps:
-                continue
-            look = Known(self._portfolio(count)[0])
-            self._told(f"{count} computed steps: a first look", self.spent)
-            self._fit(look, range(min(2, self.prompts)), rivals=False)
-            found[count] = self._foreseen(look.plan), budget.margin(look.quality)
-            assert look.level is not None
-            offsets.append(found[count][1] - look.level)
-        return found, float(np.mean(offsets))
-
-    def _margin(self, count: int, budget: Budget, margin: float | None) -> float:
-        if margin is not None:
-            return margin
-        known = self.known.get(count)
-        values = known.quality if known else {}
-        if not values:
-            return self.margin_of([SPREAD * x for x in stats.norm.ppf((np.arange(self.prompts) + 0.5) / self.prompts)])
-        single = [budget.margin({name: [v[i]] for name, v in values.items()}) for i in range(len(values["psnr"]))]
-        return self.margin_of(single)

@@ -30,6 +30,17 @@ class Damage {
     });
   }
 
+  /**
+   * What each stretch does wrong by itself, as `fastercache attribute` predicts it (`tuner/planning/attribution.py`): its
+   * damage, which the denoiser makes grow from the stretch's end to the end of the run.
+   */
+  attributed(computed) {
+    return this.byStretch(computed).map((damage, q) => {
+      const end = q + 1 < computed.length ? computed[q + 1] : this.steps;
+      return damage * Math.exp(2 * this.growth * (1 - end / this.steps));
+    });
+  }
+
   of(computed) {
     return this.byStretch(computed).reduce((a, b) => a + b, 0);
   }

@@ -41,12 +41,12 @@ function ticks(low, high, wanted) {
 }
 
 /** An empty chart with its frame: scales and the node to draw into. */
-function chart(place, { height, x, y, xTicks, yTicks, xLabel, yLabel, label, log = false }) {
+function chart(place, { height, x, y, xTicks, yTicks, xLabel, yLabel, label, log = false, logY = false }) {
   const width = Math.max(place.clientWidth, 280), edge = { left: 48, right: 14, top: 24, bottom: 40 };
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": label });
   const map = (value, [low, high], [from, to], bend = (v) => v) => from + (to - from) * (bend(value) - bend(low)) / (bend(high) - bend(low) || 1);
   const left = (value) => map(value, x, [edge.left, width - edge.right], log ? Math.log : undefined);
-  const top = (value) => map(value, y, [height - edge.bottom, edge.top]);
+  const top = (value) => map(value, y, [height - edge.bottom, edge.top], logY ? Math.log : undefined);
   for (const value of yTicks) {
     svg.append(make("line", { class: "grid", x1: edge.left, x2: width - edge.right, y1: top(value), y2: top(value) }));
     svg.append(make("text", { x: edge.left - 6, y: top(value) + 4, "text-anchor": "end" }, String(value)));
@@ -59,6 +59,27 @@ function chart(place, { height, x, y, xTicks, yTicks, xLabel, yLabel, label, log
   svg.append(make("text", { x: 4, y: 12 }, yLabel));
   place.replaceChildren(svg);
   return { svg, left, top, width, height, edge };
+}
+
+/** A line that follows the pointer or the arrow keys over a chart of steps, and says what is there. */
+function followed(frame, steps, tell) {
+  let at = 0;
+  const cursor = make("line", { class: "frame", y1: frame.edge.top, y2: frame.height - frame.edge.bottom, visibility: "hidden" });
+  const go = (step) => {
+    at = step;
+    for (const end of ["x1", "x2"]) cursor.setAttribute(end, frame.left(step));
+    cursor.setAttribute("visibility", "visible");
+    tell(step);
+  };
+  frame.svg.append(cursor);
+  frame.svg.setAttribute("tabindex", 0);
+  frame.svg.addEventListener("pointermove", (event) => go(stepAt(event, frame, steps)));
+  frame.svg.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    go(Math.min(Math.max(at + move, 0), steps - 1));
+  });
 }
 
 /** The step under a pointer in a chart over steps. */

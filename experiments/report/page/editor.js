@@ -146,14 +146,14 @@ class Editor {
 
   show() {
     const { plan, schedules, first } = this, now = this.numbers(plan), whole = plan.length === schedules.steps;
-    const shares = schedules.damage.byStretch(plan), most = Math.max(...shares, 1e-300);
+    const shares = schedules.damage.attributed(plan), most = Math.max(...shares, 1e-300);
     const total = shares.reduce((a, b) => a + b, 0);
     this.cells.forEach((cell, step) => {
       const q = plan.filter((other) => other <= step).length - 1, on = plan[q] === step;
       cell.setAttribute("aria-pressed", String(on));
       const part = total ? shares[q] / total : 0;
       cell.querySelector("i").style.height = on || !total ? "0" : `${Math.max(2, 100 * shares[q] / most)}%`;
-      const words = on ? `step ${step}, computed` : `step ${step}, skipped; its stretch has ${Math.round(100 * part)} % of the damage`;
+      const words = on ? `step ${step}, computed` : `step ${step}, skipped; its stretch makes ${Math.round(100 * part)} % of the error`;
       cell.setAttribute("aria-label", words);
       cell.title = words;
     });

@@ -92,12 +92,12 @@ class Heatmap {
       paint.fillText(step, this.edge + at, end + 15);
     }
     paint.textAlign = "right";
-    paint.fillText("step that stands in →", wide - 4, end + 33);
+    paint.fillText("step j that stands in →", wide - 4, end + 33);
     paint.save();
     paint.translate(11, end);
     paint.rotate(-Math.PI / 2);
     paint.textAlign = "left";
-    paint.fillText("← step that is replaced", 0, 0);
+    paint.fillText("← step i that is replaced", 0, 0);
     paint.restore();
     paint.strokeRect(this.edge, 4, n * this.side, n * this.side);
   }

@@ -31,5 +31,13 @@ if (island.maps.entries.length) {
   shown("redundant");
   report.map = new Heatmap(island.maps);
 }
+if (island.bands.length) {
+  shown("bands");
+  report.bands = new BandsView(island.bands);
+}
+if (island.videos) {
+  shown("videos");
+  report.videos = new VideosView(island.videos);
+}
 byId("sections").append(...[...document.querySelectorAll("main > section")].filter((section) => !section.hidden)
   .map((section) => make("a", { href: "#" + section.id }, section.querySelector("h2").textContent)));

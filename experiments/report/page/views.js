@@ -116,7 +116,6 @@ class MatterView {
     const largest = Math.max(...schedules.impulse.map(Math.abs));
     this.impulse = schedules.impulse.map((v) => Math.abs(v) / largest);
     this.place = byId("matter-chart");
-    this.at = 0;
     watched(this.place, () => this.draw());
   }
 
@@ -139,22 +138,10 @@ class MatterView {
     svg.append(make("text", { x: left(steps - 1) - 4, y: top(low + this.impulse[steps - 1] * -low) - 6, "text-anchor": "end" }, "pull of the sampler"));
     curve(this.level, { stroke: colour("damage"), "stroke-width": 2.5 });
     for (const step of this.plan ?? []) svg.append(make("rect", { x: left(step) - 1.5, y: top(low) + 4, width: 3, height: 14, fill: colour("computed") }));
-    this.cursor = make("line", { class: "frame", y1: frame.edge.top, y2: frame.height - frame.edge.bottom, visibility: "hidden" });
-    svg.append(this.cursor);
-    svg.setAttribute("tabindex", 0);
-    svg.addEventListener("pointermove", (event) => this.tell(frame, stepAt(event, frame, steps)));
-    svg.addEventListener("keydown", (event) => {
-      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-      if (!move) return;
-      event.preventDefault();
-      this.tell(frame, Math.min(Math.max(this.at + move, 0), steps - 1));
-    });
+    followed(frame, steps, (step) => this.tell(step));
   }
 
-  tell(frame, step) {
-    this.at = step;
-    for (const end of ["x1", "x2"]) this.cursor.setAttribute(end, frame.left(step));
-    this.cursor.setAttribute("visibility", "visible");
+  tell(step) {
     const level = this.level[step], on = this.plan?.includes(step) ? "the schedule above computes it" : "the schedule above skips it";
     const cost = level === null ? "must be computed" : level === 0 ? "the worst step to skip" : `${db(-level)} less damage than the worst one`;
     byId("matter-readout").textContent = `step ${step}: ${cost}; an error moves the last latent by ${brief(this.schedules.impulse[step])} of itself; ${on}`;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -41,11 +42,18 @@ def test_equal_videos_differ_by_nothing() -> None:
 
 
 def test_differences_beside_each_other_share_one_factor() -> None:
-    reference = torch.full((1, 3, 160, 160), 0.5)
-    pictures = render.comparison(reference, [("near", reference + 0.01), ("far", reference + 0.1)])
-    row = pictures[0, 100].astype(int)
+    reference = torch.full((1, 3, 80, 80), 0.5)
+    others = [("near", reference + 0.01), ("far", reference + 0.1)]
+    pictures = render.comparison(reference, others)
+    row = pictures[0, -40].astype(int)
     near, far = row[2 * 166 + 80, 0], row[4 * 166 + 80, 0]
     assert abs(far - 10 * near) <= 10 and far < 255
+    assert render.common_gain([(video, reference) for _, video in others]) == render.gain_for(
+        reference + 0.1, reference
+    )
+    assert render.common_gain([]) == 1
+    given = render.comparison(reference, others, gain=2)[0, -40].astype(int)
+    assert given[4 * 166 + 80, 0] == round(0.2 * 255)
 
 
 def test_the_comparison_holds_both_videos_and_the_difference() -> None:
@@ -54,3 +62,14 @@ def test_the_comparison_holds_both_videos_and_the_difference() -> None:
     assert pictures.shape[0] == 3
     assert pictures.shape[2] == 3 * 160 + 2 * 6
     assert render.stacked([pictures, pictures]).shape[1] == 2 * pictures.shape[1] + 6
+
+
+@pytest.mark.parametrize(("size", "names"), [(32, 3), (32, 1), (720, 1), (480, 6), (1600, 3)])
+def test_videos_beside_each_other_are_at_most_900_pixels_wide(size: int, names: int) -> None:
+    video = torch.zeros(1, 3, size // 2, size)
+    video[:, 0, :, size // 2 :] = 1.0
+    pictures = render.comparison(video, [("a name of several words", video)] * names)
+    assert 900 - 2 * names * 40 <= pictures.shape[2] <= 900 or size < 100
+    assert pictures.shape[2] <= 900
+    first = pictures[0, -1, : (pictures.shape[2] - 12 * names) // (2 * names + 1)].astype(int)
+    assert first[:2, 0].tolist() == [0, 0] and first[-3:-1, 0].tolist() == [255, 255]

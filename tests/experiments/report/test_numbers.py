@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import fastercache as fc
 from fastercache.experiments.report.given import Given
 from fastercache.experiments.report.recording import WARY
 from fastercache.policies.registry import load_policy
+from fastercache.tuner.planning.attribution import predicted
 from fastercache.tuner.planning.rehearsal import GROWTH, Rehearsal
 from fastercache.tuner.planning.scale import STEEPNESS, Scale
 from tests.experiments.report.browser import Browser
@@ -47,6 +49,24 @@ def test_damage_rehearsal_and_foresight(shown: Browser, found: Given) -> None:
     alone = shown.run(f"return Array.from({{length: {STEPS}}}, (_, k) => report.schedules.damage.alone(k))")
     assert alone[0] is None
     assert alone[1:] == pytest.approx(foresight.damage.alone()[1:].tolist(), rel=1e-6, abs=1e-14)
+
+
+def test_the_bars_shares_are_those_that_attribute_predicts(shown: Browser, found: Given) -> None:
+    assert found.planning is not None
+    trajectory, sampler = found.planning.profile.trajectory, found.planning.sampler
+    plans = [plan for plan in SCHEDULES if 1 < len(plan) < STEPS]
+    grown, policies = asked(shown, "s.damage.attributed(p)", plans), asked(shown, "s.policy(p)", plans)
+    for mine, policy in zip(grown, policies, strict=True):
+        loaded = load_policy(policy)
+        assert isinstance(loaded, fc.Planned)
+        expected = predicted(trajectory, sampler, loaded)
+        assert [value for value in mine if value > 0.0] == pytest.approx(expected[expected > 0.0].tolist(), rel=1e-6)
+    shown.run("report.editor.load(arguments[0])", list(plans[0]))
+    told = shown.run("return [...document.querySelectorAll('.step')].map((cell) => cell.title)")
+    parts = [int(re.search(r"makes (\d+) %", words)[1]) for words in told if "skipped" in words]  # type: ignore[index]
+    whole = np.array(grown[0]) / sum(grown[0])
+    after = [max(q for q, step in enumerate(plans[0]) if step <= k) for k in range(STEPS) if k not in plans[0]]
+    assert parts == pytest.approx([100.0 * whole[q] for q in after], abs=0.51)
 
 
 def test_the_predicted_psnr_is_moved_to_the_measured_plan(shown: Browser, found: Given) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 import fastercache as fc
+from fastercache.analysis.plots import guidance_info
+from fastercache.experiments.pictures.render import frames
 from fastercache.experiments.report.given import Given
 from tests.experiments.report.browser import Browser
 from tests.experiments.report.conftest import PLANS, STEPS, Made
@@ -27,7 +32,7 @@ def test_opens_without_a_word_and_without_network(shown: Browser, page: Path) ->
     assert shown.errors() == []
     assert shown.run("return performance.getEntriesByType('resource').map((e) => e.name)") == []
     visible = shown.run("return [...document.querySelectorAll('main > section:not([hidden])')].map((s) => s.id)")
-    assert visible == ["cost", "front", "matter", "redundant", "trust", "league", "made"]
+    assert visible == ["cost", "front", "matter", "bands", "videos", "redundant", "trust", "league", "made"]
     assert page.stat().st_size < 5_000_000
     text = page.read_text("utf-8")
     links = re.findall(r"(?:src|href)=[\"']?([^\"'\s>]*)", text)
@@ -220,3 +225,69 @@ def test_the_league_holds_the_profiles_figures(shown: Browser, found: Given) -> 
     marked = [next(row[0] for row in rows[0][1:] if row[k + 1].endswith("*")) for k in range(len(best))]
     assert marked == best
     assert rows[1][0][1:] == [name for name, _ in found.profile.groups()]
+
+
+def test_the_guidance_bands_are_the_profiles(shown: Browser, found: Given) -> None:
+    assert found.profile is not None
+    info = guidance_info(found.profile, ("cosine", "rel_l1"))
+    shown.run("document.querySelector('#bands-chart svg').scrollIntoView({block: 'center'})")
+    shown.pointer(shown.centre("#bands-chart svg"))
+    words = shown.text("#bands-readout")
+    assert re.match(r"step \d+: whole ", words)
+    shown.run("document.querySelector('#bands-chart svg').focus()")
+    shown.press("ArrowRight")
+    step = int(re.match(r"step (\d+): ", words)[1]) + 1  # type: ignore[index]
+    values = {c.band: 1.0 - float(c.mean[step]) for c in info.curves["cosine"]}
+    read = dict(re.findall(r"(whole|low|high)(?: band)? ([\d.e-]+)", shown.text("#bands-readout")))
+    assert shown.text("#bands-readout").startswith(f"step {step}: ")
+    assert {band: float(value) for band, value in read.items()} == pytest.approx(values, rel=6e-2, abs=1e-6)
+    shown.run(
+        "const s = document.getElementById('bands-measure'); s.value = 'rel_l1'; s.dispatchEvent(new Event('change'))"
+    )
+    assert "mean|a − b| / mean|b|, cond standing in for uncond" in shown.text("#bands-note")
+    assert shown.run("return document.querySelectorAll('#bands-chart polyline').length") == len(values)
+    assert shown.errors() == []
+
+
+def pixels(window: Browser, id_: str) -> np.ndarray:
+    """What a canvas shows, (H, W, 3)."""
+    height, width, flat = window.run(
+        f"const c = document.getElementById('{id_}'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height);"
+        "return [c.height, c.width, [...d.data]]"
+    )
+    return np.array(flat).reshape(height, width, 4)[..., :3]
+
+
+def shows(window: Browser, frame: int) -> bool:
+    for _ in range(100):
+        if window.run("return report.videos.shown?.at") == frame:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_videos_side_by_side_in_step(shown: Browser, found: Given) -> None:
+    """Each frame as it was kept, and the difference of the two by the factor that is named."""
+    assert found.contests
+    (case,) = shown.run("return report.videos.cases.map((c) => [c.prompt, c.settings.map((s) => s.name)])")
+    assert case[0] == "a cyan one" and "planned" in case[1]
+    runs = json.loads((found.contests[0] / "runs.json").read_text("utf-8"))["cases"]
+    ((key, kept),) = runs.items()
+    files = {run["name"]: found.contests[0] / f"video-{key}-{entry}.safetensors" for entry, run in kept["runs"].items()}
+    uncached, planned = (frames(load_file(files[name])["video"]) for name in ("uncached", "planned"))
+    shown.run(
+        "const s = document.getElementById('videos-setting'); s.value = 'planned'; s.dispatchEvent(new Event('change'))"
+    )
+    shown.run("document.getElementById('videos-frame').focus()")
+    shown.press("ArrowRight")
+    shown.press("ArrowRight")
+    assert shows(shown, 2) and shown.text("#videos-at") == f"3 of {len(uncached)}"
+    gain = int(re.search(r"× (\d+)", shown.text("#video-gain"))[1])  # type: ignore[index]
+    np.testing.assert_array_equal(pixels(shown, "video-uncached"), uncached[2])
+    np.testing.assert_array_equal(pixels(shown, "video-chosen"), planned[2])
+    changed = np.abs(uncached[2].astype(int) - planned[2].astype(int)) * gain
+    np.testing.assert_array_equal(pixels(shown, "video-difference"), changed.clip(0, 255))
+    shown.click("#videos-play")
+    assert shown.text("#videos-play") == "Pause" and (shows(shown, 3) or shows(shown, 0))
+    shown.click("#videos-play")
+    assert shown.text("#videos-play") == "Play" and shown.errors() == []

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
 import fastercache as fc
+from fastercache import zoo
 from fastercache.model import flops
 from fastercache.model.flops import FlopTotal, flex_as_dense, flop_counter
 from fastercache.testing import check_policy
+from fastercache.testing.subject import counting
 from fastercache.zoo.specimen import Specimen
 
 
@@ -53,6 +55,25 @@ def test_the_total_is_that_of_torchs_counter() -> None:
         with mode(), FlopTotal() as ours:
             work()
         assert ours.total == theirs.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("family", ["latte", "wan", "sd3"])
+def test_law_6_counts_a_run_as_torchs_counter_does(family: str) -> None:
+    specimen = zoo.build(family)
+    with counting(specimen) as ours:
+        specimen.generate(steps=1)
+    theirs: list[int] = []
+    forward = specimen.pipe.transformer.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        with flop_counter() as counter:
+            output = forward(*args, **kwargs)
+        theirs.append(counter.get_total_flops())
+        return output
+
+    specimen.pipe.transformer.forward = counted
+    specimen.generate(steps=1)
+    assert ours == theirs and min(theirs) > 0
 
 
 @pytest.fixture

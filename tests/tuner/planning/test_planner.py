@@ -22,6 +22,7 @@ from fastercache.tuner.planning.material import Material, material
 from fastercache.tuner.planning.planner import Effort, Planner
 from fastercache.tuner.planning.scale import APART, STEEPNESS
 from fastercache.tuner.planning.search import Judged
+from fastercache.tuner.planning.within import margin_of
 from fastercache.tuner.setting import References, Setting
 from fastercache.zoo.specimen import Specimen
 
@@ -152,13 +153,12 @@ def test_what_no_plan_does_is_refused(setting: Setting, recorded: Material) -> N
         Planner(setting, recorded, effort=0).for_budget(Budget.parse("psnr>=90"), margin=50.0)
 
 
-def test_the_margin_is_the_bound_of_a_mean(setting: Setting, recorded: Material) -> None:
+def test_the_margin_is_the_bound_of_a_mean() -> None:
     """8 values with variance 4 and 4 more prompts' worth of spread 3: t of 11 degrees, 90 %."""
-    planner = Planner(setting, recorded, effort=0)
     values = [40.0 + 2.0 * (-1) ** i for i in range(8)]
     spread = math.sqrt((8 * 4.0 + 4 * 9.0) / (7 + 4))
-    assert planner.margin_of(values) == pytest.approx(stats.t.ppf(0.9, 11) * spread / math.sqrt(8))
-    assert planner.margin_of([40.0] * 100) < planner.margin_of([40.0] * 10) < planner.margin_of([40.0])
+    assert margin_of(values) == pytest.approx(stats.t.ppf(0.9, 11) * spread / math.sqrt(8))
+    assert margin_of([40.0] * 100) < margin_of([40.0] * 10) < margin_of([40.0])
 
 
 def test_predictions_lie_on_the_scale_of_what_was_measured(setting: Setting, recorded: Material) -> None:

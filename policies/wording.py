@@ -1,0 +1,16 @@
+"""How messages, titles and tables say a number of things."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 prompt`, `2 prompts`, `2 stretches`, `2 policies`: a number and the noun, given in the singular."""
+    return f"{number} {noun}" if number == 1 else f"{number} {_plural(noun)}"
+
+
+def _plural(noun: str) -> str:
+    if noun.endswith(("s", "x", "z", "ch", "sh")):
+        return f"{noun}es"
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
