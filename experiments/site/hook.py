@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -15,8 +14,7 @@ from fastercache.experiments.site import api, catalogue, errors
 from fastercache.experiments.site.pages import OTHERS, ROOT, moved, source
 
 REMOTE = re.compile(r'<script src="https?://[^"]*iframe-worker[^"]*"></script>')
-"""What the theme would fetch so that the search works on pages read from disk."""
-WORKER = Path(__file__).with_name("worker.js")
+"""What the theme would fetch so that the search works on pages read from disk; without it only a served site has it."""
 
 
 def made() -> dict[str, str]:
@@ -54,9 +52,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Put our own script in place of one that the theme would fetch. Raises PluginError where another is fetched."""
-    worker = f"<script>{WORKER.read_text(encoding='utf-8')}</script>"
-    output = REMOTE.sub(lambda _: worker, output)
+    """Leave out a script that the theme would fetch. Raises PluginError where anything else would be."""
+    output = REMOTE.sub("", output)
     if found := re.search(r"<(?:script|link|img)\b[^>]*(?:src|href)=\"?https?://[^>]*>", output):
         raise PluginError(f"a page would fetch {found[0]}")
     return output

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 
 from fastercache.experiments.site import api, errors
 from fastercache.experiments.site.pages import ROOT
-from tests.experiments.report.browser import CHROMIUM, DRIVER, MISSING, browser
 
 pytest.importorskip("mkdocs", reason="no mkdocs: make docs installs it")
 pytestmark = pytest.mark.slow
@@ -39,22 +37,3 @@ def test_every_page_is_there_and_nothing_is_fetched(site: Path) -> None:
     for name, page in api.pages().items():
         text = (site / "api" / f"{name}.html").read_text(encoding="utf-8")
         assert [full for full in page.names if f'id="{full}"' not in text] == []
-
-
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)
-def test_the_search_works_on_pages_read_from_disk(site: Path, tmp_path: Path) -> None:
-    with browser(tmp_path) as window:
-        window.open(site / "index.html")
-        window.run(
-            "const field = document.querySelector('[data-md-component=search-query]');"
-            "document.querySelector('#__search').checked = true; field.focus(); field.value = 'BudgetNotMet';"
-            "field.dispatchEvent(new Event('input', {bubbles: true}));"
-            "field.dispatchEvent(new KeyboardEvent('keyup', {bubbles: true}));"
-        )
-        found: list[str] = []
-        for _ in range(120):
-            found = window.run("return [...document.querySelectorAll('.md-search-result__link')].map(a => a.href)")
-            if found:
-                break
-            time.sleep(0.5)
-        assert any(link.split("?")[0].endswith("errors/BudgetNotMet.html") for link in found), found
