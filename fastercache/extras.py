@@ -10,6 +10,7 @@ EXTRAS = {
         "transformers", "typer",
     ),
     "train": ("sklearn",),
+    "docs": ("mkdocs",),
 }  # fmt: skip
 """By extra, the modules that only it installs and that the package imports."""
 

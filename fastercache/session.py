@@ -349,12 +349,12 @@ class Session(Shown):
         latent = tuple(leading_tensor(args, kwargs).shape[1:])
         self._applied.check_run(self._target, self.pipe, run, latent, self.guidance)
         plan = self._plan_of(run)
-        duties = self._duties(plan)
+        duties = self._duties(plan, run)
         for d in self._denoisers:
             mine = {site: duty for site, duty in duties.items() if self._owner(site) is d}
             d.begin(RunState(run, d.branches.coupled, d.branches.unsure), mine)
         rows = [self._owner(site).units[site.name].rows for site in plan.assigned]
-        writer = TraceWriter(plan, rows, latent, self._book)
+        writer = TraceWriter(run, plan, rows, latent, self._book)
         kind = type(denoiser.module)  # shapes are known of the denoiser that is called, and of another of its class
         known = {site for site in plan.assigned if type(self._owner(site).module) is kind}
         self._memory = self._forecast.of(plan, known, denoiser.measure(args, kwargs), denoiser.branches.groups)
@@ -378,10 +378,9 @@ class Session(Shown):
             self._plan = RunPlan.of(self.policy, run)
         return self._plan
 
-    def _duties(self, plan: RunPlan) -> dict[Site, Duty]:
+    def _duties(self, plan: RunPlan, run: Run) -> dict[Site, Duty]:
         """What there is to do in a run: at governed sites the plan's decisions, or its rules with fresh states; at
         watched ones, whom to tell."""
-        name, run = plan.policy.name, plan.run
         watchers = self._watchers(run)
         duties: dict[Site, Duty] = {}
         firsts: dict[tuple[int, str], dict[Branch, Any]] = {}
@@ -399,9 +398,9 @@ class Session(Shown):
             told = watchers.pop(site, ())
             if plan.table is None:
                 jury = Jury(assigned.rule, site, begin_all(assigned.rule, site, run, firsts), ranks)
-                duties[site] = Duty(history, jury=jury, watchers=told, policy=name)
+                duties[site] = Duty(history, jury=jury, watchers=told, policy=plan.policy.name)
             else:
-                duties[site] = Duty(history, plan.cells[s], watchers=told, policy=name)
+                duties[site] = Duty(history, plan.cells[s], watchers=told, policy=plan.policy.name)
         return duties | {site: Duty(watchers=told) for site, told in watchers.items()}
 
     def _watchers(self, run: Run) -> dict[Site, tuple[Watcher, ...]]:

@@ -29,6 +29,7 @@ EXTRAS_OF: dict[str, tuple[str, ...]] = {
     "analysis": LAB,
     "tuner": LAB,
     "experiments": LAB,
+    "experiments/site": (*LAB, "docs"),
 }
 ASKED = {"analysis/quality.py": {"lpips"}, "experiments/reference/data.py": {"sklearn"}}
 """Files that say by themselves what else they need, where it is asked for."""

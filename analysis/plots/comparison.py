@@ -208,8 +208,9 @@ def _draw_series(axes: Axes, line: Series, speedup: Speedup) -> None:
     if speedup == "wall" and all(p.wall[1] is not None for p in line.points):
         bars["xerr"] = _bars([p.wall for p in line.points])
     hollow = bool(line.package)
+    across, up = zip(*_places(line, speedup), strict=True)
     axes.errorbar(
-        *zip(*_places(line, speedup), strict=True), **bars, color=line.colour, ls=":" if hollow else "-", lw=1.5,
+        across, up, **bars, color=line.colour, ls=":" if hollow else "-", lw=1.5,
         marker=line.marker, ms=6.2, mfc="white" if hollow else line.colour, mec=line.colour if hollow else "white",
         mew=1.3 if hollow else 0.7, elinewidth=0.7, ecolor=to_rgba(line.colour, 0.45), zorder=4 if hollow else 3,
     )  # fmt: skip

@@ -53,7 +53,7 @@ COLOURS = {
 """By role or kind of site. These and `LINES` stay apart for an eye without the pigment for green (tested)."""
 LINES = ("#1B3A8C", "#E08214", "#009E73", "#56A0D3", "#8C2D04", "#222222")
 """For curves and marks of other meanings, in this order."""
-BASELINE = "#8a8a8a"
+BASELINE = "#545454"
 """What everything else has to beat: fewer steps."""
 
 

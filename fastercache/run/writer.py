@@ -8,6 +8,7 @@ import torch
 
 from fastercache.model.flops import FlopBook
 from fastercache.policies.registry import dump
+from fastercache.policies.vocabulary import Run
 from fastercache.run.plan import RunPlan
 from fastercache.run.trace import Trace
 
@@ -19,11 +20,14 @@ class TraceWriter:
         trace: as far as the run has come.
     """
 
-    def __init__(self, plan: RunPlan, rows: list[list[bytearray]], latent: tuple[int, ...], book: FlopBook) -> None:
-        """`rows`: for each governed site and branch what its unit notes, step by step; `book` counts FLOPs."""
-        none = [0] * plan.run.count
+    def __init__(
+        self, run: Run, plan: RunPlan, rows: list[list[bytearray]], latent: tuple[int, ...], book: FlopBook
+    ) -> None:
+        """`run`: the one that begins, which its observations carry too; the plan may have been made for one like it.
+        `rows`: for each governed site and branch what its unit notes, step by step; `book` counts FLOPs."""
+        none = [0] * run.count
         self.trace = Trace(
-            plan.run,
+            run,
             tuple(plan.assigned),
             rows,
             tuple(one.predictor for one in plan.assigned.values()),
