@@ -130,7 +130,7 @@ class Outcome:
             list(self.held_out),
             self.folder / f"held-out-{counts}",
             seed=self.seed + HELD_OUT_SEED,
-            keep=0,
+            keep=1,  # for the report, which shows videos side by side
             metrics=self.metrics,
         )
         with progress() as bar:

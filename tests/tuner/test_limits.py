@@ -128,7 +128,7 @@ def test_a_plan_keeps_it(setting: Setting, tmp_path: Path, capsys: pytest.Captur
 
 def test_a_search_runs_nothing_that_would_not_fit(setting: Setting, tmp_path: Path) -> None:
     policies = {interval: fc.StaticInterval(sites="attention", interval=interval) for interval in (2, 3)}
-    small = fc.StaticInterval(sites="block[0]", interval=2)
+    small = fc.StaticInterval(sites="block[0:1]", interval=2)
     case = setting.cases(["a"])[0]
     large, room = (run(setting, policy, case)[1].cached_bytes for policy in (policies[2], small))
     assert room < large
@@ -139,7 +139,7 @@ def test_a_search_runs_nothing_that_would_not_fit(setting: Setting, tmp_path: Pa
         policy=fc.StaticInterval,
         call=CALL,
         out=tmp_path,
-        trials=1,
+        trials=4,
         seeds={"small": small, **{f"large {n}": policy for n, policy in policies.items()}},
     )
     by_source = {record.source: record for record in study.records}
