@@ -29,7 +29,7 @@ from fastercache.run.compiled import sites_wanted_of
 from fastercache.run.denoiser import Denoiser
 from fastercache.run.idle import warn_if_idle
 from fastercache.run.inspection import Inspection
-from fastercache.run.memory import CacheTooLarge, Forecast, MemoryPlan
+from fastercache.run.memory import CacheTooLarge, MemoryForecast, MemoryPlan
 from fastercache.run.parallel import Ranks
 from fastercache.run.plan import RunPlan
 from fastercache.run.signals import Jury
@@ -86,7 +86,7 @@ class Session(Shown):
         self._transfers = Transfers() if self._cache_device is not None else None
         self._max_cache_bytes = max_cache_bytes
         self._memory: MemoryPlan | None = None
-        self._forecast = Forecast(cache_dtype)
+        self._forecast = MemoryForecast(cache_dtype)
         self._dry = False
         self._book = FlopBook()
         self._watches: list[Watch] = []

@@ -7,13 +7,11 @@ longer than a step (another process, a lower clock) slows both down, and leaves 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from fastercache.model.hooks import MethodTap
+from fastercache.run.writer import now
 
 
 class _Runner:
@@ -44,7 +42,7 @@ class _Runner:
     def _run(self) -> None:
         self._go.acquire()
         tap = MethodTap(self._scheduler, "step", self._stepped)
-        self._started = time.perf_counter()
+        self._started = now()
         try:
             self._call()
             self._note()
@@ -59,12 +57,10 @@ class _Runner:
         self._note()
         self._back.release()
         self._go.acquire()
-        self._started = time.perf_counter()
+        self._started = now()
 
     def _note(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self._started)
+        self.seconds.append(now() - self._started)
 
 
 def abreast(calls: Sequence[tuple[Callable[[], object], Any]]) -> list[list[float]]:

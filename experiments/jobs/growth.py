@@ -24,6 +24,7 @@ import fastercache as fc
 from fastercache.analysis.trajectory import Trajectory, gram
 from fastercache.policies.documents import write_json
 from fastercache.run.plan import RunPlan
+from fastercache.tuner.fields import from_unit
 from fastercache.tuner.joint import JointSpace
 from fastercache.tuner.planning.damage import Damage
 from fastercache.tuner.planning.paths import plans
@@ -61,7 +62,7 @@ def by_sites(count: int, repeats: int, steps: int = 50) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     seen: list[Seen] = []
     while len(seen) < SEEN:
-        params = space.draw(lambda p: _value(p, rng))
+        params = space.draw(lambda p: from_unit(p, rng.random()))
         policy = space.build(params)
         ratio = model.forecast(policy).ratio
         seen.append(Seen(params, policy, ratio, float(rng.normal()), bool(rng.random() < 0.5)))
@@ -85,12 +86,6 @@ def by_steps(steps: int, repeats: int) -> dict[str, Any]:
         "steps": steps,
         "plan": _median(lambda: plans(Damage(trajectory, np.full(steps, -0.1)), longest=longest), repeats),
     }
-
-
-def _value(parameter: Any, rng: np.random.Generator) -> Any:
-    from fastercache.tuner.fields import from_unit
-
-    return from_unit(parameter, rng.random())
 
 
 def _median(work: Callable[[], object], repeats: int) -> float:

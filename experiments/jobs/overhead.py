@@ -180,8 +180,6 @@ def _run(subject: Subject, pipe: Any, prompt: str) -> None:
     generator = torch.Generator("cpu").manual_seed(0)
     with torch.inference_mode():
         pipe(prompt=prompt, generator=generator, output_type="pt", **subject.call)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def table(lines: Sequence[Line], title: str) -> Table:

@@ -145,7 +145,7 @@ def bound_dynamic(
     return MemoryPlan([sum(by_site.values())] * count, by_site, exact=False)
 
 
-class Forecast:
+class MemoryForecast:
     """The memory plan of the run about to begin; that of the newest plan is kept, since runs of one shape share it."""
 
     def __init__(self, dtype: torch.dtype | None) -> None:

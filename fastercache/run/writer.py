@@ -42,9 +42,8 @@ class TraceWriter:
 
     def start(self) -> None:
         """The run's first call is about to be made."""
-        _synchronise()
         self._open = True
-        self._started = time.perf_counter() - self._book.seconds  # all counting is taken off again when the run ends
+        self._started = now() - self._book.seconds  # all counting is taken off again when the run ends
 
     def called(self, index: int, computed: int, full: int) -> None:
         """A denoiser call of step `index` was made: FLOPs that it computed, and those of all of it."""
@@ -62,11 +61,12 @@ class TraceWriter:
         """The run is over, complete or not. Calling it again does nothing."""
         if self._open:
             self._open = False
-            _synchronise()
             self.trace.counting_seconds = self._book.seconds
-            self.trace.seconds = time.perf_counter() - self._started - self.trace.counting_seconds
+            self.trace.seconds = now() - self._started - self.trace.counting_seconds
 
 
-def _synchronise() -> None:
+def now() -> float:
+    """Seconds of wall time, once the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.perf_counter()

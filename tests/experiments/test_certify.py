@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +10,18 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import fastercache as fc
-from fastercache.experiments import cli, pipelines
+from fastercache.experiments import cli
 from fastercache.experiments.jobs import certifying
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions
 from fastercache.prompts import prompt_hash
 from fastercache.tuned import Measured, Results, TunedConfig
 from fastercache.tuner.setting import Setting
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 STEPS = 3
 LOOSE = ["--rate", "0.5", "--level", "0.9"]
 """0.5^4 = 0.0625 is below 0.1, 0.5^3 = 0.125 is not: four prompts without a miss."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loaded_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines, "_load", functools.cache(pipelines._load))
-        yield
 
 
 def run(*words: str) -> Result:

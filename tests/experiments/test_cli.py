@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,10 @@ from typer.testing import CliRunner, Result
 
 import fastercache as fc
 from fastercache.analysis import Profile
-from fastercache.experiments import cli, pipelines
+from fastercache.experiments import cli
 from fastercache.experiments.pipelines import open_pipeline
+
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPE = "latte-digits"
@@ -37,14 +37,6 @@ def answer(*words: str) -> dict[str, Any]:
     found = json.loads(result.stdout)
     assert isinstance(found, dict)
     return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loaded_once() -> Iterator[None]:
-    """Each folder is loaded once for all tests here; commands detach whatever they attach."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines, "_load", functools.cache(pipelines._load))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import fastercache as fc
-from fastercache.experiments import cli, pipelines
+from fastercache.experiments import cli
 from fastercache.experiments.jobs import certifying
+
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 STEPS = 6
 MODEL = ["latte-digits", "--steps", str(STEPS)]
@@ -27,13 +27,6 @@ def run(*words: str | Path) -> Result:
 
 def refused(result: Result, said: str) -> bool:
     return result.exit_code == 2 and said in result.stderr and result.stderr.count("\n") == 1
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loaded_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines, "_load", functools.cache(pipelines._load))
-        yield
 
 
 @pytest.fixture(scope="module")

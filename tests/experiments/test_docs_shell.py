@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
@@ -16,9 +14,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fastercache.experiments import cli, pipelines
+from fastercache.experiments import cli
 from tests.experiments.pages import PAGES, ROOT, commands, mentioned, python, typed
 from tests.tuner.postgresql import server
+
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 
@@ -105,13 +105,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_registry: Non
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loaded_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines, "_load", functools.cache(pipelines._load))
-        yield
 
 
 IN_A_DATABASE = "--storage"

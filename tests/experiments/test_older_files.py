@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,12 @@ import torch
 from typer.testing import CliRunner
 
 import fastercache as fc
-from fastercache.experiments import cli, pipelines, reference
+from fastercache.experiments import cli, reference
 from fastercache.experiments.pipelines import open_pipeline
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 OLDER = Path(__file__).parent / "older"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loaded_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines, "_load", functools.cache(pipelines._load))
-        yield
 
 
 def read(name: str) -> Any:

@@ -35,7 +35,7 @@ def test_calls_take_turns_at_every_step() -> None:
 def test_the_time_in_which_the_other_moves_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that only the first call's steps move on: the second took no time, though it waited for all of it."""
     now = [0.0]
-    monkeypatch.setattr(abreast_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(abreast_module, "now", lambda: now[0])
 
     def slow() -> None:
         for _ in range(3):
