@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,10 +38,10 @@ class FiniteWatch:
         if not seen:
             return
         totals = seen[0][3] if len(seen) == 1 else torch.stack([total.to(seen[0][3]) for *_, total in seen]).sum()
-        if torch.isfinite(totals).item():
+        if math.isfinite(totals.item()):
             return
         for step, branches, reused, total in seen:
-            if not torch.isfinite(total).item():
+            if not math.isfinite(total.item()):
                 cause = f"with values reused at {_some(reused)}" if reused else "as the model computed it"
                 when = f"step {step.index} of {step.count} (timestep {step.timestep:g}), branches {', '.join(branches)}"
                 raise NotFinite(f"the denoiser's output contains NaN or infinity at {when}, {cause}")
