@@ -228,7 +228,7 @@ class Contest:
         case = {"prompt": self.cases[i].prompt, "seed": self.cases[i].seed, "runs": {}}
         runs = self._store.setdefault(self._case_keys[i], case)["runs"]
         for name, figures in self._measured(i, outcomes).items():
-            if name != UNCACHED or self._entry_keys[name] not in runs:
+            if name != UNCACHED or self._figures_of(i, name) is None:
                 runs[self._entry_keys[name]] = {"name": name, **figures}
         for name, why in refusals.items():
             runs[self._entry_keys[name]] = {"name": name, "refused": why}

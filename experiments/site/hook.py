@@ -51,6 +51,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return markdown if file is None else moved(markdown, file)
 
 
+def on_post_template(output_content: str, **_: Any) -> str:
+    """The same for pages that come from a template alone, such as the one for addresses that are not there."""
+    return on_post_page(output_content)
+
+
 def on_post_page(output: str, **_: Any) -> str:
     """Leave out a script that the theme would fetch. Raises PluginError where anything else would be."""
     output = REMOTE.sub("", output)

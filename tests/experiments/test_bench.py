@@ -149,6 +149,17 @@ def test_seconds_are_compared_within_a_heat(subject: Subject, tmp_path: Path, mo
     assert contest.row(UNCACHED).speedup_wall == 1.0
 
 
+def test_a_metric_added_later_is_measured_for_what_was_run_before(subject: Subject, tmp_path: Path) -> None:
+    """The uncached runs among it, whose figures are as old; nothing is run a third time."""
+    entries = {"every second": fc.FORA(interval=2)}
+    work.Contest(subject, entries, PROMPTS[:2], tmp_path, keep=0).run()
+    contest = work.Contest(subject, entries, PROMPTS[:2], tmp_path, keep=0, metrics=("psnr", "tpsnr"))
+    contest.run()
+    for name in (UNCACHED, "every second"):
+        assert [set(run["quality"]) for run in contest.figures(name)] == [{"psnr", "ssim", "tpsnr"}] * 2
+    assert contest.missing(0) == contest.missing(1) == []
+
+
 def test_heats_hold_every_entry_once_and_change_their_order() -> None:
     names = [str(n) for n in range(40)]
     for i in range(5):
