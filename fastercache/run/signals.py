@@ -59,6 +59,7 @@ class Watchtower:
         self.block, self.first_module, self.layout, self.text_first = block, first_module, layout, text_first
         self.io = BlockIO.of(block.module)
         self.wanted: frozenset[Signal] = frozenset()
+        self._streams: list[int] = []  # of the block's outputs; read off its first call
         self._flops: dict[Signature, int] = {}
 
     def watch(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int, sighted: Sighted) -> Any:
@@ -72,7 +73,9 @@ class Watchtower:
         output = inner(*args, **kwargs)
         if Signal.FIRST_BLOCK_RESIDUAL in self.wanted:
             outputs = flatten_output(output)
-            main = outputs[self.io.match(outputs, inputs, self.text_first).index(0)]
+            if not self._streams:
+                self._streams = self.io.match(outputs, inputs, self.text_first)
+            main = outputs[self._streams.index(0)]
             assert main is not None
             sighted.residual = canonical(main, self.layout, batch) - sighted.entry
         return output

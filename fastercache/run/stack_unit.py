@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor
@@ -57,39 +58,42 @@ class StackUnit(Unit):
 
     def handler(self, position: int) -> Handler:
         """The handler of the block at `position` within the span."""
-
-        def handle(inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self._handle(position, inner, args, kwargs)
-
-        return handle
+        return functools.partial(self._handle, position)
 
     def _handle(self, position: int, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.state.now
-        io, last = self.ios[position], position == len(self.paths) - 1
-        inputs = io.inputs(args, kwargs)
         if position == 0:
-            self._entry = [
-                None if x is None else canonical(x, self.layouts[0] if s == 0 else "rows", call.batch)
-                for s, x in enumerate(inputs)
-            ]
-            source = self.source(call, self._entry[0])
-            self._reused, self._seen = self.decide(call, source), self.seen(source)
-            if self.layouts[-1] in JOINED and self.layouts[0] not in JOINED:
-                self._entry = joined(self._entry, self.layouts[-1])
-        whole = self._reused == call.branches  # some of the branches: all rows are computed, then replaced at the end
-        if not whole:
+            self._enter(call, self.ios[0].inputs(args, kwargs))
+        last = position == len(self.paths) - 1
+        if self._reused != call.branches:  # some of the branches: all rows are computed, then replaced at the end
             output = inner(*args, **kwargs)
+            known = bool(self.streams[position])
+            if known and not last and isinstance(output, Tensor) and isinstance(self.templates[position], Tensor):
+                return output  # nothing new is told by a block amid the others
             outputs = flatten_output(output)
-            if not self.streams[position]:
-                self.streams[position] = io.match(outputs, inputs, self.text_first)
+            if not known:
+                inputs = self.ios[position].inputs(args, kwargs)
+                self.streams[position] = self.ios[position].match(outputs, inputs, self.text_first)
             self.templates[position] = strip(output)
             return self._finish(call, output, outputs) if last else output
         call.skipped.append((self.paths[position], 1.0))
         if not last:
+            inputs = self.ios[position].inputs(args, kwargs)
             return rebuild_output(self.templates[position], [inputs[i] for i in self.streams[position]])
         residuals = self.predict(call, call.branches, self._seen)
         self.tell(call, residuals[0])
         return self._exit(call, residuals)
+
+    def _enter(self, call: Call, inputs: Streams) -> None:
+        """The call has come to the first block: keep what went in, and decide."""
+        self._entry = [
+            None if x is None else canonical(x, self.layouts[0] if s == 0 else "rows", call.batch)
+            for s, x in enumerate(inputs)
+        ]
+        source = self.source(call, self._entry[0])
+        self._reused, self._seen = self.decide(call, source), self.seen(source)
+        if self.layouts[-1] in JOINED and self.layouts[0] not in JOINED:
+            self._entry = joined(self._entry, self.layouts[-1])
 
     def _finish(self, call: Call, output: Any, outputs: Streams) -> Any:
         position = len(self.paths) - 1
