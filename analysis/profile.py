@@ -233,14 +233,18 @@ class Profile(Framed):
         found: list[dict[str, object]] = []
         names = list(ORDER)
         for s, site in enumerate(self.sites):
-            what = {"site": site.name, "kind": str(site.kind), "role": None if site.role is None else str(site.role)}
+            what: dict[str, object] = {
+                "site": site.name,
+                "kind": str(site.kind),
+                "role": None if site.role is None else str(site.role),
+            }
             for b, branch in enumerate(self.branches):
                 for i, timestep in enumerate(self.info.timesteps):
                     l1, rms = (float(values[:, s, b, i].mean()) for values in (self.l1, self.rms))
                     if l1 != l1:
                         continue
                     before = self.matrix_mean[s, b, i, i - 1].tolist() if i else [None] * len(names)
-                    row = {**what, "branch": branch, "step": i, "timestep": timestep, "mean_abs": l1, "rms": rms}
+                    row = what | {"branch": branch, "step": i, "timestep": timestep, "mean_abs": l1, "rms": rms}
                     found.append(row | dict(zip(names, before, strict=True)))
         return found
 

@@ -63,7 +63,7 @@ def _table(found: Comparison, names: tuple[str, str]) -> Table:
     what = MEASURES[found.measure]
     zero = "unlike" if what.identical else "alike"
     result = Table(
-        title=f"{what.title} of a step and the one before, {prompts}; 0 is {zero}",
+        title=f"{what.title} to the step before, {prompts}; 0: {zero}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,

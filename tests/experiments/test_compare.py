@@ -29,7 +29,7 @@ def test_a_table_a_picture_and_the_same_as_json(folders: tuple[Path, Path], tmp_
     words = ["compare", *map(str, folders), "--measure", "rel_l2", "--out", str(tmp_path / "both.png")]
     printed = CliRunner().invoke(cli.app, words)
     assert printed.exit_code == 0, printed.output
-    assert "base" in printed.stdout and "lora" in printed.stdout and "0 is alike" in printed.stdout
+    assert "base" in printed.stdout and "lora" in printed.stdout and "0: alike" in printed.stdout
     assert (tmp_path / "both.png").stat().st_size > 10_000
     answer = json.loads(CliRunner().invoke(cli.app, [*words, "--json"]).stdout)
     found = compare(*(Profile.load(folder / "profile") for folder in folders), "rel_l2")
