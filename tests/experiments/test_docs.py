@@ -221,6 +221,14 @@ def test_context_parallelism(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_seeing_two_profiles_and_how_well_a_calibration_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    for block in python("docs/see.md"):
+        execute(block, "docs/see.md", {})
+    out = capsys.readouterr().out
+    assert "spatial cond" in out and "R² " in out
+    assert Path("compared.png").is_file() and Path("fit.png").is_file()
+
+
 # -- a policy and a metric of one's own -------------------------------------------------------------------------------
 @pytest.mark.usefixtures("own_registry")
 def test_the_policy_of_the_walk_through(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
