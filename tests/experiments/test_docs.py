@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -221,12 +223,32 @@ def test_context_parallelism(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_seeing_two_profiles_and_how_well_a_calibration_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    for block in python("docs/see.md"):
-        execute(block, "docs/see.md", {})
-    out = capsys.readouterr().out
-    assert "spatial cond" in out and "R² " in out
-    assert Path("compared.png").is_file() and Path("fit.png").is_file()
+@pytest.mark.slow
+def test_the_notebook(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cell by cell; what a cell ends with has something to show."""
+    cells = json.loads((ROOT / "docs/explore.ipynb").read_text(encoding="utf-8"))["cells"]
+    space: dict[str, Any] = {}
+    shown = []
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        assert not cell["outputs"] and cell["execution_count"] is None, "the repository holds no outputs"
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "explore.ipynb", "exec"), space)
+        if last is not None:
+            shown.append(eval(compile(ast.Expression(last.value), "explore.ipynb", "eval"), space))
+    assert [type(one).__name__ for one in shown] == [
+        "Profile",
+        "DataFrame",
+        "_Shown",
+        "DataFrame",
+        "Trace",
+        "DataFrame",
+        "Front",
+        "DataFrame",
+        "Trace",
+    ]
+    assert shown[2]._repr_png_().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("fewer FLOPs, off by 0.") == 2
 
 
 # -- a policy and a metric of one's own -------------------------------------------------------------------------------
