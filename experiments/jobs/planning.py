@@ -15,7 +15,7 @@ from fastercache.experiments.jobs.searching import tell
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.documents import check_writable
 from fastercache.policies.errors import BudgetNotMet, InvalidPolicy
-from fastercache.policies.wording import counted
+from fastercache.policies.wording import counted, lasting
 from fastercache.tuner import Budget
 from fastercache.tuner.planning.material import Told
 from fastercache.tuner.planning.opening import opened
@@ -156,11 +156,6 @@ def _answered(
             + ": ask for less quality or allow more time"
         )
     return Plan(point, question)
-
-
-def lasting(seconds: float) -> str:
-    """`40 s`, `3 min`."""
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def open_planner(
