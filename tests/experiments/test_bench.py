@@ -93,6 +93,16 @@ def test_the_same_bench_again_runs_nothing_and_more_methods_only_themselves(
     ]
 
 
+def test_other_weights_are_another_case(subject: Subject, tmp_path: Path) -> None:
+    """Figures of a model that was trained further are not those of the model before."""
+    before = work.Contest(subject, {}, PROMPTS[:2], tmp_path)._case_keys
+    assert work.Contest(subject, {}, PROMPTS[:2], tmp_path)._case_keys == before and len(set(before)) == 2
+    assert set(work.Contest(subject, {}, PROMPTS[:2], tmp_path, seed=7)._case_keys).isdisjoint(before)
+    with torch.no_grad():
+        next(iter(subject.pipe.transformer.parameters())).add_(0.01)
+    assert set(work.Contest(subject, {}, PROMPTS[:2], tmp_path)._case_keys).isdisjoint(before)
+
+
 def test_an_interrupted_bench_goes_on(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, ran = work.Contest._run_heat, []
 
