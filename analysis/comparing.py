@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fastercache.analysis.measures import ORDER, measure_of
 from fastercache.analysis.profile import Profile
 from fastercache.policies.errors import RecordingError
-from fastercache.policies.notebook import Shown
+from fastercache.policies.notebook import Framed
 from fastercache.policies.vocabulary import COND, Branch, Kind
 
 
@@ -46,7 +46,7 @@ class Pair:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison(Shown):
+class Comparison(Framed):
     """What two profiles have in common.
 
     Attributes:
@@ -63,6 +63,26 @@ class Comparison(Shown):
     def _facts(self) -> dict[str, object]:
         groups = [f"{pair.group}, {pair.branch}" for pair in self.pairs]
         return {"measure": self.measure, "steps": self.steps, "runs": self.runs, "compared": groups}
+
+    def rows(self) -> list[dict[str, object]]:
+        """One row for each role and branch: the change from the step before in both, and where they differ most."""
+        found: list[dict[str, object]] = []
+        for pair in self.pairs:
+            (first, second), (i, j, value) = pair.nearby(), pair.largest()
+            found.append(
+                {
+                    "group": pair.group,
+                    "branch": pair.branch,
+                    "sites_first": pair.sites[0],
+                    "sites_second": pair.sites[1],
+                    "first": first,
+                    "second": second,
+                    "largest_difference": value,
+                    "replaced_step": i,
+                    "stand_in_step": j,
+                }
+            )
+        return found
 
 
 def compare(first: Profile, second: Profile, measure: str = "rel_l1") -> Comparison:

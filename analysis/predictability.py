@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastercache.analysis.least_squares import ridge
 from fastercache.policies.base import Hold, Now, Past, Predictor
-from fastercache.policies.notebook import Shown
+from fastercache.policies.notebook import Framed
 from fastercache.policies.predictors.adams_bashforth import AdamsBashforth
 from fastercache.policies.predictors.chebyshev import Chebyshev
 from fastercache.policies.predictors.forecasts import AverageVelocity, FoCaForecast, Hermite
@@ -95,7 +95,7 @@ INTERVALS = (2, 3, 4, 5, 6)
 
 
 @dataclass(frozen=True, repr=False)
-class Predictability(Shown):
+class Predictability(Framed):
     """What each predictor leaves of each skipped step, where every `interval`-th step is computed.
 
     Attributes:
@@ -121,6 +121,14 @@ class Predictability(Shown):
         """Predictors and their error at one interval, the best first."""
         column = self.means[:, self.intervals.index(interval)]
         return sorted(zip(self.predictors, column.tolist(), strict=True), key=lambda row: row[1])
+
+    def rows(self) -> list[dict[str, object]]:
+        """One row for each predictor and interval: the error over the skipped steps."""
+        return [
+            {"predictor": name, "interval": interval, "error": float(error)}
+            for name, errors in zip(self.predictors, self.means, strict=True)
+            for interval, error in zip(self.intervals, errors, strict=True)
+        ]
 
     def _facts(self) -> dict[str, object]:
         middle = self.intervals[len(self.intervals) // 2]

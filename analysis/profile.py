@@ -19,7 +19,7 @@ from fastercache.analysis.measures import ORDER, from_norms, measure_of
 from fastercache.analysis.predictability import INTERVALS, Predictability, predictability
 from fastercache.policies.documents import read_bytes, read_model, write_atomic, write_json
 from fastercache.policies.errors import ConfigUnreadable, RecordingError, suggest, told
-from fastercache.policies.notebook import Shown
+from fastercache.policies.notebook import Framed
 from fastercache.policies.vocabulary import COND, Branch, Kind, Role, Run, Site, Step, select
 
 FORMAT: Final = "fastercache-profile"
@@ -111,7 +111,7 @@ class ProfileInfo(BaseModel):
 
 
 @dataclass(frozen=True, repr=False)
-class Profile(Shown):
+class Profile(Framed):
     """Statistics of R runs over S sites, B branches and T steps. NaN marks what was not reached.
 
     Attributes:
@@ -226,6 +226,27 @@ class Profile(Shown):
         l1, l2 = (torch.from_numpy(a[part][..., lag - 1].astype(np.float64)) for a in (self.lag_l1, self.lag_rms))
         values = from_norms(l1, l2, torch.from_numpy(self.l1[part].astype(np.float64)), before, rms)
         return values[..., which].numpy().astype(np.float32)
+
+    def rows(self) -> list[dict[str, object]]:
+        """One row for each site, branch and step that was reached: its norms, and each measure of the step before
+        standing in for it, means over runs; None at the first step."""
+        found: list[dict[str, object]] = []
+        names = list(ORDER)
+        for s, site in enumerate(self.sites):
+            what: dict[str, object] = {
+                "site": site.name,
+                "kind": str(site.kind),
+                "role": None if site.role is None else str(site.role),
+            }
+            for b, branch in enumerate(self.branches):
+                for i, timestep in enumerate(self.info.timesteps):
+                    l1, rms = (float(values[:, s, b, i].mean()) for values in (self.l1, self.rms))
+                    if l1 != l1:
+                        continue
+                    before = self.matrix_mean[s, b, i, i - 1].tolist() if i else [None] * len(names)
+                    row = what | {"branch": branch, "step": i, "timestep": timestep, "mean_abs": l1, "rms": rms}
+                    found.append(row | dict(zip(names, before, strict=True)))
+        return found
 
     def groups(self) -> Iterator[tuple[str, list[int]]]:
         """Recorded sites by role (module sites) or kind (others), in execution order: (name, positions)."""

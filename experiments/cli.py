@@ -116,6 +116,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     find.analyze,
     planning.plan,
     see.report,
+    see.compare,
     see.attribute,
     find.tune,
     ship.certify,

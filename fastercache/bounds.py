@@ -4,14 +4,14 @@ A term is a statistic over prompts of one metric, a comparison and a number; sev
 hold. Without a statistic the mean is meant. `p90:psnr>=45` asks 45 of at least 90 % of the prompts. `q0.1(psnr)>=28`
 says that the 0.1-quantile over prompts is at least 28, which asks it of all but the lowest tenth. Which metrics there
 are, and whether a higher value is better, is known to whoever reads the terms. `cache<=2GiB` is a limit: of what a run
-holds in its cache, at its peak, which does not depend on the prompt.
+holds in its cache, at its peak, which does not depend on the prompt. `time<=8s` is one of a call's seconds.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastercache.policies.errors import FasterCacheError
@@ -37,9 +37,11 @@ UNITS = {
     **{f"{prefix}iB": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")},
     **{f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate("kMGT")},
 }
-"""Units of a limit, in bytes: 1 KiB is 1024 B, 1 kB is 1000 B."""
-CACHE = "cache"
-_LIMIT = re.compile(r"^(?P<name>cache)(?P<sign>>=|<=|[<>=]+)?(?P<number>[0-9.]+)?(?P<unit>[a-z]*)$", re.IGNORECASE)
+"""Units of a limit of the cache, in bytes: 1 KiB is 1024 B, 1 kB is 1000 B."""
+TIMES = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+"""Units of a limit of time, in seconds."""
+CACHE, TIME = "cache", "time"
+_LIMIT = re.compile(r"^(?P<sign>>=|<=|[<>=]+)?(?P<number>[0-9.]+)?(?P<unit>[a-z]*)$", re.IGNORECASE)
 EXAMPLES = (
     "write for example psnr>=30, ssim>=0.95, lpips<=0.05 or p90:psnr>=28 (for 90 % of the prompts), several joined by "
     "commas"
@@ -71,17 +73,60 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Limit:
-    """The most bytes that a run may hold in its cache. `text`: as it was typed, without spaces."""
+class _Quantity:
+    """What a limit is of. `least`: the smallest limit that leaves anything."""
 
-    most: int
+    units: Mapping[str, float]
+    called: str
+    example: str
+    of: str
+    alike: str
+    too_small: str
+    least: float
+
+
+_QUANTITIES = {
+    CACHE: _Quantity(
+        UNITS,
+        "memory",
+        "write for example cache<=2GiB or cache<=500MiB",
+        "of cached values",
+        "the cache is the same for every prompt, so there is no share or quantile of it",
+        "leaves no byte to cache anything in",
+        1.0,
+    ),
+    TIME: _Quantity(
+        TIMES,
+        "time",
+        "write for example time<=8s or time<=500ms",
+        "for a call of the pipeline on this machine",
+        "the time is foreseen from the number of computed steps, so there is no share or quantile of it",
+        "leaves no time",
+        1e-9,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most of what a run may take of something: bytes in its cache, or seconds.
+
+    `text`: as it was typed, without spaces.
+    """
+
+    most: float
     text: str
+
+    @property
+    def what(self) -> str:
+        """`cache` or `time`."""
+        return self.text.partition("<=")[0]
 
     @property
     def words(self) -> str:
         """`at most 2 GiB of cached values`."""
         number = re.sub(r"(?<=[0-9.])(?=[A-Za-z])", " ", self.text.partition("<=")[2])
-        return f"at most {number} of cached values"
+        return f"at most {number} {_QUANTITIES[self.what].of}"
 
     def __str__(self) -> str:
         return self.text
@@ -94,28 +139,30 @@ def read_limit(text: str) -> Limit | None:
         InvalidBudget: for a limit without a number or a unit, of another unit, or with another sign.
     """
     compact = re.sub(r"\s+", "", text)
-    if not re.search(r"(^|[:(])cache\b", compact, re.IGNORECASE):
+    named = re.search(rf"(?:^|[:(])({CACHE}|{TIME})\b", compact, re.IGNORECASE)
+    if named is None:
         return None
-    match, example = _LIMIT.match(compact), "write for example cache<=2GiB or cache<=500MiB"
+    what = named[1].lower()
+    quantity = _QUANTITIES[what]
+    example = quantity.example
+    match = _LIMIT.match(compact[len(what) :]) if compact.lower().startswith(what) else None
     if match is None:
-        raise InvalidBudget(
-            f"cannot read the limit '{text}': the cache is the same for every prompt, so there is no share or quantile "
-            f"of it; {example}"
-        )
+        raise InvalidBudget(f"cannot read the limit '{text}': {quantity.alike}; {example}")
     if match["sign"] != "<=" or match["number"] is None:
         raise InvalidBudget(f"cannot read the limit '{text}': {example}")
-    units = {unit.lower(): unit for unit in UNITS}
+    units = {unit.lower(): unit for unit in quantity.units}
     if match["unit"].lower() not in units:
-        found = f"no unit of memory is called '{match['unit']}'" if match["unit"] else "it has no unit"
-        raise InvalidBudget(f"cannot read the limit '{text}': {found}, write one of {', '.join(UNITS)}; {example}")
+        found = f"no unit of {quantity.called} is called '{match['unit']}'" if match["unit"] else "it has no unit"
+        known = ", ".join(quantity.units)
+        raise InvalidBudget(f"cannot read the limit '{text}': {found}, write one of {known}; {example}")
     unit = units[match["unit"].lower()]
     try:
-        most = float(match["number"]) * UNITS[unit]
+        most = float(match["number"]) * quantity.units[unit]
     except ValueError:
         raise InvalidBudget(f"cannot read a number in the limit '{text}': {example}") from None
-    if most < 1:
-        raise InvalidBudget(f"the limit '{text}' leaves no byte to cache anything in: {example}")
-    return Limit(math.floor(most), f"{CACHE}<={match['number']}{unit}")
+    if most < quantity.least:
+        raise InvalidBudget(f"the limit '{text}' {quantity.too_small}: {example}")
+    return Limit(math.floor(most) if what == CACHE else most, f"{what}<={match['number']}{unit}")
 
 
 def parts(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fastercache.bounds import Bound, InvalidBudget, parts, read_bound, read_limit, wrong_direction
+from fastercache.bounds import CACHE, Bound, InvalidBudget, parts, read_bound, read_limit, wrong_direction
 from fastercache.policies.documents import read_model, write_json
 from fastercache.policies.errors import BudgetNotMet, ConfigMismatch, ConfigUnreadable, suggest
 from fastercache.policies.notebook import Shown
@@ -209,6 +209,10 @@ class Dial(Shown, _Frozen):
     def _test(self, part: str) -> Callable[[Choice], bool]:
         """Whether a plan keeps one term of a budget."""
         if (limit := read_limit(part)) is not None:
+            if limit.what != CACHE:
+                raise InvalidBudget(
+                    f"a dial does not know how fast this machine is: leave {limit} out, ask for a speedup"
+                )
             return lambda plan: plan.expected.cached_bytes <= limit.most
         bound: Bound = read_bound(part)
         if not any(bound.name in plan.values for plan in self.plans):

@@ -35,8 +35,8 @@ class InvalidPrompt(FasterCacheError):
     Symptom: `prompts.jsonl line 2, key 'image': there is no image cat.png`.
     Cause: A line of a JSON Lines file, or a mapping in Python, names an argument that the pipeline's call does not
         take, a file that does not exist, or a value of another type.
-    Fix: Give each line the keyword arguments of one call of the pipeline, with `prompt` among them; what is the same
-        for all prompts (steps, guidance) belongs to `--call` and its relatives.
+    Fix: Give each line the keyword arguments of one call of the pipeline, with `prompt` among them where it takes one;
+        what is the same for all prompts (steps, guidance) belongs to `--call` and its relatives.
     """
 
 
@@ -45,6 +45,7 @@ class Prompt(str):
 
     Attributes:
         given: the arguments beside prompt and seed; an image as a path, a PIL image or a tensor.
+        wordless: whether there is no text at all: embeddings take its place, or the pipeline takes none.
         seed: of its noise; None for the seed that its place in the list gives it.
         origin: where it stands, for messages: `prompts.jsonl, line 3`.
     """
@@ -52,10 +53,11 @@ class Prompt(str):
     given: dict[str, Any]
     seed: int | None
     origin: str
+    wordless: bool
 
-    def __new__(cls, text: str, given: Mapping[str, Any], seed: int | None = None, origin: str = "") -> Prompt:
-        made = super().__new__(cls, text)
-        made.given, made.seed, made.origin = dict(given), seed, origin
+    def __new__(cls, text: str | None, given: Mapping[str, Any], seed: int | None = None, origin: str = "") -> Prompt:
+        made = super().__new__(cls, text or "")
+        made.given, made.seed, made.origin, made.wordless = dict(given), seed, origin, text is None
         return made
 
     @property
@@ -66,7 +68,8 @@ class Prompt(str):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prompt):
             return NotImplemented if not isinstance(other, str) else not self.given and str(self) == other
-        return (str(self), self.seed, self.digests) == (str(other), other.seed, other.digests)
+        mine, theirs = ((str(one), one.wordless, one.seed, one.digests) for one in (self, other))
+        return mine == theirs
 
     def __ne__(self, other: object) -> bool:  # that of str would compare the texts
         equal = self.__eq__(other)
@@ -95,12 +98,12 @@ def prompt_of(arguments: Mapping[str, Any], origin: str, folder: Path | None = N
         origin: where they stand, for messages. folder: what paths are relative to; the working directory by default.
 
     Raises:
-        InvalidPrompt: naming the key: no text and no embeddings, a seed that is no whole number, no such file, or an
-            argument that is the same for all prompts.
+        InvalidPrompt: naming the key: nothing at all, a seed that is no whole number, no such file, or an argument that
+            is the same for all prompts.
     """
     given = dict(arguments)
     text, seed = given.pop("prompt", None), given.pop("seed", None)
-    if text is None and "prompt_embeds" not in given:
+    if text is None and not given:
         raise InvalidPrompt(f"{origin} has no key 'prompt': give a text, or embeddings as prompt_embeds")
     if text is not None and not isinstance(text, str):
         raise InvalidPrompt(f"{origin}, key 'prompt': expected a text, found {type(text).__name__}")
@@ -114,14 +117,14 @@ def prompt_of(arguments: Mapping[str, Any], origin: str, folder: Path | None = N
             if not path.is_file():
                 raise InvalidPrompt(f"{origin}, key '{name}': there is no image {path}")
             given[name] = str(path.resolve())
-    return Prompt(text or "", given, seed, origin)
+    return Prompt(text, given, seed, origin)
 
 
 def plain(prompt: str) -> Any:
     """A prompt as JSON values, from which `prompt_of` makes it again: its text, or its keyword arguments."""
     if not isinstance(prompt, Prompt):
         return prompt
-    text = {"prompt": str(prompt)} if str(prompt) or "prompt_embeds" not in prompt.given else {}
+    text = {} if prompt.wordless else {"prompt": str(prompt)}
     return {**text, **({} if prompt.seed is None else {"seed": prompt.seed}), **prompt.given}
 
 
@@ -133,10 +136,21 @@ def identity(prompt: str) -> Any:
 
 
 def check(prompt: str, pipe: Any) -> None:
-    """Whether a pipeline takes what a prompt brings. Raises InvalidPrompt, naming the key."""
+    """Whether a pipeline takes what a prompt brings, and gets the text that it needs. Raises InvalidPrompt."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    known = [name for name in parameters if name != "self"]
+    worded = "prompt" in known or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     if not isinstance(prompt, Prompt):
+        if not worded:
+            raise InvalidPrompt(
+                f"{type(pipe).__name__} takes no prompt: give each case as the keyword arguments of a call instead of "
+                f"a text, in a .jsonl file or as mappings; it takes {', '.join(known[:3])}, ..."
+            )
         return
-    known = [name for name in inspect.signature(type(pipe).__call__).parameters if name != "self"]
+    if prompt.wordless and worded and "prompt_embeds" not in prompt.given:
+        raise InvalidPrompt(f"{prompt.origin} has no key 'prompt': give a text, or embeddings as prompt_embeds")
+    if not prompt.wordless and not worded:
+        raise InvalidPrompt(f"{prompt.origin}, key 'prompt': {type(pipe).__name__} takes no prompt, so leave it out")
     for name in prompt.given:
         if name not in known:
             raise InvalidPrompt(
@@ -149,7 +163,7 @@ def arguments(prompt: str) -> dict[str, Any]:
     if not isinstance(prompt, Prompt):
         return {"prompt": prompt}
     given = {name: _loaded(prompt, name, value) for name, value in prompt.given.items()}
-    return given if "prompt_embeds" in given else {"prompt": str(prompt), **given}
+    return given if prompt.wordless or "prompt_embeds" in given else {"prompt": str(prompt), **given}
 
 
 def prompt_hash(prompt: str) -> str:

@@ -1,9 +1,12 @@
-"""How results show themselves: one short line as `repr`, a small table in a notebook."""
+"""How results show themselves: one short line as `repr`, a small table in a notebook, a data frame where pandas is."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fastercache.policies.errors import MissingDependency
 
 LONGEST = 80
 """Characters of a value in a line."""
@@ -28,6 +31,25 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return table(type(self).__name__, [(name, value) for name, value in self._facts().items()])
+
+
+class Framed(Shown):
+    """A result that is a list of rows with the same keys."""
+
+    def rows(self) -> list[dict[str, object]]:
+        """One plain dictionary for each row."""
+        raise NotImplementedError
+
+    def to_frame(self) -> Any:
+        """The rows as a pandas `DataFrame`. Raises MissingDependency where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            name = type(self).__name__
+            raise MissingDependency(
+                f"{name}.to_frame needs pandas, left out of the installation: pip install pandas, or take {name}.rows()"
+            ) from None
+        return pandas.DataFrame(self.rows())
 
 
 def table(title: str, rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:

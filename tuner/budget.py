@@ -12,7 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastercache.analysis.metrics import Metric, known_metrics, metric_called
-from fastercache.bounds import InvalidBudget, Limit, parts, read_bound, read_limit, statistic, wrong_direction
+from fastercache.bounds import (
+    CACHE,
+    TIME,
+    InvalidBudget,
+    Limit,
+    parts,
+    read_bound,
+    read_limit,
+    statistic,
+    wrong_direction,
+)
 from fastercache.policies.errors import NotFinite, suggest
 
 
@@ -75,7 +85,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Budget:
-    """One or more terms, all of which must hold, and perhaps a limit of the cache, which is known before any run.
+    """One or more terms, all of which must hold, and perhaps limits: of the cache, which is known before any run, and
+    of a call's seconds on this machine.
 
     >>> Budget.parse("psnr>=30").violation({"psnr": [29.0, 30.0]})
     0.5
@@ -83,6 +94,7 @@ class Budget:
 
     terms: tuple[Term, ...]
     cache: Limit | None = None
+    time: Limit | None = None
 
     @classmethod
     def parse(cls, text: str | Budget) -> Budget:
@@ -90,9 +102,12 @@ class Budget:
         if isinstance(text, Budget):
             return text
         limits = [(part, read_limit(part)) for part in parts(text)]
-        found = [limit for _, limit in limits if limit is not None]
-        if len(found) > 1:
-            raise InvalidBudget(f"the budget '{text}' limits the cache twice: keep one")
+        found: dict[str, Limit] = {}
+        for _, limit in limits:
+            if limit is not None and limit.what in found:
+                raise InvalidBudget(f"the budget '{text}' limits the {limit.what} twice: keep one")
+            if limit is not None:
+                found[limit.what] = limit
         terms = tuple(_parse_term(part) for part, limit in limits if limit is None)
         if not terms:
             raise InvalidBudget(f"the budget '{text}' asks for no quality: add what to keep, {text},psnr>=30")
@@ -100,12 +115,17 @@ class Budget:
         for term, key in zip(terms, seen, strict=True):
             if seen.count(key) > 1:
                 raise InvalidBudget(f"the budget '{text}' bounds {str(term).partition('=')[0][:-1]} twice: keep one")
-        return cls(terms, found[0] if found else None)
+        return cls(terms, found.get(CACHE), found.get(TIME))
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """Those that there are."""
+        return tuple(limit for limit in (self.cache, self.time) if limit is not None)
 
     @property
     def words(self) -> str:
         """What is demanded, as a sentence's part; several terms are joined by `and`."""
-        return " and ".join([*(term.words for term in self.terms), *([self.cache.words] if self.cache else [])])
+        return " and ".join([*(term.words for term in self.terms), *(limit.words for limit in self.limits)])
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -177,7 +197,7 @@ class Budget:
         )
 
     def __str__(self) -> str:
-        return ",".join(map(str, [*self.terms, *([self.cache] if self.cache else [])]))
+        return ",".join(map(str, [*self.terms, *self.limits]))
 
 
 def _parse_term(text: str) -> Term:

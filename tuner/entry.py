@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fastercache.attachment import find_sites
+from fastercache.bounds import InvalidBudget
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import BudgetNotMet, ConfigUnreadable, FasterCacheError
 from fastercache.policies.methods.faster_cache import PRESETS, FasterCache
@@ -91,6 +92,10 @@ def tune(
         ConfigMismatch: if the study on disk was made for another model, scheduler, budget or prompts.
     """
     budget = Budget.parse(budget)
+    if budget.time is not None:
+        raise InvalidBudget(
+            f"tune counts FLOPs and keeps no limit of time: leave {budget.time} out, or plan with it (fastercache plan)"
+        )
     if not prompts:
         raise ConfigUnreadable("tuning needs at least one search prompt, found none")
     prompts, held_out = prompts_of(prompts), prompts_of(held_out, "held-out prompt")
@@ -103,7 +108,7 @@ def tune(
         metrics=tuple(dict.fromkeys((*budget.metrics, *metrics))),
         seed=seed,
         video=video,
-        max_cache_bytes=None if budget.cache is None else budget.cache.most,
+        max_cache_bytes=None if budget.cache is None else int(budget.cache.most),
     )
     library = Library(evaluator, evaluator.cases(prompts), out / "calibration.json", fixed, bounds)
     searched, guests = _with_plans(policy, evaluator, prompts, budget, out, references, told)

@@ -22,7 +22,7 @@ from optuna.trial import Trial, TrialState
 from fastercache.model.families import Guidance
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, FasterCacheError, NotFinite, printable
-from fastercache.policies.notebook import Shown
+from fastercache.policies.notebook import Framed
 from fastercache.policies.registry import dump, load_policy
 from fastercache.policies.wording import counted
 from fastercache.prompts import Prompt
@@ -52,7 +52,7 @@ Guests = Callable[[], Mapping[str, Policy]]
 GUEST = "planned:"
 
 
-class Study(Shown):
+class Study(Framed):
     """A tuning study: made or resumed by `tune`, asked for results afterwards.
 
     Attributes:
@@ -302,6 +302,27 @@ class Study(Shown):
     def records(self) -> list[Record]:
         """Every finished trial, in order."""
         return records(self.optuna, self._records)
+
+    def rows(self) -> list[dict[str, object]]:
+        """One row for each finished trial: what was tried, what it cost, and each metric's mean over the prompts that
+        were run."""
+        return [
+            {
+                "number": one.number,
+                "policy": one.policy.name,
+                "fields": dump(one.policy),
+                "source": one.source,
+                "outcome": str(one.outcome),
+                "speedup_flops": one.speedup_flops,
+                "within_budget": one.feasible,
+                "margin": one.margin,
+                "seconds": one.seconds,
+                "cached_bytes": one.cached_bytes,
+                "reason": one.reason,
+                **{name: sum(values) / len(values) for name, values in one.values.items() if values},
+            }
+            for one in self.records
+        ]
 
     def seen(self) -> list[Seen]:
         """What the proposer learns from; a failed trial counts as one that missed the budget by far."""

@@ -37,7 +37,9 @@ def draw_profiles(comparison: Comparison, names: tuple[str, str] = ("first", "se
             (grid[:, :2], image, scale.extend, formula(comparison.measure, "ⱼ", "ᵢ")),
             (grid[:, 2:], changed, beyond.extend, "difference of the two"),
         ):
-            bar = figure.colorbar(drawn, ax=panels.ravel().tolist(), extend=extend, shrink=0.85, pad=0.02)
+            bar = figure.colorbar(
+                drawn, ax=panels.ravel().tolist(), extend=extend, shrink=0.85 / max(1, rows / 2), pad=0.02
+            )
             bar.set_label(label)
             bar.outline.set_visible(False)
         note = f"first: {prompts(comparison.runs[0])} · second: {prompts(comparison.runs[1])} · light: alike"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,9 +70,18 @@ def styled() -> Iterator[None]:
         yield
 
 
+class _Shown(Figure):
+    """A figure that a notebook draws without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        drawn = io.BytesIO()
+        self.savefig(drawn, dpi=90, format="png", facecolor="white")
+        return drawn.getvalue()
+
+
 def new_figure(width: float, height: float) -> Figure:
     """A figure of this size in inches that belongs to no window and no global state."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _Shown(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

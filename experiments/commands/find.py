@@ -91,7 +91,8 @@ def tune(
     count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Use the first N of each file.")] = 8,
     trials: Annotated[int, typer.Option("--trials", min=1, help="How many policies to try in all.")] = 40,
     time_limit: Annotated[
-        float | None, typer.Option("--time-limit", min=1.0, metavar="SECONDS", help="Stop searching after this time.")
+        float | None,
+        typer.Option("--time-limit", min=1.0, metavar="SECONDS", help="End the whole command in about this time."),
     ] = None,
     study: Annotated[
         Path | None,
@@ -117,7 +118,7 @@ def tune(
 
     Examples:
 
-    `fastercache tune latte-digits --budget 'psnr>=30' --time-limit 120`
+    `fastercache tune latte-digits --budget 'psnr>=30' --time-limit 600`
 
     `fastercache tune latte-digits --policy any --trials 80`, or `--policy foca --policy teacache`
 

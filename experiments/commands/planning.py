@@ -28,14 +28,20 @@ def plan(
     pipe: Pipe,
     budgets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--budget", help="Quality to keep: `psnr>=45`, `ssim>=0.95,cache<=2GiB`; several joined by commas."
-        ),
+        typer.Option("--budget", help="What to keep: `psnr>=45`, `ssim>=0.95,cache<=2GiB`, `psnr>=40,time<=8s`."),
     ] = None,
     speedups: Annotated[
         list[float] | None,
         typer.Option("--speedup", min=1.0, metavar="X", help="Instead of a budget: at least so much faster."),
     ] = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            "--objective",
+            metavar="flops|time",
+            help="What `--speedup` is of: computed FLOPs, or seconds of a call on this machine.",
+        ),
+    ] = "flops",
     effort: Annotated[
         int,
         typer.Option(
@@ -93,6 +99,8 @@ def plan(
 
     `fastercache plan wan-digits --speedup 5 --effort 0 --out fast.json`
 
+    `fastercache plan latte-digits --speedup 4 --objective time`, or `--budget 'psnr>=45,time<=1.5s'`
+
     `fastercache plan ./my-i2v --prompts calls.jsonl --speedup 3`: lines like `{"prompt": "a cat", "image": "a.png"}`
 
     `fastercache plan latte-digits --speedup 3 --speedup 5 --speedup 8 --out dial.json`
@@ -118,6 +126,7 @@ def plan(
             effort=effort,
             margin=margin,
             metrics=named,
+            objective=planning.objective_called(objective),
             seed=seed,
             folder=study or Path("planning") / Path(pipe).name,
             out=out,

@@ -1,4 +1,4 @@
-"""The commands `report` and `attribute`. Arguments and help only; the work is imported when it runs."""
+"""The commands `report`, `compare` and `attribute`. Arguments and help only; the work is imported when it runs."""
 
 from __future__ import annotations
 
@@ -45,6 +45,26 @@ def report(
     from fastercache.experiments.jobs import reporting
 
     finish(reporting.report(paths, out, title=title, show=not as_json), as_json)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="A folder that `analyze` wrote.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Another one.", show_default=False)],
+    measure: Annotated[str, typer.Option("--measure", metavar="NAME", help="cosine, rel_l1 or rel_l2.")] = "rel_l1",
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The picture.")] = Path("compared.png"),
+    as_json: Json = False,
+) -> None:
+    """Set two recordings beside each other: other weights, a LoRA on and off, schedulers, resolutions.
+
+    Compared are the mean maps of each role of sites and guidance branch that both have. The numbers of steps must be
+    the same.
+
+    Example: `fastercache analyze latte-digits --out base`, then the same with `--guidance 1.5 --out weak`, then
+    `fastercache compare base weak`
+    """
+    from fastercache.experiments.jobs import comparing
+
+    finish(comparing.compared(first, second, measure, out, show=not as_json), as_json)
 
 
 def attribute(

@@ -18,11 +18,10 @@ from fastercache.analysis.plots.attribution import AttributionInfo, draw_attribu
 from fastercache.analysis.plots.style import save_png
 from fastercache.analysis.trajectory import Floats
 from fastercache.experiments.console import progress, results, say
-from fastercache.experiments.jobs.planning import lasting
 from fastercache.experiments.pipelines import Subject
 from fastercache.picking import Pick, opened
 from fastercache.policies.errors import InvalidPolicy
-from fastercache.policies.wording import counted
+from fastercache.policies.wording import counted, lasting
 from fastercache.tuned import TunedConfig
 from fastercache.tuner.planning import attribution
 from fastercache.tuner.planning.attribution import Decision, Truth, decisions

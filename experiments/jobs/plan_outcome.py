@@ -26,6 +26,7 @@ from fastercache.tuned import Measured, Results, TunedConfig
 from fastercache.tuner import Budget
 from fastercache.tuner.planning.front import Front, Point, means
 from fastercache.tuner.planning.planner import Planner
+from fastercache.tuner.planning.seconds import Seconds
 from fastercache.tuner.setting import hardware, run
 
 PLANNED = "planned"
@@ -57,6 +58,7 @@ class Outcome:
     Attributes:
         plans: one for each question. held_out: prompts to measure them on; may be empty.
         metrics: what is measured beside PSNR and SSIM. folder: keeps what was run, and the pictures.
+        seconds: what steps take on this machine, where that was asked.
     """
 
     subject: Subject
@@ -66,6 +68,7 @@ class Outcome:
     metrics: Sequence[str]
     seed: int
     folder: Path
+    seconds: Seconds | None = None
 
     @cached_property
     def front(self) -> Front:
@@ -103,6 +106,7 @@ class Outcome:
         common = {
             "pipeline": self.subject.name,
             "generations": self.front.generations,
+            "seconds": None if self.seconds is None else self.seconds.payload(),
             "prediction_error": self.front.prediction_error,
             "front": self.front.rows(),
             "files": files,
@@ -206,7 +210,20 @@ class Outcome:
             "budget": one.config.budget,
             "predicted_psnr": one.plan.point.predicted_psnr,
             "computed_steps": list(one.plan.point.computed),
+            "predicted_seconds": None if self.seconds is None else self.seconds.of(len(one.plan.point.computed)),
+            "predicted_speedup_wall": None
+            if self.seconds is None
+            else self.seconds.speedup(len(one.plan.point.computed)),
         }
+
+    def _clock(self, one: Shown) -> str:
+        """What was foreseen by the clock, and what was measured beside the uncached pipeline."""
+        assert self.seconds is not None
+        count = len(one.plan.point.computed)
+        wall = one.rows[0].speedup_wall
+        measured = "" if wall is None else f"; measured {wall:.2f}x"
+        foreseen = f"{self.seconds.of(count):.3g} s a call, {self.seconds.speedup(count):.2f}x"
+        return f"by the clock, foreseen: {foreseen}{measured}"
 
     def _say(self, shown: Sequence[Shown], files: dict[str, str], out: Path) -> None:
         prompts = counted(self.front.prompts, "search prompt")
@@ -222,6 +239,8 @@ class Outcome:
                 "computed steps" if len(shown) == 1 else f"{one.config.budget or self._name(one.plan)}: computed steps"
             )
             say(f"{label}: {', '.join(map(str, one.plan.point.computed))}", results)
+            if self.seconds is not None:
+                say(self._clock(one), results)
         off = self.front.prediction_error
         error = "" if off is None else f", predictions miss measured plans by {off:.1f} dB"
         say(f"{self.front.generations:.1f} generations' worth of denoiser calls in all{error}")

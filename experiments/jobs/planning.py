@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,32 @@ from fastercache.experiments.jobs.plan_outcome import Outcome, Plan
 from fastercache.experiments.jobs.searching import tell
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.documents import check_writable
-from fastercache.policies.errors import InvalidPolicy
-from fastercache.policies.wording import counted
+from fastercache.policies.errors import BudgetNotMet, InvalidPolicy
+from fastercache.policies.wording import counted, lasting
 from fastercache.tuner import Budget
 from fastercache.tuner.planning.material import Told
 from fastercache.tuner.planning.opening import opened
 from fastercache.tuner.planning.planner import EFFORTS, Planner
 from fastercache.tuner.planning.room import HISTORY
+from fastercache.tuner.planning.seconds import RUNS, Seconds
 from fastercache.tuner.setting import Setting
+
+TIMING = (1 + RUNS) / 2
+"""Generations' worth of denoiser calls that timing steps takes: every second step of each run is computed."""
+
+
+class Objective(StrEnum):
+    """What a speedup is of: computed FLOPs, or seconds of a call on this machine."""
+
+    FLOPS = "flops"
+    TIME = "time"
+
+
+def objective_called(name: str) -> Objective:
+    """The objective of this name. Raises InvalidPolicy."""
+    if name not in set(Objective):
+        raise InvalidPolicy(f"no objective is called '{name}': give {' or '.join(Objective)}")
+    return Objective(name)
 
 
 def plan(
@@ -33,6 +52,7 @@ def plan(
     effort: int = 1,
     margin: float | None = None,
     metrics: Sequence[str] = (),
+    objective: Objective = Objective.FLOPS,
     seed: int = 0,
     folder: Path,
     out: Path,
@@ -44,11 +64,12 @@ def plan(
     Args:
         prompts: search prompts, recorded uncached. held_out: what the outcome is measured on; may be empty.
         effort: see `EFFORTS`. margin: dB over a budget on the search prompts; by default from their spread.
+        objective: what a speedup is of.
         folder: keeps recordings, references, judged plans and pictures. out: the tuned config or dial.
 
     Raises:
         InvalidPolicy: if neither or both of budgets and speedups are given.
-        BudgetNotMet: if no plan does what is asked.
+        BudgetNotMet: if no plan does what is asked. MeasurementError: if steps cannot be timed that must be.
     """
     if bool(budgets) == bool(speedups):
         raise InvalidPolicy("say what the plan is for: --budget 'psnr>=45' or --speedup 5, one of the two")
@@ -60,12 +81,14 @@ def plan(
     check_writable(out, "tuned config")
     subject = with_steps(subject)
     Setting(subject.pipe, subject.call, seed).cases(held_out)  # what is wrong with them is said first
+    timed = objective is Objective.TIME or any(budget.time is not None for budget in wanted)
     price = EFFORTS[effort].price(len(prompts), len(questions))
     steps = int(subject.call["num_inference_steps"])
     say(
         f"the price: at most {price:g} uncached generations' worth of denoiser calls ({price * steps:g} steps), "
         f"{counted(len(prompts), 'recorded prompt')} included"
         + (f"; measuring on {counted(len(held_out), 'held-out prompt')} comes on top" if held_out else "")
+        + (f"; so does timing steps, {TIMING:g} generations" if timed else "")
     )
 
     def priced(seconds: float) -> None:
@@ -85,18 +108,54 @@ def plan(
             told=told,
             priced=priced,
         )
-        found = [
-            Plan(planner.for_budget(one, margin), one) if isinstance(one, Budget) else Plan(planner.for_speedup(one))
-            for one in questions
-        ]
+        seconds = _timed(planner) if timed else None
+        found = [_answered(planner, one, margin, objective, seconds) for one in questions]
     if cache is not None:
         say(f"{cache} leaves room for {planner.history} of {HISTORY} past outputs")
-    return Outcome(subject, planner, found, held_out, named, seed, folder).shipped(out, show=show)
+    return Outcome(subject, planner, found, held_out, named, seed, folder, seconds).shipped(out, show=show)
 
 
-def lasting(seconds: float) -> str:
-    """`40 s`, `3 min`."""
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+def _timed(planner: Planner) -> Seconds:
+    """What steps take here, said."""
+    planner.told("timing steps")
+    seconds = Seconds.measured(planner.setting, planner.material.cases[0], history=planner.history)
+    say(f"by the clock, {seconds.words}")
+    return seconds
+
+
+def _answered(
+    planner: Planner, question: Budget | float, margin: float | None, objective: Objective, seconds: Seconds | None
+) -> Plan:
+    """The plan for one question.
+
+    Raises:
+        BudgetNotMet: if there is none, or it would take longer than the budget allows.
+    """
+    if not isinstance(question, Budget):
+        if objective is Objective.TIME:
+            assert seconds is not None  # whatever is asked by the clock is timed
+            question = planner.steps / seconds.computed_for(question)
+        return Plan(planner.for_speedup(question))
+    most = planner.steps
+    if question.time is not None:
+        assert seconds is not None
+        most = seconds.most(question.time.most)
+        if most < min(planner.predicted):
+            raise BudgetNotMet(
+                f"no plan keeps {question.time}: with {min(planner.predicted)} computed steps, the fewest, a call "
+                f"takes {seconds.of(min(planner.predicted)):.3g} s, because {seconds.words}"
+            )
+    point = planner.for_budget(question, margin)
+    if len(point.computed) > most:
+        assert seconds is not None
+        fits = planner.point(most).predicted_psnr
+        raise BudgetNotMet(
+            f"{', '.join(map(str, question.terms))} takes {counted(len(point.computed), 'computed step')}, "
+            f"{seconds.of(len(point.computed)):.3g} s a call here; {question.time} leaves room for {most}"
+            + ("" if fits is None else f", from which {fits:.1f} dB are expected")
+            + ": ask for less quality or allow more time"
+        )
+    return Plan(point, question)
 
 
 def open_planner(

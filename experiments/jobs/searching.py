@@ -22,15 +22,19 @@ from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs.outcome import sentence
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, check_writable, read_model, write_json
-from fastercache.policies.wording import counted
+from fastercache.policies.wording import counted, lasting
 from fastercache.prompts import plain, prompts_of
 from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
 from fastercache.tuner.entry import JOURNAL
 from fastercache.tuner.export import searched
 from fastercache.tuner.library import check
 from fastercache.tuner.planning.material import Told
+from fastercache.tuner.setting import References, Setting, run_bare
 
 JOB, TUNED = "job.json", "tuned"
+AFTER = 3.0
+"""Uncached generations' worth of time for each held-out prompt: it is generated uncached, tuned, and by two numbers of
+fewer steps."""
 _GAP = "{difference:+.2f} dB (95 % interval {low:+.2f} to {high:+.2f}) at equal FLOPs on the held-out prompts"
 SAID = {
     YES: f"the tuned policy beats fewer steps without a cache: {_GAP}",
@@ -170,9 +174,11 @@ def study_of(
 
 
 @contextmanager
-def watched(trials: int, seconds: float | None) -> Iterator[tuple[Callable[[Study, Record], None], Told]]:
-    """A progress bar over trials, or over the time limit where there is one, with the best so far; and over plans."""
-    began = time.monotonic()
+def watched(trials: int, seconds: float | None, began: float) -> Iterator[tuple[Callable[[Study, Record], None], Told]]:
+    """A progress bar over trials, or over the time limit where there is one, with the best so far; and over plans.
+
+    `began`: when the command did, by `time.monotonic`.
+    """
     with progress() as bar:
         task = bar.add_task("tuning", total=seconds or trials)
 
@@ -208,8 +214,13 @@ def search(
 ) -> dict[str, Any]:
     """Search, measure the best policy on the held-out prompts, export it to `out`.
 
-    `references`: folder of the uncached references, where several studies share it.
+    `seconds`: of the whole command: measuring on the held-out prompts gets its share. `references`: folder of the
+    uncached references, where several studies share it.
+
+    Raises:
+        InvalidPolicy: if the time leaves nothing to search in.
     """
+    began = time.monotonic()
     budget = Budget.parse(job.budget)
     check_writable(out, "tuned config")
     job.save(folder, storage)
@@ -219,16 +230,23 @@ def search(
     say(
         f"the price: at most {videos} ({counted(trials, 'trial')} of {counted(len(job.prompts), 'prompt')}, most are "
         f"stopped early), {len(job.prompts)} uncached ones before them, and the held-out prompts after them"
-        + (f"; the search itself ends after {seconds:g} s" if seconds is not None else "")
     )
-    with watched(trials, seconds) as (tick, told):
+    uncached = timed(subject, job, references or folder / "references", again=seconds is not None)
+    if uncached is not None:
+        most = (trials + 1) * len(job.prompts) + AFTER * len(job.held_out)
+        say(f"an uncached generation takes {uncached:.1f} s here: at most some {lasting(most * uncached)} in all")
+    searching = None
+    if seconds is not None:
+        assert uncached is not None
+        searching = remaining(seconds, began, uncached, len(job.held_out))
+    with watched(trials, seconds, began) as (tick, told):
         logdir = folder / "tensorboard"
         study = study_of(
             subject,
             job,
             folder,
             trials=trials,
-            seconds=seconds,
+            seconds=searching,
             on_trial=tick,
             told=told,
             references=references,
@@ -240,6 +258,40 @@ def search(
     if left_out := _left_out(study):
         say(f"not searched: {', '.join(left_out)} (--json says why)")
     return ship(subject, job, study, best, folder, out, show=show)
+
+
+def timed(subject: Subject, job: Job, references: Path, *, again: bool) -> float | None:
+    """Seconds of an uncached generation: that of the first search prompt, which is kept as its reference.
+
+    Where it is there already it is only generated `again` if that is asked; else None.
+    """
+    setting = Setting(subject.pipe, subject.call, job.seed)
+    kept, case = References(setting, references), setting.cases(prompts_of(job.prompts[:1]))[0]
+    known = kept.read(case) is not None
+    if known and not again:
+        return None
+    video, seconds = run_bare(setting, case)
+    if not known:
+        kept.write(case, video)
+    return seconds
+
+
+def remaining(seconds: float, began: float, uncached: float, held_out: int) -> float:
+    """What a time limit leaves for the search: without what has passed, and what measuring at the end will take.
+
+    Raises:
+        InvalidPolicy: if that is less than a generation takes.
+    """
+    passed, after = time.monotonic() - began, AFTER * held_out * uncached
+    left = seconds - passed - after
+    if left < uncached:
+        raise fc.InvalidPolicy(
+            f"--time-limit {seconds:g} leaves nothing to search in: opening the model took {lasting(passed)}, and "
+            f"measuring on {counted(held_out, 'held-out prompt')} will take some {lasting(after)}; allow more than "
+            f"{lasting(passed + after + uncached)}, or give fewer prompts"
+        )
+    say(f"of {lasting(seconds)} the search gets {lasting(left)}, measuring on the held-out prompts {lasting(after)}")
+    return left
 
 
 def export_study(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastercache.policies.base import Predictor
-from fastercache.policies.notebook import Shown
+from fastercache.policies.notebook import Framed
 from fastercache.policies.schedule import Code, Schedule, Table
 from fastercache.policies.vocabulary import Branch, Run, Site, Step
 
@@ -32,13 +32,13 @@ class Observation:
 
 
 @dataclass(repr=False)
-class Trace(Shown):
+class Trace(Framed):
     """The record of one run; it grows while the run goes on, and `complete` says whether it reached its last step.
 
     Attributes:
         run: steps, branches and sites of the run.
         sites: the sites the policy claimed.
-        rows: per site, per branch, one byte per step: a `Code`. Read them as an array through `codes`.
+        cells: per site, per branch, one byte per step: a `Code`. Read them as an array through `codes`.
         predictors: per site, what stood in for it.
         policy: the policy in serialised form.
         flops: computed floating point operations of the denoiser, per step, as torch's flop counter counts them.
@@ -54,7 +54,7 @@ class Trace(Shown):
 
     run: Run
     sites: tuple[Site, ...]
-    rows: list[list[bytearray]]
+    cells: list[list[bytearray]]
     predictors: tuple[Predictor, ...]
     policy: dict[str, Any]
     flops: list[int] = field(default_factory=list)
@@ -77,13 +77,30 @@ class Trace(Shown):
             "seconds": round(self.seconds, 2),
         }
 
+    def rows(self) -> list[dict[str, object]]:
+        """One row for each claimed site, branch and step: what was decided."""
+        names = {int(code): code.name.lower() for code in Code}
+        return [
+            {
+                "site": site.name,
+                "kind": str(site.kind),
+                "branch": branch,
+                "step": step.index,
+                "timestep": step.timestep,
+                "decision": names[cells[step.index]],
+            }
+            for site, branches in zip(self.sites, self.cells, strict=True)
+            for branch, cells in zip(self.run.branches, branches, strict=True)
+            for step in self.run.steps
+        ]
+
     @property
     def codes(self) -> NDArray[np.int8]:
         """Decisions as int8, shape (sites, branches, steps), values of `Code`."""
         shape = (len(self.sites), len(self.run.branches), self.run.count)
         if 0 in shape:
             return np.zeros(shape, dtype=np.int8)
-        return np.array([[np.frombuffer(b, dtype=np.int8) for b in site] for site in self.rows]).reshape(shape)
+        return np.array([[np.frombuffer(b, dtype=np.int8) for b in site] for site in self.cells]).reshape(shape)
 
     @property
     def cached_bytes(self) -> int:

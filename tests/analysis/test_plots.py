@@ -15,7 +15,7 @@ from PIL import Image
 import fastercache as fc
 from fastercache.analysis import plots
 from fastercache.analysis.plots.shades import difference, draw_map, shades
-from fastercache.analysis.plots.style import BASELINE, to_image
+from fastercache.analysis.plots.style import BASELINE, new_figure, to_image
 from fastercache.analysis.profile import Profile
 from fastercache.analysis.record import Recorder
 from fastercache.policies.errors import MeasurementError, RecordingError
@@ -274,3 +274,10 @@ def test_no_name_stands_on_another_nor_on_a_point() -> None:
     (line,) = [line for line in axes.get_lines() if line.get_color() == BASELINE]
     assert list(line.get_xdata()) == [1.2, 2.0, 4.0]
     assert axes.collections  # what lies under it is shaded
+
+
+def test_a_figure_shows_itself_in_a_notebook() -> None:
+    figure = new_figure(2.0, 1.0)
+    figure.subplots().plot([0, 1])
+    png = figure._repr_png_()  # type: ignore[attr-defined]
+    assert png.startswith(b"\x89PNG") and int.from_bytes(png[16:20]) == 180 and int.from_bytes(png[20:24]) == 90

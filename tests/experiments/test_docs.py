@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -219,6 +221,34 @@ def test_context_parallelism(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
     first, second = (Path(tmp_path, f"{number}.txt").read_text(encoding="utf-8") for number in range(2))
     assert first == second
+
+
+@pytest.mark.slow
+def test_the_notebook(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cell by cell; what a cell ends with has something to show."""
+    cells = json.loads((ROOT / "docs/explore.ipynb").read_text(encoding="utf-8"))["cells"]
+    space: dict[str, Any] = {}
+    shown = []
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        assert not cell["outputs"] and cell["execution_count"] is None, "the repository holds no outputs"
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "explore.ipynb", "exec"), space)
+        if last is not None:
+            shown.append(eval(compile(ast.Expression(last.value), "explore.ipynb", "eval"), space))
+    assert [type(one).__name__ for one in shown] == [
+        "Profile",
+        "DataFrame",
+        "_Shown",
+        "DataFrame",
+        "Trace",
+        "DataFrame",
+        "Front",
+        "DataFrame",
+        "Trace",
+    ]
+    assert shown[2]._repr_png_().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("fewer FLOPs, off by 0.") == 2
 
 
 # -- a policy and a metric of one's own -------------------------------------------------------------------------------

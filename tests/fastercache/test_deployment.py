@@ -260,6 +260,7 @@ def explained(specimen: Specimen, policy: Policy) -> list[tuple[int, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_dynamo_explains_no_graph_break_and_a_smaller_graph_where_attention_is_reused(wan: Specimen) -> None:
     policy = fc.StaticInterval(sites="attention", interval=2)
     calls = explained(wan, policy)

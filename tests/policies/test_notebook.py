@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import fastercache as fc
 from fastercache.analysis import record
@@ -72,3 +74,33 @@ def test_a_study(tiny_latte: Any, tmp_path: Path) -> None:
 def test_long_and_hostile_values() -> None:
     assert len(shortened(np.arange(1000).tolist())) <= 80 and shortened("a\nb") == "'a\\nb'"
     assert "<script" not in table("<script>", [("<script>", "<script>")], ("<script>",))
+
+
+def test_rows_become_a_frame(latte: Specimen, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fc.attach(latte.pipe, fc.FORA(interval=3)) as session:
+        latte.generate(steps=4)
+    trace = session.last
+    frame = trace.to_frame()
+    assert len(frame) == trace.codes.size and set(frame["decision"]) >= {"computed", "reused"}
+    assert (frame["decision"] == "reused").mean() == trace.share()
+    one = frame[(frame["site"] == trace.sites[0].name) & (frame["branch"] == trace.run.branches[0])]
+    codes = [fc.Code(int(code)).name.lower() for code in trace.codes[0, 0]]
+    assert one.sort_values("step")["decision"].tolist() == codes
+
+    with record(latte.pipe, "spatial") as features:
+        latte.generate(steps=4)
+    profile = features.profile()
+    changes = profile.to_frame().groupby(["branch", "step"])["rel_l1"].mean()
+    for branch in profile.branches:
+        matrix = profile.matrix("spatial", "rel_l1", branch)
+        expected = [matrix[i, i - 1] for i in range(1, 4)]
+        np.testing.assert_allclose(changes[branch].tolist()[1:], expected, rtol=1e-5)
+        assert np.isnan(changes[branch].iloc[0])
+    league = profile.predictability("spatial").to_frame().pivot(index="predictor", columns="interval", values="error")
+    assert dict(profile.predictability("spatial").league(3)) == league[3].to_dict()
+
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(
+        fc.MissingDependency, match=r"Trace.to_frame needs pandas, .*: pip install pandas, or take Trace.row"
+    ):
+        trace.to_frame()

@@ -58,6 +58,7 @@ def declare(**said: Any) -> type[fc.Policy]:
     return type("Odd", (fc.StaticInterval,), {"__module__": __name__, **said})
 
 
+@pytest.mark.filterwarnings('ignore:Field name "off" in "Odd" shadows:UserWarning')
 @pytest.mark.parametrize(
     ("said", "message"),
     [

@@ -96,6 +96,7 @@ def test_tune_calibrates_searches_and_judges_and_the_tuned_file_applies(
     assert applied["policy"] == found["policy"]
 
 
+@pytest.mark.slow
 def test_tune_weighs_the_predictor(folder: str, tmp_path: Path, prompts: list[str]) -> None:
     fields = ["--set", "sites=denoiser", "--set", 'stand_in={"predictor":"drifting"}', "--set", "pace=2"]
     words = ["tune", folder, *CALL, "--policy", "thirds", "--budget", "psnr>=1", "--trials", "2", *prompts, *fields]

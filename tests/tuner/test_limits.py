@@ -64,14 +64,51 @@ def test_what_cannot_be_read_is_one_line(text: str, says: str) -> None:
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "most", "words"),
+    [("time<=8s", 8.0, "8 s"), ("TIME <= 500 MS", 0.5, "500 ms"), ("time<=1.5min", 90.0, "1.5 min")],
+)
+def test_units_of_time(text: str, most: float, words: str) -> None:
+    budget = Budget.parse(f"psnr>=30,{text},cache<=1MiB")
+    assert budget.time is not None and budget.time.most == pytest.approx(most) and budget.cache is not None
+    assert budget.words.endswith(
+        f"1 MiB of cached values and at most {words} for a call of the pipeline on this machine"
+    )
+    assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("time<=8", "it has no unit, write one of ms, s, min, h"),
+        ("time<=8GiB", "no unit of time is called 'GiB'"),
+        ("time>=8s", "write for example time<=8s"),
+        ("time", "write for example time<=8s"),
+        ("time<=0s", "leaves no time"),
+        ("p90:time<=8s", "no share or quantile of it"),
+        ("time<=8s,time<=9s", "limits the time twice"),
+    ],
+)
+def test_what_cannot_be_read_of_a_time_is_one_line(text: str, says: str) -> None:
+    with pytest.raises(InvalidBudget) as caught:
+        Budget.parse(f"psnr>=30,{text}")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_limit_alone_says_nothing_of_quality() -> None:
     with pytest.raises(InvalidBudget, match="asks for no quality: add what to keep, cache<=2GiB,psnr>=30"):
         Budget.parse("cache<=2GiB")
     assert read_limit("psnr>=30") is None and read_limit("caches<=3") is None  # a metric may be called so
 
 
-def test_a_certificate_keeps_the_limit() -> None:
-    assert each(Budget.parse("p90:psnr>=30,cache<=1MiB")) == "psnr>=30,cache<=1MiB"
+def test_a_certificate_keeps_the_limit_of_the_cache_and_leaves_out_that_of_time() -> None:
+    """What is cached is the same everywhere; what a call takes belongs to a machine."""
+    assert each(Budget.parse("p90:psnr>=30,cache<=1MiB,time<=8s")) == "psnr>=30,cache<=1MiB"
+
+
+def test_who_knows_nothing_of_time_refuses_its_limit(setting: Setting, tmp_path: Path) -> None:
+    with pytest.raises(InvalidBudget, match="leave time<=8s out, or plan with it"):
+        tune(setting.pipe, ["a"], budget="psnr>=1,time<=8s", call=CALL, out=tmp_path)
 
 
 @pytest.fixture

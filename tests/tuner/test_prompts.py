@@ -53,7 +53,8 @@ def test_each_line_is_a_call(tmp_path: Path) -> None:
     [
         ('{"prompt": "a"', "was cut off"),
         ('"a"', "expected an object"),
-        ({"text": "a"}, "has no key 'prompt'"),
+        ({}, "has no key 'prompt'"),
+        ({"seed": 3}, "has no key 'prompt'"),
         ({"prompt": 3}, "key 'prompt': expected a text, found int"),
         ({"prompt": "a", "seed": 1.5}, "key 'seed': expected a whole number from 0, found 1.5"),
         ({"prompt": "a", "seed": True}, "key 'seed'"),
@@ -77,6 +78,32 @@ def test_what_the_pipeline_does_not_take_is_refused_before_a_run(tiny_latte: Any
         Setting(tiny_latte, SIZE).cases(read_prompts(path))
     with pytest.raises(InvalidPrompt, match="prompt 2, key 'widht'"):
         Setting(tiny_latte, SIZE).cases(["a", {"prompt": "b", "widht": 48}])
+    with pytest.raises(InvalidPrompt, match="prompt 1 has no key 'prompt': give a text, or embeddings"):
+        Setting(tiny_latte, SIZE).cases([{"text": "a"}])
+
+
+def test_a_pipeline_without_prompts_is_planned_by_its_own_arguments(tmp_path: Path) -> None:
+    """DiT makes images of a class: each case is a label."""
+    specimen = zoo.build("dit")
+    call = {"num_inference_steps": 6, "guidance_scale": specimen.inputs(1)["guidance_scale"]}
+    setting = Setting(specimen.pipe, call)
+    with pytest.raises(InvalidPrompt, match=r"DiTPipeline takes no prompt: .* it takes class_labels, guidance_scale, "):
+        setting.cases(["a cat"])
+    with pytest.raises(InvalidPrompt, match="prompt 1, key 'prompt': DiTPipeline takes no prompt, so leave it out"):
+        setting.cases([{"prompt": "", "class_labels": [1]}])
+    path = lines(tmp_path, {"class_labels": [1]}, {"class_labels": [2]}, {"class_labels": [3]})
+    given = read_prompts(path)
+    assert [prompt_of(plain(one), "x") for one in given] == given and Prompt("", {}) != Prompt(None, {})
+    generator = torch.Generator().manual_seed(0)
+    image = specimen.pipe(class_labels=[1], generator=generator, output_type="np", return_dict=False, **call)[0]
+    made = setting.generate(setting.cases(given)[0])  # (1, 3, H, W), of the image (1, H, W, 3)
+    torch.testing.assert_close(made, torch.as_tensor(image).permute(0, 3, 1, 2))
+
+    subject = Subject("tiny-dit", specimen.pipe, call, reference=False)
+    words: dict[str, Any] = {"folder": tmp_path / "study", "out": tmp_path / "tuned.json", "effort": 0, "show": False}
+    found = planning.plan(subject, given[:2], speedups=[2], held_out=given[2:], **words)
+    assert found["speedup_flops"] == 2.0 and found["measured_on"] == "held-out prompts" and found["prompts"] == 1
+    assert fc.load(tmp_path / "tuned.json").seen == tuple(sorted(map(prompt_hash, given)))
 
 
 def test_a_file_that_is_no_image(tiny_latte: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from fastercache.policies.base import Hold
 from fastercache.policies.documents import read_model, write_json
 from fastercache.policies.errors import BudgetNotMet
 from fastercache.policies.methods.planned import Planned
-from fastercache.policies.notebook import Shown
+from fastercache.policies.notebook import Framed
 from fastercache.policies.registry import AnyPredictor
 from fastercache.tuned import Identity, Model, package_versions
 
@@ -58,7 +58,7 @@ class Point(_Frozen):
         return Planned(steps=steps, computed=self.computed, stand_in=self.predictor or Hold())
 
 
-class Front(Shown, _Frozen):
+class Front(Framed, _Frozen):
     """Plans by compute, the cheapest first.
 
     Attributes:

@@ -18,12 +18,12 @@ from fastercache.tuner.setting import Case, References, Setting
 def opened(
     setting: Setting,
     prompts: Sequence[str],
-    folder: Path,
+    folder: str | Path,
     *,
     effort: int = 1,
     metrics: Sequence[str] = (),
     cache: Limit | None = None,
-    references: Path | None = None,
+    references: str | Path | None = None,
     storage: str | None = None,
     told: Told = lambda doing, spent: None,
     priced: Callable[[float], None] = lambda seconds: None,
@@ -40,9 +40,10 @@ def opened(
         BudgetNotMet: if the limit of the cache leaves no room for any plan, before anything is recorded.
         RecordingError: see `material`. ConfigMismatch: if the folder holds plans of something else.
     """
+    folder = Path(folder)
     cases = setting.cases(prompts)
     history = history_within(setting, cases[0], cache) if cases else HISTORY
-    recorded = material(References(setting, references or folder / "references"), cases, told=told, priced=priced)
+    recorded = material(References(setting, Path(references or folder / "references")), cases, told=told, priced=priced)
     made_for = _made_for(setting, cases, effort, history)
     # One study for each effort and set of prompts, beside shared references.
     name = f"{'plans' if storage is None else folder.name}-{made_for[:8]}"

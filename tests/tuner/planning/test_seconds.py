@@ -1,0 +1,104 @@
+"""What steps take by the clock, and plans that are asked for by it. The clock of these tests is made up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastercache as fc
+from fastercache.experiments.jobs import planning
+from fastercache.experiments.pipelines import Subject
+from fastercache.policies.errors import MeasurementError
+from fastercache.tuner.planning.seconds import Seconds
+from fastercache.tuner.setting import Setting
+
+STEPS = 6
+CALL = {"num_inference_steps": STEPS, "height": 32, "width": 32, "video_length": 4, "clean_caption": False}
+DENOISER, SCHEDULER, TEXT, DECODER = 1.0, 0.125, 0.25, 0.5
+
+
+@pytest.fixture
+def setting(tiny_latte: Any, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    """A pipeline each of whose parts takes as long as the constants say."""
+    clock = [0.0]
+
+    def takes(owner: Any, method: str, seconds: float) -> None:
+        original: Callable[..., Any] = getattr(owner, method)
+
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            clock[0] += seconds
+            return original(*args, **kwargs)
+
+        monkeypatch.setitem(vars(owner), method, slowly)
+
+    takes(tiny_latte.transformer, "forward", DENOISER)
+    takes(tiny_latte.scheduler, "step", SCHEDULER)
+    takes(tiny_latte, "encode_prompt", TEXT)
+    takes(tiny_latte, "decode_latents", DECODER)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    return Setting(tiny_latte, CALL)
+
+
+def full(computed: int) -> float:
+    return TEXT + DECODER + computed * DENOISER + STEPS * SCHEDULER
+
+
+def test_each_part_of_a_call_is_timed(setting: Setting) -> None:
+    found = Seconds.measured(setting, setting.cases(["a"])[0])
+    assert found == Seconds(STEPS, DENOISER + SCHEDULER, SCHEDULER, TEXT + DECODER)
+    assert [found.of(count) for count in (1, 3, STEPS)] == [full(1), full(3), full(STEPS)]
+    assert found.speedup(2) == full(STEPS) / full(2)
+    assert found.words == "a computed step takes 1.12 s here, a skipped one 125 ms, and the rest of a call 750 ms"
+
+
+def test_how_many_steps_may_be_computed() -> None:
+    seconds = Seconds(10, computed=1.0, skipped=0.1, rest=2.0)  # 3.9 s with one computed step, 0.9 s more for each
+    assert [seconds.most(limit) for limit in (2.0, 3.91, 5.6, 5.71, 1e9)] == [0, 1, 2, 3, 10]
+    for speedup in (1.0, 1.5, 2.0, 3.0):
+        count = seconds.computed_for(speedup)
+        assert 12.0 / (3.0 + 0.9 * count) >= speedup - 1e-6 > 12.0 / (3.0 + 0.9 * (count + 1)) - 1e-6 or count == 10
+    with pytest.raises(
+        fc.BudgetNotMet, match=r"by the clock here: at most 3.08x, because a computed step takes 1.00 s"
+    ):
+        seconds.computed_for(3.2)
+
+
+def test_steps_that_cannot_be_timed_are_refused(setting: Setting) -> None:
+    short = Setting(setting.pipe, CALL | {"num_inference_steps": 3})
+    with pytest.raises(MeasurementError, match="calls of at least 4, found 3: plan by FLOPs"):
+        Seconds.measured(short, short.cases(["a"])[0])
+
+
+def test_a_speedup_by_the_clock_computes_fewer_steps(
+    setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = Subject("tiny-latte", setting.pipe, CALL, reference=False)
+    words: dict[str, Any] = {"folder": tmp_path / "study", "out": tmp_path / "tuned.json", "effort": 0}
+    by_flops = planning.plan(subject, ["a"], speedups=[1.5], **words)
+    assert len(by_flops["computed_steps"]) == 4 and by_flops["predicted_seconds"] is None
+    found = planning.plan(subject, ["a"], speedups=[1.5], objective=planning.Objective.TIME, **words)
+    most = max(count for count in range(1, STEPS) if full(STEPS) / full(count) >= 1.5)
+    assert len(found["computed_steps"]) == most == 3
+    assert found["predicted_seconds"] == full(3) and found["predicted_speedup_wall"] == full(STEPS) / full(3)
+    assert "foreseen: 4.5 s a call, 1.67x" in " ".join(capsys.readouterr().out.split())
+
+    within = planning.plan(subject, ["a"], budgets=["psnr>=1,time<=3.6s"], margin=0.0, **words)
+    assert full(len(within["computed_steps"])) <= 3.6
+    with pytest.raises(
+        fc.BudgetNotMet, match=r"no plan keeps time<=1s: with . computed steps?, the fewest, a call takes"
+    ):
+        planning.plan(subject, ["a"], budgets=["psnr>=1,time<=1s"], **words)
+    with pytest.raises(
+        fc.BudgetNotMet, match=r"psnr>=70 takes . computed steps, .* s a call here; time<=3.6s leaves room"
+    ):
+        planning.plan(subject, ["a"], budgets=["psnr>=70,time<=3.6s"], margin=0.0, **words)
+
+
+def test_an_objective_that_does_not_exist_is_named() -> None:
+    assert planning.objective_called("time") is planning.Objective.TIME
+    with pytest.raises(fc.InvalidPolicy, match="no objective is called 'speed': give flops or time"):
+        planning.objective_called("speed")
