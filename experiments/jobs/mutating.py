@@ -291,7 +291,7 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where copies and sessions are kept.")] = ROOT / ".mutation",
     out: Annotated[Path | None, typer.Option(help="Scores and survivors (JSON). [score.json in the folder]")] = None,
 ) -> None:
-    """Change the deciding modules place by place; print how many changes the tests notice. Exits with 1 if tests fail."""
+    """Change the deciding modules place by place; print how many changes tests notice. Exits with 1 if tests fail."""
     console.quiet()
     waiting: queue.SimpleQueue[Deciding] = queue.SimpleQueue()
     wanted = chosen(room, module)

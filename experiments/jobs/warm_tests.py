@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def forked(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
         try:
             os.setsid()
             code = tests(asked["tests"], output, loaded if asked.get("warm") else None)
+        except BaseException:
+            traceback.print_exc()
         finally:
             with contextlib.suppress(Exception):
                 sys.stdout.flush()

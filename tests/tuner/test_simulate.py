@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -123,3 +124,21 @@ def test_forecasts_add_up_what_every_cell_costs() -> None:
                 spent += flops / 2 * (1 - 0.3 * (rows["b.0.attn1"][b][i] == Code.REUSED))
     assert any(Code.REUSED in row for row in rows["branch"]) and any(Code.REUSED in row for row in rows["b.0.attn1"])
     assert model.forecast(policy).ratio == pytest.approx(spent / sum(model.step_flops))
+
+
+def test_features_are_the_mean_log_of_the_ages_in_four_stretches() -> None:
+    """An attention of two branches over 8 steps, two steps a stretch; the module that is not claimed has age 0."""
+    sites = [
+        fc.Site(f"b.0.{n}", fc.Kind.MODULE, r, 0, (0, 1)) for n, r in (("a", fc.Role.SPATIAL), ("c", fc.Role.CROSS))
+    ]
+    rows = (
+        fc.Row(sites="b.0.a", branch="cond", steps="CRRRCCRR"),
+        fc.Row(sites="b.0.a", branch="uncond", steps="CCCRCRRR"),
+    )
+    ages = [[0, 1, 2, 3, 0, 0, 1, 2], [0, 0, 0, 1, 0, 1, 2, 3]]
+    model = CostModel(fc.Run.of(8, sites=sites), (10,) * 8, {"b.0.a": 0.4, "b.0.c": 0.2})
+    found = model.forecast(fc.Schedule(rows=rows))
+    logs = [math.log2(1 + (a + b) / 2) for a, b in zip(*ages, strict=True)]
+    stretches = [sum(logs[i : i + 2]) / 2 for i in range(0, 8, 2)]
+    assert found.ratio == pytest.approx(1 - 0.4 * (5 + 4) / 16)
+    assert found.features.tolist() == pytest.approx([0.0] * 4 + stretches + [found.ratio])  # cross comes before spatial

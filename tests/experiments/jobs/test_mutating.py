@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cosmic_ray import work_item
 from cosmic_ray.plugins import operator_names
-from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkResult
 
 from fastercache.experiments.jobs import mutating
 from fastercache.experiments.jobs.deciding import ROOMS, Deciding
@@ -85,7 +85,7 @@ def test_a_session_is_begun_anew_when_its_module_changes_and_its_order_depends_o
         items = order(db.work_items, "a/b.py", 0)
         after = {mutated(MODULE, item.mutations[0]) for item in items}
         assert MODULE.replace("x < bound", "x <= bound") in after and MODULE.replace("x != x", "x == x") in after
-        db.set_result(items[0].job_id, WorkResult(WorkerOutcome.SKIPPED))
+        db.set_result(items[0].job_id, work_item.WorkResult(work_item.WorkerOutcome.SKIPPED))
     names = [item.mutations[0] for item in items]
     with session(tmp_path, "a/b.py", MODULE) as db:
         assert db.num_results == 1
@@ -97,15 +97,15 @@ def test_a_session_is_begun_anew_when_its_module_changes_and_its_order_depends_o
 
 def test_scores_count_what_was_noticed_and_leave_out_what_nobody_could(tmp_path: Path) -> None:
     module = ROOMS["policies"][0].module
-    outcomes = (TestOutcome.KILLED, TestOutcome.SURVIVED, TestOutcome.SURVIVED, None)
+    outcomes = (work_item.TestOutcome.KILLED, work_item.TestOutcome.SURVIVED, work_item.TestOutcome.SURVIVED, None)
     with session(tmp_path, module, MODULE) as db:
         items = order(db.work_items, module, 0)[: len(outcomes)]
         lines = []
         for item, outcome in zip(items, outcomes, strict=True):
             line = change(MODULE, str(mutated(MODULE, item.mutations[0])))
             lines.append(line)
-            worker = WorkerOutcome.SKIPPED if outcome is None else WorkerOutcome.NORMAL
-            db.set_result(item.job_id, WorkResult(worker, "", outcome, json.dumps(line)))
+            worker = work_item.WorkerOutcome.SKIPPED if outcome is None else work_item.WorkerOutcome.NORMAL
+            db.set_result(item.job_id, work_item.WorkResult(worker, "", outcome, json.dumps(line)))
         judged = {module: [{"before": lines[2][0], "after": lines[2][1], "reason": "the same for every x"}]}
         found = tried_in(db, module, judged)
     assert len(found) == 3 and score(found) == (1, 2)
@@ -154,5 +154,5 @@ def test_a_mutant_is_tried_in_a_copy_and_noticed_or_not(tmp_path: Path) -> None:
 
 
 def test_a_mutation_that_is_none_gives_no_code() -> None:
-    nowhere = MutationSpec("small.py", "core/ReplaceBinaryOperator_Mul_Div", 9, (1, 0), (1, 1))
+    nowhere = work_item.MutationSpec("small.py", "core/ReplaceBinaryOperator_Mul_Div", 9, (1, 0), (1, 1))
     assert mutated(MODULE, nowhere) is None
