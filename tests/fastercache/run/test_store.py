@@ -113,6 +113,8 @@ def test_a_stream_that_is_none_stays_none_and_an_entry_is_copied_where_it_is_not
     assert kept.values[0] is owned and history.nbytes == owned.nbytes
     history.clear()
     assert not history.has("cond") and history.nbytes == 0
+    history.add(STEPS[2], ("uncond",), [torch.ones(2, 3)], own=True)
+    assert history.has("uncond") and not history.has("cond")
 
 
 @given(st.permutations(BRANCHES), st.permutations(BRANCHES), st.integers(1, 2))
