@@ -58,6 +58,15 @@ class TestsFail(FasterCacheError):
     """
 
 
+class RunnerEnded(FasterCacheError):
+    """The process that runs the tests is gone.
+
+    Symptom: `the process that runs the tests ended`.
+    Cause: Ctrl-C, or memory that ran out.
+    Fix: Give the same command again, with fewer `--jobs` if memory was the cause; it goes on where it stopped.
+    """
+
+
 @dataclass(frozen=True)
 class Tried:
     """One mutant.
@@ -128,17 +137,25 @@ class Runner:
         )
 
     def run(self, tests: Iterable[str], timeout: float, warm: bool = False) -> dict[str, Any]:
-        """What `warm_tests.py` answers: exit code (None after the timeout), seconds, end of the output."""
+        """What `warm_tests.py` answers: exit code (None after the timeout), seconds, end of the output.
+
+        Raises:
+            RunnerEnded: if its process is gone.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"tests": list(tests), "timeout": timeout, "warm": warm}) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        try:
+            self._process.stdin.write(json.dumps({"tests": list(tests), "timeout": timeout, "warm": warm}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise RunnerEnded("the process that runs the tests ended: give the same command again") from None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RunnerEnded("the process that runs the tests ended: give the same command again")
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
         """End the process and the run that it may be in."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
         self._process.terminate()
         self._process.wait()
 
@@ -306,8 +323,11 @@ def main(
             task = bar.add_task("modules", total=len(wanted))
 
             def worker(runner: Runner) -> None:
-                while not stop.is_set() and not waiting.empty():
-                    deciding = waiting.get()
+                while not stop.is_set():
+                    try:
+                        deciding = waiting.get_nowait()
+                    except queue.Empty:
+                        return
                     bar.update(task, description=deciding.module)
                     try:
                         work(deciding, runner, folder / "sessions", sample, seed, again)
@@ -318,12 +338,16 @@ def main(
 
             try:
                 with ThreadPoolExecutor(jobs) as pool:
-                    for done in [pool.submit(worker, runner) for runner in runners]:
-                        done.result()
-            finally:
-                stop.set()
-                for runner in runners:
-                    runner.close()
+                    try:
+                        for done in [pool.submit(worker, runner) for runner in runners]:
+                            done.result()
+                    finally:  # before the pool waits for its threads, which end with their runner
+                        stop.set()
+                        for runner in runners:
+                            runner.close()
+            except KeyboardInterrupt:
+                console.fail("interrupted: the same command goes on")
+                raise typer.Exit(130) from None
         tried = gathered(folder / "sessions", wanted)
         table, survivors = report(tried)
         for line in survivors:

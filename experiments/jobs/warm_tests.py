@@ -72,6 +72,7 @@ def forked(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
     if child == 0:
         code = 70
         try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.setsid()
             code = tests(asked["tests"], output, loaded if asked.get("warm") else None)
         except BaseException:
@@ -82,14 +83,16 @@ def forked(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
                 sys.stderr.flush()
             os._exit(code)
     code = None
-    while code is None and time.monotonic() - started < asked["timeout"]:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-        else:
-            time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child, signal.SIGKILL)
+    try:
+        while code is None and time.monotonic() - started < asked["timeout"]:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+            else:
+                time.sleep(0.02)
+    finally:  # also where this process is told to end
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child, signal.SIGKILL)
     if code is None:
         os.waitpid(child, 0)
     if loaded.exists():
@@ -104,6 +107,7 @@ def main() -> None:
     """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an import prints is no answer
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
             answers.write(json.dumps(forked(json.loads(line), Path(folder))) + "\n")
