@@ -9,7 +9,7 @@ MODEL ?= latte-digits
 PARALLEL ?= --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-wheel test-all lint format train-reference clean
+.PHONY: help install demo docs test test-wheel test-all mutate lint format train-reference clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-wheel: $(STAMP) ## a wheel, built from the sdist and used in an environment
 
 test-all: $(STAMP) ## every test
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
+
+mutate: $(STAMP) ## how many mutations of the deciding modules the tests notice; a night, goes on where it stopped
+	$(BIN)/python -m fastercache.experiments.jobs.mutating $(MUTATE)
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ EXTRAS = {
     ),
     "train": ("sklearn",),
     "docs": ("mkdocs",),
+    "dev": ("cosmic_ray", "pytest"),
 }  # fmt: skip
 """By extra, the modules that only it installs and that the package imports."""
 

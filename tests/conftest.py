@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import Phase, settings
 
 from fastercache import zoo
 from fastercache.analysis import metrics
 from fastercache.model import families
 from fastercache.policies import files, registry, signals
 from fastercache.zoo.specimen import Specimen
+
+# The same examples on every machine, and nothing that depends on its speed. `make mutate` wants to know whether a test
+# fails, and no smaller example of it.
+PHASES = (Phase.explicit, Phase.generate) if "FASTERCACHE_MUTANT" in os.environ else tuple(Phase)
+settings.register_profile("suite", derandomize=True, deadline=None, max_examples=40, phases=PHASES)
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from fastercache.extras import EXTRAS
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OFFERED = PROJECT["optional-dependencies"]
-CALLED = {"sklearn": "scikit-learn"}
+CALLED = {"sklearn": "scikit-learn", "cosmic_ray": "cosmic-ray"}
 """Packages by the modules they install, where the names differ."""
 BROUGHT = {"annotated_types": "pydantic", "pydantic_core": "pydantic", "PIL": "diffusers", "sqlalchemy": "optuna"}
 """Modules that come with a package of the lists, which could not do without them."""
@@ -31,7 +31,13 @@ EXTRAS_OF: dict[str, tuple[str, ...]] = {
     "experiments": LAB,
     "experiments/site": (*LAB, "docs"),
 }
-ASKED = {"analysis/quality.py": {"lpips"}, "experiments/reference/data.py": {"sklearn"}}
+ASKED = {
+    "analysis/quality.py": {"lpips"},
+    "experiments/reference/data.py": {"sklearn"},
+    "experiments/jobs/mutants.py": {"cosmic_ray"},
+    "experiments/jobs/mutating.py": {"cosmic_ray"},
+    "experiments/jobs/warm_tests.py": {"pytest"},
+}
 """Files that say by themselves what else they need, where it is asked for."""
 
 

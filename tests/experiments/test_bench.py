@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -91,6 +92,16 @@ def test_the_same_bench_again_runs_nothing_and_more_methods_only_themselves(
     assert [line for line in more.lines if line.label == "FORA"] == [
         line for line in first.lines if line.label == "FORA"
     ]
+
+
+def test_other_weights_are_another_case(subject: Subject, tmp_path: Path) -> None:
+    """Figures of a model that was trained further are not those of the model before."""
+    before = work.Contest(subject, {}, PROMPTS[:2], tmp_path)._case_keys
+    assert work.Contest(subject, {}, PROMPTS[:2], tmp_path)._case_keys == before and len(set(before)) == 2
+    assert set(work.Contest(subject, {}, PROMPTS[:2], tmp_path, seed=7)._case_keys).isdisjoint(before)
+    with torch.no_grad():
+        next(iter(subject.pipe.transformer.parameters())).add_(0.01)
+    assert set(work.Contest(subject, {}, PROMPTS[:2], tmp_path)._case_keys).isdisjoint(before)
 
 
 def test_an_interrupted_bench_goes_on(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,7 +421,18 @@ def test_intervals() -> None:
     value, low, high = verdict.ratio_interval([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert (value, low, high) == (2.0, 2.0, 2.0)
     value, low, high = verdict.ratio_interval([2.0, 4.0, 9.0], [1.0, 2.5, 3.0])
-    assert value == 1.6 and low is not None and high is not None and low <= value <= high and low < high
+    assert (value, low, high) == (1.6, 1.6, 3.0)
+
+
+def test_the_interval_of_a_ratio_is_that_of_all_resamplings() -> None:
+    """Of 6 prompts there are 6^6 resamplings; 2,000 draws give their 2.5 % and 97.5 % quantiles, not those of 5 %."""
+    over, under = np.array([7.9, 7.3, 4.9, 3.8, 5.6, 4.8]), np.array([2.6, 1.6, 2.0, 2.2, 2.8, 2.0])
+    every = np.stack(np.meshgrid(*[np.arange(6)] * 6), axis=-1).reshape(-1, 6)
+    ratios = np.median(over[every], axis=1) / np.median(under[every], axis=1)
+    value, low, high = verdict.ratio_interval(over.tolist(), under.tolist())
+    assert value == pytest.approx(5.25 / 2.1) and low is not None and high is not None
+    assert np.quantile(ratios, 0.015) <= low <= np.quantile(ratios, 0.035) < np.quantile(ratios, 0.05)
+    assert np.quantile(ratios, 0.95) < np.quantile(ratios, 0.965) <= high <= np.quantile(ratios, 0.985)
 
 
 def test_the_summary_counts_wins_by_method_and_says_each_once() -> None:

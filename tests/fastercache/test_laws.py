@@ -61,6 +61,14 @@ POLICIES = {
         [fc.StaticInterval(sites="stack[1:3]", interval=2), fc.StaticInterval(sites="spatial[0:1]|ff", interval=3)]
     ),
     "published": fc.FasterCache.preset("latte"),
+    "each branch by itself": fc.Schedule(
+        rows=(
+            fc.Row(sites="stack[1:]", branch="cond", steps="CRCCRRCR"),
+            fc.Row(sites="stack[1:]", branch="uncond", steps="CCRRCRRC", predictor=fc.Linear()),
+            fc.Row(sites="block[0:1]", branch="cond", steps="CCRCCRRR"),
+            fc.Row(sites="block[0:1]", branch="uncond", steps="CRCCRCCC"),
+        )
+    ),
 }
 DYNAMIC = {
     "module": Drift(),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastercache.policies.errors import NoSiteMatched
 from fastercache.policies.vocabulary import Kind, Role, Run, Site, Step, matches, select
@@ -156,3 +159,67 @@ def test_selecting_by_name_looks_at_each_site_a_bounded_number_of_times(monkeypa
     monkeypatch.setattr(Site, "path", property(path))
     assert len(select("|".join(s.name for s in sites), sites)) == len(sites)
     assert looked <= 3 * len(sites)
+
+
+HEADS = (
+    "spatial", "temporal", "cross", "ff", "joint", "attention", "all", "block", "denoiser", "branch", "stack",
+    "blocks.*.attn?", "blocks.1.ff", "blocks.2", "*", "nothing*",
+)  # fmt: skip
+
+
+def named(head: str, site: Site) -> bool:
+    """Whether a term without a slice means this site."""
+    if head in map(str, Kind):
+        return site.kind == head
+    if head == "all":
+        return site.kind is Kind.MODULE
+    if head == "attention":
+        return site.role in (Role.SPATIAL, Role.TEMPORAL, Role.JOINT)
+    if head in map(str, Role):
+        return site.role == head
+    return fnmatch.fnmatchcase(site.name, head)
+
+
+bounds = st.one_of(st.none(), st.integers(-6, 6))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(HEADS), st.booleans(), bounds, bounds), min_size=1, max_size=3),
+    st.integers(1, 5),
+)
+def test_a_query_means_what_its_terms_mean_one_by_one(
+    terms: list[tuple[str, bool, int | None, int | None]], blocks: int
+) -> None:
+    sites, wanted, empty, text = model(blocks), set[str](), False, []
+    for head, sliced, low, high in terms:
+        sliced = sliced and head != "stack"
+        mine = {s.name for s in sites if named(head, s)}
+        if sliced:
+            mine &= {s.name for s in sites if s.depth in range(blocks)[low:high] and s.kind is not Kind.STACK}
+        text.append(head + (f"[{'' if low is None else low}:{'' if high is None else high}]" if sliced else ""))
+        wanted |= mine
+        empty |= not mine
+    query = " | ".join(text)
+    expected = [site for site in sites if site.name in wanted]
+    assert list(matches(query, sites)) == expected
+    if empty:
+        with pytest.raises(NoSiteMatched):
+            select(query, sites)
+    else:
+        assert list(select(query, sites)) == expected
+
+
+@given(bounds, bounds, st.integers(1, 5))
+def test_a_part_of_the_stack_spans_what_a_slice_of_its_blocks_holds(
+    low: int | None, high: int | None, blocks: int
+) -> None:
+    query = f"stack[{'' if low is None else low}:{'' if high is None else high}]"
+    spanned = list(range(blocks))[low:high]
+    if not spanned:
+        with pytest.raises(NoSiteMatched, match="spans no block"):
+            select(query, model(blocks))
+        return
+    (site,) = select(query, model(blocks))
+    assert site.span == (spanned[0], spanned[-1] + 1) and site.depth == spanned[0]
+    inside = {s.depth for s in model(blocks) if s.kind is Kind.BLOCK and s.inside(site)}
+    assert inside == set(spanned)

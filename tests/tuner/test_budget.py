@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastercache.analysis.metrics import metric_called
 from fastercache.policies.errors import NotFinite
@@ -90,6 +93,17 @@ def test_early_stop_is_sound_for_every_way_the_rest_may_turn_out() -> None:
             assert budget.can_still_be_met({"psnr": list(known)}, 4) == possible, (text, known)
 
 
+def test_early_stop_is_sound_where_lower_is_better() -> None:
+    """The best that can still come of LPIPS is 0, and of an open end of its range nothing follows."""
+    levels = [0.0, 0.05, 0.1, 0.4]
+    for text in ("lpips<=0.1", "q0.5(lpips)<=0.05", "lpips<=0.02"):
+        budget = Budget.parse(text)
+        for known in itertools.chain(itertools.product(levels, repeat=1), itertools.product(levels, repeat=2)):
+            completions = itertools.product(levels, repeat=4 - len(known))
+            possible = any(budget.violation({"lpips": [*known, *rest]}) <= 0 for rest in completions)
+            assert budget.can_still_be_met({"lpips": list(known)}, 4) == possible, (text, known)
+
+
 def test_not_a_number_is_an_error_not_a_pass() -> None:
     with pytest.raises(NotFinite):
         Budget.parse("psnr>=30").violation({"psnr": [31.0, float("nan")]})
@@ -139,3 +153,38 @@ def test_a_lenient_quantile_warns_and_says_what_was_meant() -> None:
 def test_shares_that_cannot_be_read(text: str) -> None:
     with pytest.raises(InvalidBudget):
         Budget.parse(text)
+
+
+values_of = st.lists(st.integers(0, 100).map(float), min_size=1, max_size=12)
+
+
+@given(values_of, st.integers(1, 20), st.integers(0, 100), st.booleans())
+def test_quantiles_and_shares_are_counted(values: list[float], twentieths: int, bound: int, higher: bool) -> None:
+    """A quantile is the least value that at least q of all do not exceed; a share counts the prompts that are good."""
+    exact = Fraction(twentieths, 20)
+    name, sign = ("psnr", ">=") if higher else ("lpips", "<=")
+    least = min(v for v in values if sum(w <= v for w in values) >= exact * len(values))
+    budget = Budget.parse(f"q{float(exact)!r}({name}){sign}{bound}")
+    assert budget.terms[0].statistic(values) == least
+    assert (budget.violation({name: values}) <= 0) is (least >= bound if higher else least <= bound)
+    share = Budget.parse(f"p{5 * twentieths}:{name}{sign}{bound}")
+    good = sum(v >= bound if higher else v <= bound for v in values)
+    assert (share.violation({name: values}) <= 0) is (good >= exact * len(values))
+    for one in (budget, share):
+        assert Budget.parse(str(one)) == one
+        (term,) = one.terms
+        assert term.violation(values) == pytest.approx((1 if higher else -1) * (bound - term.statistic(values)))
+        assert one.margin({name: values}) * one.violation({name: values}) <= 0.0
+
+
+@given(st.integers(1, 99), st.booleans())
+def test_what_a_quantile_asks_of_the_prompts(percent: int, higher: bool) -> None:
+    name, sign = ("psnr", ">=") if higher else ("lpips", "<=")
+    (term,) = Budget.parse(f"q{percent / 100}({name}){sign}1").terms
+    good, bad = (1.0, 0.5) if higher else (1.0, 1.5)
+    n = 100
+    fewest = next(k for k in range(n + 1) if term.violation([good] * k + [bad] * (n - k)) <= 0)
+    # of 100 prompts a quantile of psnr lets percent - 1 of them miss: those that lie below the percent-th smallest
+    assert fewest == (n - percent + 1 if higher else percent)
+    assert term.asked == pytest.approx(1 - percent / 100 if higher else percent / 100)
+    assert (term.lenient is not None) is (term.asked is not None and term.asked < 0.5)

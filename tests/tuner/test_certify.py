@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from fastercache.tuner import clopper_pearson, fixed_sequence, hoeffding_bentkus, prompts_needed
-from fastercache.tuner.certify import InvalidCertificate, binomial_p_value, certificate
+from fastercache.tuner.certify import InvalidCertificate, binomial_p_value, certificate, sequential
 
 
 def test_fifty_nine_prompts_without_a_miss_certify_five_percent() -> None:
@@ -68,6 +71,9 @@ def test_certificate_counts_misses() -> None:
     made = certificate([False] * 58 + [True], "psnr>=30")
     assert (made.prompts, made.violations) == (59, 1)
     assert made.rate == clopper_pearson(1, 59)
+    surer = certificate([True, False], "psnr>=30", confidence=0.5)
+    # P(Binomial(2, p) <= 1) = 1 - p^2 is one half at the bound
+    assert (surer.violations, surer.confidence) == (1, 0.5) and surer.rate == pytest.approx(0.5**0.5)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +89,56 @@ def test_certificate_counts_misses() -> None:
 def test_impossible_counts_are_refused(bad: Callable[[], object]) -> None:
     with pytest.raises(InvalidCertificate):
         bad()
+
+
+def at_most(misses: int, n: int, rate: float) -> float:
+    """P(Binomial(n, rate) <= misses), added up."""
+    return math.fsum(math.comb(n, k) * rate**k * (1 - rate) ** (n - k) for k in range(misses + 1))
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 60), st.data(), st.sampled_from([0.5, 0.8, 0.9, 0.95, 0.99]))
+def test_at_the_bound_so_few_misses_are_as_rare_as_the_confidence_says(
+    n: int, data: st.DataObject, sure: float
+) -> None:
+    missed = data.draw(st.integers(0, n))
+    bound = clopper_pearson(missed, n, sure)
+    assert bound == 1.0 if missed == n else at_most(missed, n, bound) == pytest.approx(1 - sure, rel=1e-6)
+    made = certificate([True] * missed + [False] * (n - missed), "psnr>=30", sure)
+    assert (made.prompts, made.violations, made.rate, made.confidence) == (n, missed, bound, sure)
+    rate = data.draw(st.integers(1, 19)) / 20
+    assert binomial_p_value(missed, n, rate) == pytest.approx(at_most(missed, n, rate), rel=1e-9)
+
+
+@settings(max_examples=15)
+@given(st.integers(2, 10).map(lambda k: k / 20), st.sampled_from([0.8, 0.9, 0.95]), st.integers(0, 2))
+def test_the_prompts_that_are_needed_are_the_fewest(rate: float, sure: float, missed: int) -> None:
+    fewest = next(n for n in range(missed + 1, 1000) if at_most(missed, n, rate) <= 1 - sure)
+    assert prompts_needed(rate, sure, missed) == fewest
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=5), st.integers(20, 80), st.sampled_from([0.05, 0.1]),
+    st.sampled_from([0.8, 0.95]),
+)  # fmt: skip
+def test_candidates_are_certified_until_the_first_whose_misses_are_not_rare(
+    counts: list[int], n: int, rate: float, sure: float
+) -> None:
+    expected = list(itertools.takewhile(lambda missed: at_most(missed, n, rate) <= 1 - sure, counts))
+    found = sequential([[True] * missed + [False] * (n - missed) for missed in counts], "psnr>=30", rate, sure)
+    assert [one.violations for one in found] == expected
+    assert all((one.rate, one.confidence, one.prompts) == (rate, sure, n) for one in found)
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 40), st.data())
+def test_the_p_value_of_a_mean_loss_is_the_smaller_of_its_two_bounds(n: int, data: st.DataObject) -> None:
+    level = data.draw(st.integers(1, 19)) / 20
+    total = data.draw(st.integers(0, 2 * n))  # of losses of halves
+    risk = total / 2 / n
+    r = min(risk, level)
+    divergence = (r * math.log(r / level) if r else 0.0) + (1 - r) * math.log((1 - r) / (1 - level))
+    expected = min(1.0, math.exp(-n * divergence), math.e * at_most(-(-total // 2), n, level))
+    assert hoeffding_bentkus(risk, n, level) == pytest.approx(expected, rel=1e-9)
+    assert hoeffding_bentkus(3 * risk, n, 3 * level, maximum=3.0) == pytest.approx(expected, rel=1e-6)

@@ -110,6 +110,46 @@ def test_the_pipeline_is_bare_for_references_and_afterwards(evaluator: Evaluator
     assert measured.prompts == 2 and measured.speedup_wall is not None and measured.speedup_flops > 1
 
 
+def test_the_speedup_is_bare_over_cached_and_the_two_take_turns(
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bare runs take 8, 12, 10 ... seconds here and cached ones 2, 4, 3 ...: medians, so 10 over 3."""
+    bare, cached = iter((8.0, 12.0, 10.0) * 2), iter((2.0, 4.0, 3.0) * 2)
+    run, run_bare, turns = Evaluator.run, Evaluator.run_bare, list[str]()
+
+    def timed(self: Evaluator, policy: fc.Policy, case: Any) -> Any:
+        turns.append("cached")
+        return (*run(self, policy, case)[:2], next(cached))
+
+    def timed_bare(self: Evaluator, case: Any) -> Any:
+        turns.append("bare")
+        return run_bare(self, case)[0], next(bare)
+
+    monkeypatch.setattr(Evaluator, "run", timed)
+    monkeypatch.setattr(Evaluator, "run_bare", timed_bare)
+    policy = fc.StaticInterval(sites="denoiser", interval=2, start=0.0)  # half of the calls, so half of the FLOPs
+    measured, result = evaluator.compare(policy, evaluator.cases([*SEARCH, "a third"]), repeats=2)
+    assert measured.speedup_wall == pytest.approx(10 / 3) and measured.seconds == 3.0
+    assert measured.speedup_flops == pytest.approx(2.0) and measured.prompts == 3
+    assert len(result.values["psnr"]) == 3 and len(result.seconds) == 6
+    assert turns == ["bare", "cached", "cached", "bare"] * 3
+
+
+def test_the_cache_of_a_policy_is_its_largest_over_the_cases(
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = iter((7, 30, 5))
+    run = Evaluator.run
+
+    def sized(self: Evaluator, policy: fc.Policy, case: Any) -> Any:
+        video, trace, seconds = run(self, policy, case)
+        trace.bytes_per_step = [0, next(sizes)]
+        return video, trace, seconds
+
+    monkeypatch.setattr(Evaluator, "run", sized)
+    assert evaluator.evaluate(fc.NoCache(), evaluator.cases([*SEARCH, "a third"])).cached_bytes == 30
+
+
 def test_each_case_has_noise_of_its_own(tiny_latte: Any, tmp_path: Path) -> None:
     evaluator = Evaluator(tiny_latte, CALL, store=tmp_path, seed=7)
     assert [case.seed for case in evaluator.cases(SEARCH)] == [7, 8]

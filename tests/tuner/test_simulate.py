@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -91,3 +94,51 @@ def test_features_tell_where_and_how_much_is_reused() -> None:
     late = model.forecast(fc.FasterCache(interval=1, cfg_interval=4, cfg_start=0.8)).features
     branch, module = late[:BINS], late[BINS:-1]
     assert branch[-1] > 0 and not branch[0] and not module.any()
+
+
+def test_behaviour_is_what_is_done_and_what_stands_in() -> None:
+    """Policies with one behaviour give the same video, so the tuner runs one of them only."""
+    run = table(fc.FasterCache()).run
+    model = CostModel(run, (10,) * run.count, {"b.0.attn1": 0.3})
+
+    def behaviour(**fields: Any) -> str:
+        return model.forecast(fc.StaticInterval(**fields)).behaviour
+
+    assert behaviour(interval=3) == behaviour(interval=3, stop=1.0, start=0.01)
+    assert behaviour(interval=3) != behaviour(interval=4)
+    assert behaviour(interval=3) != behaviour(interval=3, stand_in=fc.Linear())
+    assert behaviour(interval=1) == behaviour(interval=1, stand_in=fc.Linear()), "what never stands in does not count"
+
+
+def test_forecasts_add_up_what_every_cell_costs() -> None:
+    """Two branches in one call: a reused attention saves its share of a branch, a reused branch all of it."""
+    run = table(fc.FasterCache()).run
+    model = CostModel(run, tuple(range(10, 10 + run.count)), {"b.0.attn1": 0.3})
+    policy = fc.FasterCache(interval=3, start=0.2, cfg_interval=4, cfg_start=0.3)
+    made = fc.compile_policy(policy, run)
+    rows = {site.name: codes for site, codes in zip(made.sites, made.codes.tolist(), strict=True)}
+    spent = 0.0
+    for i, flops in enumerate(model.step_flops):
+        for b in range(2):
+            if rows["branch"][b][i] != Code.REUSED:
+                spent += flops / 2 * (1 - 0.3 * (rows["b.0.attn1"][b][i] == Code.REUSED))
+    assert any(Code.REUSED in row for row in rows["branch"]) and any(Code.REUSED in row for row in rows["b.0.attn1"])
+    assert model.forecast(policy).ratio == pytest.approx(spent / sum(model.step_flops))
+
+
+def test_features_are_the_mean_log_of_the_ages_in_four_stretches() -> None:
+    """An attention of two branches over 8 steps, two steps a stretch; the module that is not claimed has age 0."""
+    sites = [
+        fc.Site(f"b.0.{n}", fc.Kind.MODULE, r, 0, (0, 1)) for n, r in (("a", fc.Role.SPATIAL), ("c", fc.Role.CROSS))
+    ]
+    rows = (
+        fc.Row(sites="b.0.a", branch="cond", steps="CRRRCCRR"),
+        fc.Row(sites="b.0.a", branch="uncond", steps="CCCRCRRR"),
+    )
+    ages = [[0, 1, 2, 3, 0, 0, 1, 2], [0, 0, 0, 1, 0, 1, 2, 3]]
+    model = CostModel(fc.Run.of(8, sites=sites), (10,) * 8, {"b.0.a": 0.4, "b.0.c": 0.2})
+    found = model.forecast(fc.Schedule(rows=rows))
+    logs = [math.log2(1 + (a + b) / 2) for a, b in zip(*ages, strict=True)]
+    stretches = [sum(logs[i : i + 2]) / 2 for i in range(0, 8, 2)]
+    assert found.ratio == pytest.approx(1 - 0.4 * (5 + 4) / 16)
+    assert found.features.tolist() == pytest.approx([0.0] * 4 + stretches + [found.ratio])  # cross comes before spatial

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 import fastercache as fc
 from fastercache import zoo
-from fastercache.tuner import Evaluator, Outcome, Study, export, tune
+from fastercache.tuner import Budget, Evaluator, Outcome, Study, export, tune
 from fastercache.tuner.record import SPENT, Record
 from fastercache.zoo.videos import latte
 from tests.tuner.conftest import CALL, HELD_OUT, SEARCH
@@ -97,6 +97,9 @@ def test_states_are_honest(finished: Study) -> None:
 
 def test_front_holds_what_nothing_beats(finished: Study) -> None:
     front = finished.front()
+    assert front and front[0].ratio == min(
+        r.ratio for r in finished.records if r.outcome is Outcome.MEASURED and r.ratio
+    )
     for a in front:
         for b in finished.records:
             if b.outcome is Outcome.MEASURED and b.ratio is not None and a.ratio is not None:
@@ -117,9 +120,17 @@ def test_exported_config_says_what_was_measured_on_which_prompts(finished: Study
     assert session.last.speedup_flops == pytest.approx(held_out.speedup_flops, rel=0.01)
 
 
-def test_certificate_counts_prompts_used_for_nothing_else(finished: Study) -> None:
-    made = finished.certify(["one more", "and another"])
-    assert made.prompts == 2 and 0 < made.rate <= 1
+def test_certificate_counts_prompts_used_for_nothing_else(finished: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = ["one more", "and another", "a third"]
+    policy = finished.best().policy
+    with finished.evaluator as evaluator:
+        worst, second, _ = sorted(evaluator.evaluate(policy, evaluator.cases(prompts)).values["psnr"])
+    assert worst < second
+    monkeypatch.setattr(finished, "budget", Budget.parse(f"psnr>={(worst + second) / 2:.6f}"))
+    made = finished.certify(prompts, confidence=0.8)
+    assert (made.prompts, made.violations, made.confidence) == (3, 1, 0.8)
+    # P(Binomial(3, p) <= 1) = (1 - p)^3 + 3 p (1 - p)^2 is 1 - 0.8 at the bound
+    assert (1 - made.rate) ** 3 + 3 * made.rate * (1 - made.rate) ** 2 == pytest.approx(0.2)
     with pytest.raises(fc.ConfigUnreadable, match="disjoint"):
         finished.certify(HELD_OUT)
 

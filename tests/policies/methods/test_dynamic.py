@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -302,6 +302,42 @@ def test_adaptive_guidance_follows_the_drift() -> None:
     low = AdaptiveGuidance(threshold=0.3, start=0.0, band="low")
     still = [torch.ones(1, 2, 8, 8) + 0.9 * (-1) ** i * (torch.arange(8) % 2 * 2 - 1) for i in range(COUNT)]
     assert drive(low, None, still, [branch]).count("R") > drive(policy, None, still, [branch]).count("R")
+
+
+def test_adaptive_guidance_rests_outside_its_window() -> None:
+    still = [torch.ones(1, 2, 8, 8)] * COUNT
+    policy = AdaptiveGuidance(threshold=0.3, start=0.3, stop=0.7, max_interval=4)
+    inside = [0.3 <= i / (COUNT - 1) < 0.7 for i in range(COUNT)]
+    expected, due = "", 0
+    for i in range(COUNT):
+        reuse = inside[i] and i < due
+        due = due if reuse else i + (4 if i else 1)
+        expected += "R" if reuse else "C"
+    assert drive(policy, None, still, [Site("branch", Kind.BRANCH)]) == expected
+    assert expected.count("R") > 4 and expected.startswith("C" * 7) and expected.endswith("C" * 6)
+
+
+@pytest.mark.parametrize("wrap", [lambda p: p, lambda p: Compose([p]), lambda p: WarmUp(inner=p, steps=1)])
+def test_blocks_decide_by_their_mean_change_whatever_their_policy_stands_in(wrap: Callable[[Policy], Policy]) -> None:
+    """One block hardly changes, one changes much; only the mean of both, 0.3, lies between the codebook's bounds."""
+    policy = wrap(AdaCache(codebook=((0.2, 6), (0.4, 3), (1.0, 1)), cool_down=0))
+    assigned = policy.assign(Run.of(COUNT, branches=("cond",), sites=blocks(2)))
+    firsts: dict[tuple[int, str], dict[str, Any]] = {}
+    states = [
+        begin_all(one.rule, site, Run.of(COUNT, branches=("cond",)), firsts)["cond"] for site, one in assigned.items()
+    ]
+    rates, values, letters = (0.0, 0.6), [torch.ones(2), torch.ones(2)], ""
+    for step in Run.of(COUNT).steps:
+        answers = []
+        for b, one in enumerate(assigned.values()):
+            assert isinstance(one.rule, WatchingRule)
+            answers.append(one.rule.reuse(states[b], step, None))
+            if not answers[b]:  # grown by its rate for each step since the last value
+                values[b] = values[b] * (1 + rates[b] * (1 if step.index < 2 else 3))
+                states[b] = one.rule.update(states[b], step, values[b])
+        assert answers[0] == answers[1]
+        letters += "CR"[answers[0]]
+    assert letters == "CC" + ("RRC" * COUNT)[: COUNT - 2]
 
 
 def test_a_vetoed_reuse_counts_as_computed() -> None:

@@ -299,6 +299,19 @@ def test_average_velocity_is_meancaches_correction(timed: str) -> None:
     np.testing.assert_allclose(got, v2 - jvp * widths[2], rtol=1e-9)
 
 
+def test_average_velocity_moves_on_by_one_step_however_far_ahead_it_is_asked() -> None:
+    sigmas = [1.0, 0.93, 0.82, 0.7, 0.55, 0.3]
+    steps = [Step(i, 6, 1000 * s, s) for i, s in enumerate(sigmas)]
+    first, last = (RNG.normal(size=(3,)) for _ in range(2))
+    past = [Past(steps[0], torch.from_numpy(first)), Past(steps[2], torch.from_numpy(last))]
+    for i in (3, 4, 5):
+        whole = sigmas[i] - sigmas[0]
+        average = (first * (sigmas[2] - sigmas[0]) + last * (sigmas[i] - sigmas[2])) / whole
+        one_step = (sigmas[i] - sigmas[2]) / (i - 2)
+        got = AverageVelocity(span=2).predict(past, Now(steps[i])).numpy()
+        np.testing.assert_allclose(got, last - (first - average) / whole * one_step, rtol=1e-9)
+
+
 def test_dicache_moves_along_the_last_change_as_far_as_the_probe_did() -> None:
     steps = Run.of(20).steps
     p2, p1, p0, q2, q1 = (torch.from_numpy(RNG.normal(size=(2, 3))) for _ in range(5))
@@ -310,6 +323,8 @@ def test_dicache_moves_along_the_last_change_as_far_as_the_probe_did() -> None:
     torch.testing.assert_close(Aligned().predict(past[1:], Now(steps[6], p0)), r1 - p0)
     far = Aligned(limit=1.5).predict(past, Now(steps[6], p2 + 100 * (p1 - p2)))
     torch.testing.assert_close(far, r2 + 1.5 * (r1 - r2) - (p2 + 100 * (p1 - p2)), rtol=1e-5, atol=1e-5)
+    near = p2 + 0.25 * (p1 - p2)  # the probe went back: no less than the last change is made
+    torch.testing.assert_close(Aligned().predict(past, Now(steps[6], near)), r1 - near, rtol=1e-5, atol=1e-5)
     text = [Past(steps[3], (torch.zeros(2, 7), p2)), Past(steps[5], (torch.ones(2, 7), p1))]
     torch.testing.assert_close(Aligned().predict(text, Now(steps[6], p1)), torch.ones(2, 7))
 

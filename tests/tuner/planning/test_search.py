@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastercache.tuner.planning.search import Judged, Search, Steps, moves, search
 
@@ -103,6 +105,28 @@ def test_moves_by_hand() -> None:
     }
     assert set(moves((0, 3), 9)) == {(0, 1), (0, 2), (0, 4), (0, 5)}
     assert list(moves((0,), 9)) == []
+
+
+@given(st.sets(st.integers(1, 11), min_size=1, max_size=6).map(lambda steps: (0, *sorted(steps))))
+def test_moves_are_all_that_are_described(plan: Steps) -> None:
+    """One step one or two further, two neighbours together, or all from one step on; the first stays."""
+    n, expected = 12, set[Steps]()
+    changes = [{q: by} for q in range(1, len(plan)) for by in (-2, -1, 1, 2)]
+    for q in range(1, len(plan) - 1):
+        for by in (-1, 1):
+            changes += [{q: by, q + 1: by}, dict.fromkeys(range(q, len(plan)), by)]
+    for change in changes:
+        moved = [step + change.get(q, 0) for q, step in enumerate(plan)]
+        steps = tuple(sorted(moved))
+        together = len(change) > 1
+        if (
+            len(set(steps)) == len(plan)
+            and min(steps[1:]) > 0
+            and steps[-1] < n
+            and (not together or moved == [*steps])
+        ):
+            expected.add(steps)
+    assert set(moves(plan, n)) == expected
 
 
 def test_decibels() -> None:

@@ -1,0 +1,168 @@
+"""What is kept of a site is what each branch reads, whoever shared the call: beside plain lists, branch by branch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fastercache as fc
+from fastercache.policies.schedule import last_reads
+from fastercache.policies.vocabulary import Kind, Run, Site
+from fastercache.run.memory import ValueShapes, bound_dynamic
+from fastercache.run.rows import Rows
+from fastercache.run.store import History
+
+BRANCHES = ("cond", "uncond", "perturbed")
+COUNT = 9
+STEPS = Run.of(COUNT).steps
+ROWS = 2
+"""Rows of one branch."""
+
+
+class Weighted(fc.Predictor):
+    """The newest values weighted by their steps, the oldest least, plus the step asked for."""
+
+    name: ClassVar[str] = "weighted"
+    reach: int
+
+    @property
+    def depth(self) -> int:
+        return self.reach
+
+    def predict(self, past: Sequence[fc.Past], now: fc.Now) -> Tensor:
+        total: Tensor = sum(one.value * (one.step.index + 10**k) for k, one in enumerate(past)) + now.step.index
+        return total
+
+
+VALUES = torch.randint(-9, 10, (COUNT, 3, 2, ROWS, 3), generator=torch.Generator().manual_seed(0)).double()
+
+
+def value(step: int, branch: str, stream: int) -> Tensor:
+    return VALUES[step, BRANCHES.index(branch), stream]
+
+
+def together(step: int, branches: Sequence[str], stream: int) -> Tensor:
+    return torch.cat([value(step, b, stream) for b in branches])
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[tuple[list[tuple[str, ...]], dict[str, str]]]:
+    """By step: how the branches are grouped into calls, and a letter for each."""
+    found = []
+    for i in range(COUNT):
+        order = draw(st.permutations(BRANCHES))
+        cuts = sorted(draw(st.lists(st.integers(1, 2), max_size=2, unique=True)))
+        groups = [tuple(order[a:b]) for a, b in zip([0, *cuts], [*cuts, 3], strict=True)]
+        found.append((groups, {b: "C" if i == 0 else draw(st.sampled_from("CR")) for b in BRANCHES}))
+    return found
+
+
+@settings(max_examples=20)
+@given(runs(), st.integers(1, 3), st.booleans())
+def test_each_branch_is_predicted_from_its_own_newest_values(run: Any, depth: int, released: bool) -> None:
+    """Also where what no later reuse reads is dropped at once: an entry stays while one of its branches reads it."""
+    history = History(Weighted(reach=depth))
+    by_hand: dict[str, list[int]] = {b: [] for b in BRANCHES}  # computed steps
+    codes = {b: ["CR".index(letters[b]) for _, letters in run] for b in BRANCHES}
+    last = {b: last_reads(codes[b], depth) for b in BRANCHES}
+    for i, (groups, letters) in enumerate(run):
+        for group in groups:
+            computed = tuple(b for b in group if letters[b] == "C")
+            reused = tuple(b for b in group if letters[b] == "R")
+            if reused:
+                assert all(history.has(b) for b in reused)
+                for stream, got in enumerate(history.predict(STEPS[i], reused)):
+                    rows = []
+                    for b in reused:
+                        newest = by_hand[b][-depth:]
+                        rows.append(sum(value(j, b, stream) * (j + 10**k) for k, j in enumerate(newest)) + i)
+                    assert got is not None and torch.equal(got, torch.cat(rows))  # type: ignore[arg-type]
+            kept = tuple(b for b in computed if i in last[b]) if released else computed
+            if kept:
+                history.add(STEPS[i], kept, [together(i, kept, 0), together(i, kept, 1)], own=True)
+            for b in computed:
+                by_hand[b].append(i)
+        if released:
+            history.release(lambda step, b, now=i: last[b].get(step, -1) <= now)
+        else:
+            assert {b for b in BRANCHES if history.has(b)} == {b for b in BRANCHES if by_hand[b]}
+    if released:
+        assert history.nbytes == 0 and not history.entries
+    else:
+        newest = {(j, b) for b in BRANCHES for j in by_hand[b][-depth:]}
+        for entry in history.entries:
+            assert any((entry.step.index, b) in newest for b in entry.branches), "nothing is kept that no branch reads"
+        assert history.nbytes == sum(len(e.branches) * ROWS * 3 * 8 * 2 for e in history.entries)
+
+
+def test_a_stream_that_is_none_stays_none_and_an_entry_is_copied_where_it_is_not_the_caches_own() -> None:
+    history = History(fc.Hold())
+    given = torch.ones(4, 3)
+    history.add(STEPS[0], ("cond", "uncond"), [given, None], own=False)
+    given.zero_()
+    first, second = history.predict(STEPS[1], ("uncond",))
+    assert first is not None and second is None and torch.equal(first, torch.ones(2, 3))
+    owned = torch.ones(4, 3)
+    history.add(STEPS[1], ("cond", "uncond"), [owned, None], own=True)
+    (kept,) = history.entries  # one value deep: the older entry went
+    assert kept.values[0] is owned and history.nbytes == owned.nbytes
+    history.clear()
+    assert not history.has("cond") and history.nbytes == 0
+    history.add(STEPS[2], ("uncond",), [torch.ones(2, 3)], own=True)
+    assert history.has("uncond") and not history.has("cond")
+
+
+@given(st.permutations(BRANCHES), st.permutations(BRANCHES), st.integers(1, 2))
+def test_rows_are_cut_and_joined_by_branch(order: list[str], others: list[str], cut: int) -> None:
+    whole = Rows(tuple(order))
+    tensor = together(0, order, 0)
+    some = tuple(others[:cut])
+    assert torch.equal(whole.of(tensor, some), together(0, some, 0))
+    rest = tuple(others[cut:])
+    assert torch.equal(whole.join({some: together(0, some, 0), rest: together(0, rest, 0)}), tensor)
+    streams = whole.join_streams({some: [together(0, some, 0), None], rest: [together(0, rest, 0), tensor], (): []})
+    assert streams[0] is not None and torch.equal(streams[0], tensor) and streams[1] is None
+
+
+class Watching(fc.SitePolicy, fc.WatchingRule[None]):
+    """Watches the denoiser's input and says that it remembers four values."""
+
+    name: ClassVar[str] = "watching"
+
+    @property
+    def query(self) -> str:
+        return "all"
+
+    @property
+    def signal(self) -> fc.Signal:
+        return fc.Signal.INPUT
+
+    @property
+    def remembers(self) -> int:
+        return 4
+
+    def reuse(self, state: None, step: fc.Step, seen: Tensor | None) -> bool:
+        return False
+
+
+def test_the_bound_of_a_dynamic_policy_is_its_predictors_past_and_what_its_rule_remembers() -> None:
+    """Values of 2 x 5 floats a branch, an input of 2 x 7: the larger one is what a remembered value may be."""
+    module, branch = Site("blocks.0.ff", Kind.MODULE, fc.Role.FF, 0, (0, 1)), Site("branch", Kind.BRANCH)
+    shapes = ValueShapes(lambda site: [((2, 5), torch.float32)], ((2, 7), torch.float32))
+    assigned = {site: fc.Assigned(Watching(), fc.Taylor(order=2)) for site in (module, branch)}
+    bound = bound_dynamic(assigned, BRANCHES, shapes, None, COUNT)
+    own, seen, past, remembered = 2 * 5 * 4, 2 * 7 * 4, 3, 4
+    assert not bound.exact and bound.by_site == {
+        "blocks.0.ff": own * past * 3 + seen * remembered * 3,
+        "branch": own * past * 2 + seen * remembered * 3,  # the conditional branch has no difference to itself
+    }
+    assert bound.per_step == [sum(bound.by_site.values())] * COUNT
+    half = bound_dynamic(assigned, BRANCHES, shapes, torch.float16, COUNT)
+    assert half.by_site["blocks.0.ff"] == own // 2 * past * 3 + seen * remembered * 3
+    static = bound_dynamic({module: fc.Assigned(fc.StaticInterval(), fc.Hold())}, BRANCHES, shapes, None, COUNT)
+    assert static.peak == own * 3

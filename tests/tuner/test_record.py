@@ -1,0 +1,65 @@
+"""What is chosen from a study's trials, on trials whose figures are set by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import fastercache as fc
+from fastercache.tuner import Budget, Outcome
+from fastercache.tuner.record import Record, cheapest, front
+
+BUDGET = Budget.parse("psnr>=40")
+
+
+def trial(
+    number: int, ratio: float | None, psnr: float | None, outcome: Outcome = Outcome.MEASURED, **fields: Any
+) -> Record:
+    """A trial that reached `psnr` on its prompts."""
+    missed = None if psnr is None else 40.0 - psnr
+    margin = None if psnr is None else psnr - 40.0
+    given = {"violation": missed, "margin": margin} | fields
+    values = {} if psnr is None else {"psnr": [psnr]}
+    return Record(
+        number, outcome, "search", fc.NoCache(), {}, ratio, values, seconds=1.0, cached_bytes=0, reason=None, **given
+    )
+
+
+def test_the_cheapest_that_meets_the_budget_is_chosen() -> None:
+    trials = [
+        trial(0, 1.0, 100.0, Outcome.EXACT),
+        trial(1, 0.5, 41.0),
+        trial(2, 0.3, 39.9),  # cheaper, and not good enough
+        trial(3, 0.4, 40.0),  # just good enough
+        trial(4, 0.2, 50.0, Outcome.STOPPED),  # only projected
+        trial(5, 0.45, 60.0),
+    ]
+    assert cheapest(trials, BUDGET).number == 3
+    assert [t.number for t in trials if t.feasible] == [0, 1, 3, 5]
+    assert trials[3].speedup_flops == pytest.approx(2.5) and trial(0, None, None).speedup_flops is None
+
+
+def test_of_equally_cheap_trials_the_better_one_is_chosen() -> None:
+    assert cheapest([trial(0, 0.5, 41.0), trial(1, 0.5, 43.0), trial(2, 0.5, 42.0)], BUDGET).number == 1
+
+
+def test_the_closest_miss_is_named_and_a_measured_one_before_a_projected_one() -> None:
+    missed = [trial(1, 0.5, 30.0), trial(2, 0.25, 39.0), trial(3, 0.4, 35.0), trial(4, 0.3, 39.5, Outcome.STOPPED)]
+    with pytest.raises(
+        fc.BudgetNotMet, match=r"none of 4 trials .* closest reached psnr 39 at 4\.00x \(trial 2, search\)"
+    ):
+        cheapest([trial(0, 1.0, 100.0, Outcome.EXACT), *missed], BUDGET)
+    with pytest.raises(fc.BudgetNotMet, match=r"psnr 39\.5, as projected from its first prompts, at 3\.33x"):
+        cheapest(missed[3:], BUDGET)
+    with pytest.raises(fc.BudgetNotMet, match="no policy that saves anything was measured"):
+        cheapest([trial(0, 1.0, 100.0, Outcome.EXACT), trial(1, 0.5, None, Outcome.DOMINATED)], BUDGET)
+
+
+def test_the_front_rises_in_margin_from_the_cheapest_on() -> None:
+    trials = [
+        trial(0, 0.5, 42.0), trial(1, 0.2, 30.0), trial(2, 0.3, 29.0), trial(3, 0.4, 36.0), trial(4, 0.4, 35.0),
+        trial(5, 0.6, 42.0), trial(6, 0.1, 50.0, Outcome.STOPPED), trial(7, 0.9, 45.0),
+        trial(8, 1.0, 44.0, Outcome.EXACT),
+    ]  # fmt: skip
+    assert [t.number for t in front(trials)] == [1, 3, 0, 7]
