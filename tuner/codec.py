@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -20,6 +21,7 @@ class Notes(BaseModel):
         violation, margin: how the budget is met; see `tuner.budget`.
         seconds, cached_bytes: of a run.
         outcome: an `Outcome`. reason: why it was stopped, skipped or failed.
+        words: all of it in one line, for whoever reads the study in a dashboard.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # Optuna and its dashboard keep attributes of their own
@@ -35,6 +37,7 @@ class Notes(BaseModel):
     cached_bytes: int | None = None
     outcome: str | None = None
     reason: str | None = None
+    words: str | None = None
 
     @classmethod
     def of(cls, trial: FrozenTrial | Trial) -> Notes:
@@ -46,6 +49,11 @@ def note(trial: Trial, **fields: Any) -> None:
     """Write some of a trial's notes."""
     for name, value in checked(fields).items():
         trial.set_user_attr(name, value)
+
+
+def shown_feasible(trial: Trial, violations: Sequence[float]) -> None:
+    """Write how far each term of the budget is missed where optuna-dashboard looks for it, beside Optuna's own form."""
+    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", list(violations))
 
 
 def enqueue(study: optuna.Study, params: dict[str, Any], **fields: Any) -> None:

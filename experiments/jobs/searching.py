@@ -169,7 +169,7 @@ def study_of(
         references=references,
         logdir=logdir,
         storage=storage,
-        name="tuning" if storage is None else folder.name,
+        name=folder.name,
     )
 
 

@@ -82,25 +82,25 @@ def forked(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
-    code = None
+    ended: int | None = None
     try:
-        while code is None and time.monotonic() - started < asked["timeout"]:
+        while ended is None and time.monotonic() - started < asked["timeout"]:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
-                code = os.waitstatus_to_exitcode(status)
+                ended = os.waitstatus_to_exitcode(status)
             else:
                 time.sleep(0.02)
     finally:  # also where this process is told to end
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child, signal.SIGKILL)
-    if code is None:
+    if ended is None:
         os.waitpid(child, 0)
     if loaded.exists():
         for name in json.loads(loaded.read_text()):
             with contextlib.suppress(BaseException):
                 importlib.import_module(name)
     said = output.read_bytes()[-TAIL:].decode(errors="replace") if output.exists() else ""
-    return {"code": code, "seconds": time.monotonic() - started, "output": said}
+    return {"code": ended, "seconds": time.monotonic() - started, "output": said}
 
 
 def main() -> None:

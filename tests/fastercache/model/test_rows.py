@@ -128,6 +128,7 @@ def test_positional_arguments_are_known_by_their_names() -> None:
     assert args[0].shape[0] == args[1].shape[0] == 1 and args[5] is rotary
 
 
+@pytest.mark.filterwarnings("ignore::fastercache.run.idle.NothingReused")  # the loops break off
 def test_the_order_of_branches_of_an_unlisted_class_is_asked_for() -> None:
     """(uncond, cond) is only the usual order: nothing is predicted from a half that may not be the conditional one."""
     model = Toy()
