@@ -40,7 +40,7 @@ test-wheel: $(STAMP) ## a wheel, built from the sdist and used in an environment
 test-all: $(STAMP) ## every test
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
-mutate: $(STAMP) ## how many mutations of the deciding modules the tests notice; a night, goes on where it stopped
+mutate: $(STAMP) ## how many mutations of the deciding modules the tests notice; hours, goes on where it stopped
 	$(BIN)/python -m fastercache.experiments.jobs.mutating $(MUTATE)
 
 lint: $(STAMP) ## ruff and mypy --strict

@@ -243,7 +243,8 @@ class SiteIndex:
         found = self._of(named or (), term)
         if term.blocks is not None:
             ranges = {name: range(count)[term.blocks] for name, count in self._blocks.items()}
-            found = [site for site in found if site.depth in ranges.get(site.denoiser, ())]
+            inner = [site for site in found if site.kind is not Kind.STACK]  # of which only parts lie in a slice
+            found = [site for site in inner if site.depth in ranges.get(site.denoiser, ())]
         if not found:
             raise self._nothing(term)
         return found

@@ -29,13 +29,13 @@ def _of(tests: str, *modules: str) -> tuple[Deciding, ...]:
 
 
 _METHODS = "policies/methods/test_methods policies/methods/test_dynamic policies/methods/test_presets policies/test_off"
-_RUN = "fastercache/run/test_planned fastercache/test_laws"
+_RUN = "fastercache/run/test_store fastercache/test_laws fastercache/run/test_planned"
 _PLAN = "tuner/planning/test_damage tuner/planning/test_rehearsal tuner/planning/test_scale tuner/planning/test_search"
 
 ROOMS: dict[str, tuple[Deciding, ...]] = {
     "policies": (
         *_of(
-            "policies/test_schedule policies/test_alike policies/test_composition",
+            "policies/test_schedule policies/test_interpreter policies/test_alike policies/test_composition",
             "policies/schedule",
             "policies/compose",
             "policies/wrappers",
@@ -90,12 +90,11 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
             "fastercache/run/module_unit",
             "fastercache/run/assembly",
         ),
-        *_of("fastercache/run/test_memory fastercache/run/test_planned", "fastercache/run/memory"),
+        *_of("fastercache/run/test_store fastercache/run/test_memory", "fastercache/run/memory"),
         *_of("fastercache/run/test_schedulers fastercache/run/test_early_end", "fastercache/run/clock"),
         *_of("fastercache/run/test_signals", "fastercache/run/signals"),
-        *_of(
-            "fastercache/model/test_rows fastercache/run/test_signals", "fastercache/run/rows", "fastercache/model/rows"
-        ),
+        *_of("fastercache/run/test_store", "fastercache/run/rows"),
+        *_of("fastercache/model/test_rows", "fastercache/model/rows"),
         *_of("fastercache/model/test_branches", "fastercache/model/branches"),
         *_of("fastercache/model/test_grids", "fastercache/model/grids"),
     ),
@@ -116,6 +115,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("tuner/planning/test_lockstep tuner/planning/test_fitting", "tuner/planning/lockstep"),
         *_of("tuner/planning/test_referee", "tuner/planning/referee"),
         *_of("tuner/planning/test_record", "tuner/planning/record"),
+        *_of("tuner/planning/test_seconds", "tuner/planning/seconds"),
         *_of("tuner/planning/test_attribution", "tuner/planning/attribution"),
         *_of(
             "tuner/planning/test_planner tuner/planning/test_search",
@@ -130,7 +130,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("tuner/test_evaluate tuner/test_early", "tuner/evaluate"),
         *_of("tuner/test_propose", "tuner/propose"),
         *_of("tuner/test_simulate", "tuner/simulate"),
-        *_of("tuner/test_study", "tuner/record"),
+        *_of("tuner/test_record tuner/test_study", "tuner/record"),
     ),
     "certificate": _of("tuner/test_certify tuner/test_sequential", "tuner/certify"),
     "verdict": _of("experiments/test_bench", "experiments/bench/verdict", "experiments/bench/contest"),

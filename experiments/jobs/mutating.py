@@ -156,8 +156,8 @@ class Runner:
 
     def close(self) -> None:
         """End the process and the run that it may be in."""
-        self._process.terminate()
-        self._process.wait()
+        with self._process:  # which closes its pipes and waits for it
+            self._process.terminate()
 
 
 @contextmanager
