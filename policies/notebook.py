@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ class Framed(Shown):
     def to_frame(self) -> Any:
         """The rows as a pandas `DataFrame`. Raises MissingDependency where pandas is not installed."""
         try:
-            import pandas
+            pandas = importlib.import_module("pandas")  # of no extra: whoever has it may use it
         except ImportError:
             name = type(self).__name__
             raise MissingDependency(

@@ -19,7 +19,7 @@ from tests.analysis.fakes import FakeSession, drifting
 def folders(tmp_path: Path) -> tuple[Path, Path]:
     for seed, name in enumerate(("base", "lora")):
         session = FakeSession(drifting(numel=200, seed=seed))
-        recorder = Recorder(session, None, 2, 64, 64, 0, None, owned=False)
+        recorder = Recorder(session, "spatial|denoiser", 2, 64, 64, 0, None, owned=False)
         session.go(6)
         recorder.profile().save(tmp_path / name / "profile")  # as `analyze --out` keeps it
     return tmp_path / "base", tmp_path / "lora"

@@ -104,6 +104,7 @@ def test_tune_weighs_the_predictor(folder: str, tmp_path: Path, prompts: list[st
     assert found["policy"]["stand_in"]["predictor"] == "drifting" and found["speedup_flops"] > 1
 
 
+@pytest.mark.slow
 def test_bench_puts_them_in_its_table(folder: str, tmp_path: Path, prompts: list[str]) -> None:
     words = ["bench", folder, *CALL, "--policies", "thirds,steady,aligned_cache", "--metric", "warmth", "--no-peers"]
     found = answer(*words, *prompts, "--out", str(tmp_path / "bench"))
