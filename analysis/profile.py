@@ -231,7 +231,7 @@ class Profile(Framed):
         """One row for each site, branch and step that was reached: its norms, and each measure of the step before
         standing in for it, means over runs; None at the first step."""
         found: list[dict[str, object]] = []
-        names = list(ORDER)
+        l1, rms = self.l1.mean(axis=0), self.rms.mean(axis=0)  # (S, B, T)
         for s, site in enumerate(self.sites):
             what: dict[str, object] = {
                 "site": site.name,
@@ -240,12 +240,12 @@ class Profile(Framed):
             }
             for b, branch in enumerate(self.branches):
                 for i, timestep in enumerate(self.info.timesteps):
-                    l1, rms = (float(values[:, s, b, i].mean()) for values in (self.l1, self.rms))
-                    if l1 != l1:
+                    if np.isnan(l1[s, b, i]):
                         continue
-                    before = self.matrix_mean[s, b, i, i - 1].tolist() if i else [None] * len(names)
-                    row = what | {"branch": branch, "step": i, "timestep": timestep, "mean_abs": l1, "rms": rms}
-                    found.append(row | dict(zip(names, before, strict=True)))
+                    norms = {"mean_abs": float(l1[s, b, i]), "rms": float(rms[s, b, i])}
+                    before = self.matrix_mean[s, b, i, i - 1].tolist() if i else [None] * len(ORDER)
+                    measures = zip(ORDER, before, strict=True)
+                    found.append({**what, "branch": branch, "step": i, "timestep": timestep, **norms, **dict(measures)})
         return found
 
     def groups(self) -> Iterator[tuple[str, list[int]]]:

@@ -39,6 +39,11 @@ class Notes(BaseModel):
     reason: str | None = None
     words: str | None = None
 
+    @property
+    def cost(self) -> float | None:
+        """Computed over uncached FLOPs: as counted where the trial ran, else as forecast; None if neither is known."""
+        return self.forecast if self.ratio is None else self.ratio
+
     @classmethod
     def of(cls, trial: FrozenTrial | Trial) -> Notes:
         """Those of a trial."""

@@ -91,11 +91,7 @@ def tune(
         InvalidBudget, InvalidPolicy: for what cannot be read or searched.
         ConfigMismatch: if the study on disk was made for another model, scheduler, budget or prompts.
     """
-    budget = Budget.parse(budget)
-    if budget.time is not None:
-        raise InvalidBudget(
-            f"tune counts FLOPs and keeps no limit of time: leave {budget.time} out, or plan with it (fastercache plan)"
-        )
+    budget = searchable(budget)
     if not prompts:
         raise ConfigUnreadable("tuning needs at least one search prompt, found none")
     prompts, held_out = prompts_of(prompts), prompts_of(held_out, "held-out prompt")
@@ -130,6 +126,16 @@ def tune(
     )
     with logged(logdir, on_trial) as finished:
         return study.optimise(trials, timeout, finished)
+
+
+def searchable(budget: str | Budget) -> Budget:
+    """A budget that a search can keep. Raises InvalidBudget for one that limits time, or cannot be read."""
+    budget = Budget.parse(budget)
+    if budget.time is not None:
+        raise InvalidBudget(
+            f"tune counts FLOPs and keeps no limit of time: leave {budget.time} out, or plan with it (fastercache plan)"
+        )
+    return budget
 
 
 def _with_plans(

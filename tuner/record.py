@@ -97,7 +97,7 @@ class Record:
             source=noted.source,
             policy=load_policy(noted.policy),
             params=dict(trial.params),
-            ratio=noted.forecast if noted.ratio is None else noted.ratio,
+            ratio=noted.cost,
             values=noted.values,
             violation=noted.violation,
             margin=noted.margin,

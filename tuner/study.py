@@ -288,23 +288,20 @@ class Study(Framed):
 
     def _finish(self, trial: Trial, outcome: Outcome, reason: str | None, value: float | None = None) -> None:
         note(trial, outcome=str(outcome), **({} if reason is None else {"reason": reason}))
-        note(trial, words=self._words(trial))
+        noted = Notes.of(trial)
+        note(trial, words=self._words(noted))
         if value is not None:
             self.optuna.tell(trial, value, skip_if_finished=True)
         else:
             skipped = outcome in (Outcome.STOPPED, Outcome.DOMINATED)
-            known = Notes.of(trial)
-            ratio = known.forecast if known.ratio is None else known.ratio
-            if skipped and ratio is not None:
-                trial.report(ratio, 0)  # what a pruned trial would have cost, for its place in a plot
+            if skipped and noted.cost is not None:
+                trial.report(noted.cost, 0)  # what a pruned trial would have cost, for its place in a plot
             self.optuna.tell(trial, state=TrialState.PRUNED if skipped else TrialState.FAIL, skip_if_finished=True)
 
-    def _words(self, trial: Trial) -> str:
-        """`FORA(interval=3): 2.94x fewer FLOPs; psnr 31.2, misses psnr>=33 by 1.8`."""
-        noted = Notes.of(trial)
-        ratio = noted.forecast if noted.ratio is None else noted.ratio
+    def _words(self, noted: Notes) -> str:
+        """`FORA(interval=3): 2.94x fewer FLOPs; psnr 31.2, misses psnr>=33`."""
         policy = "" if noted.policy is None else repr(load_policy(noted.policy))
-        cost = "" if not ratio else f": {1.0 / ratio:.2f}x fewer FLOPs"
+        cost = "" if not noted.cost else f": {1.0 / noted.cost:.2f}x fewer FLOPs"
         kept = ""
         if noted.violation is not None and all(noted.values.get(name) for name in self.budget.metrics):
             verb = "keeps" if noted.violation <= 0.0 else "misses"

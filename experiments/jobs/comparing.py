@@ -71,8 +71,14 @@ def _table(found: Comparison, names: tuple[str, str]) -> Table:
     result.add_column("sites")
     for heading in ("branch", *names, "differ most by", "at steps"):
         result.add_column(heading, justify="right")
-    for pair in found.pairs:
-        (before, after), (i, j, value) = pair.nearby(), pair.largest()
-        sites = f"{pair.group}, {pair.sites[0]}" + ("" if pair.sites[0] == pair.sites[1] else f" and {pair.sites[1]}")
-        result.add_row(sites, pair.branch, f"{before:.4f}", f"{after:.4f}", f"{value:+.4f}", f"{j} for {i}")
+    for row in found.rows():
+        counts = dict.fromkeys((row["sites_first"], row["sites_second"]))  # one where they are the same
+        result.add_row(
+            f"{row['group']}, {' and '.join(map(str, counts))}",
+            str(row["branch"]),
+            f"{row['first']:.4f}",
+            f"{row['second']:.4f}",
+            f"{row['largest_difference']:+.4f}",
+            f"{row['stand_in_step']} for {row['replaced_step']}",
+        )
     return result

@@ -25,7 +25,7 @@ from fastercache.policies.documents import Missing, check_writable, read_model, 
 from fastercache.policies.wording import counted, lasting
 from fastercache.prompts import plain, prompts_of
 from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
-from fastercache.tuner.entry import JOURNAL
+from fastercache.tuner.entry import JOURNAL, searchable
 from fastercache.tuner.export import searched
 from fastercache.tuner.library import check
 from fastercache.tuner.planning.material import Told
@@ -440,7 +440,7 @@ def job_of(
     Reference models bring search and held-out prompts of their own. Raises as the parts do.
     """
     measured_by = metric_names(metrics)  # first: a budget may bound a metric of the user's own file
-    Budget.parse(budget)
+    searchable(budget)
     values, names = assignments(fields), tuple(map(named, policies)) or (fc.FasterCache.name,)
     check(names, values)
     given = {"num_inference_steps": steps, "guidance_scale": guidance}

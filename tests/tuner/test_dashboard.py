@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -17,6 +18,18 @@ from fastercache.tuner.study import Study
 CALL = {"num_inference_steps": 6, "height": 32, "width": 32, "video_length": 4, "clean_caption": False}
 
 
+def tuned(folder: Path, **more: Any) -> Study:
+    return tune(
+        zoo.build("latte").pipe,
+        ["a", "b"],
+        budget="psnr>=1,ssim>=0.999",
+        policy=fc.StaticInterval,
+        call=CALL,
+        out=folder,
+        **more,
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("study")
@@ -25,13 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def study(folder: Path) -> Study:
     policies = {str(n): fc.StaticInterval(sites="denoiser", interval=n) for n in (2, 3, 5)}
-    return tune(
-        zoo.build("latte").pipe,
-        ["a", "b"],
-        budget="psnr>=1,ssim>=0.999",
-        policy=fc.StaticInterval,
-        call=CALL,
-        out=folder,
+    return tuned(
+        folder,
         trials=5,
         seeds=policies,
     )
@@ -72,13 +80,8 @@ def test_what_was_stopped_or_passed_over_has_its_cost_as_value(study: Study) -> 
 
 
 def test_a_file_holds_one_study_whatever_it_is_called(study: Study, folder: Path) -> None:
-    again = tune(
-        zoo.build("latte").pipe,
-        ["a", "b"],
-        budget="psnr>=1,ssim>=0.999",
-        policy=fc.StaticInterval,
-        call=CALL,
-        out=folder,
+    again = tuned(
+        folder,
         trials=0,
         name="another",
     )

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import fastercache as fc
 from fastercache.bounds import read_limit
-from fastercache.experiments.jobs import certifying, planning
+from fastercache.experiments import cli
+from fastercache.experiments.jobs import certifying, planning, searching
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.predictors.fitted import Fitted, Stretch
 from fastercache.tuner import Budget, InvalidBudget, tune
@@ -106,9 +108,14 @@ def test_a_certificate_keeps_the_limit_of_the_cache_and_leaves_out_that_of_time(
     assert each(Budget.parse("p90:psnr>=30,cache<=1MiB,time<=8s")) == "psnr>=30,cache<=1MiB"
 
 
-def test_who_knows_nothing_of_time_refuses_its_limit(setting: Setting, tmp_path: Path) -> None:
+def test_who_knows_nothing_of_time_refuses_its_limit(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InvalidBudget, match="leave time<=8s out, or plan with it"):
         tune(setting.pipe, ["a"], budget="psnr>=1,time<=8s", call=CALL, out=tmp_path)
+    monkeypatch.setattr(searching.Job, "open", lambda job: pytest.fail("a model was opened"))
+    ended = CliRunner().invoke(cli.app, ["tune", "latte-digits", "--budget", "psnr>=1,time<=8s"])
+    assert ended.exit_code == 2 and "leave time<=8s out, or plan with it" in " ".join(ended.stderr.split())
 
 
 @pytest.fixture
