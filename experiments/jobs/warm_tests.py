@@ -52,7 +52,9 @@ def tests(names: list[str], output: Path, loaded: Path | None) -> int:
     import pytest
 
     root = Path.cwd().resolve()
-    code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *names]))
+    # what this process had imported before pytest began cannot have its assertions explained, which would be an error
+    warm = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *warm, *names]))
     package = sys.modules.get("fastercache")
     if package is not None and root not in Path(str(package.__file__)).resolve().parents:
         print(f"\nthe package that was tested lies outside {root}: {package.__file__}", flush=True)
