@@ -75,7 +75,7 @@ def open_pipeline(
     kinds["auto"] = torch.float32 if place.type == "cpu" or shipped else torch.bfloat16
     if dtype not in kinds:
         raise InvalidPolicy(f"no dtype is called '{dtype}'{suggest(dtype, kinds)}")
-    pipe = _load(str(reference.path(name)) if shipped else name, kinds[dtype]).to(place)
+    pipe = _load(name, kinds[dtype]).to(place)
     defaults = reference.GENERATION[name].kwargs() if shipped else {}
     pipe.set_progress_bar_config(disable=True)
     given = assignments(call) | {key: value for key, value in overrides.items() if value is not None}
@@ -115,9 +115,25 @@ def _place(device: str) -> torch.device:
 
 
 def _load(name: str, dtype: torch.dtype) -> Any:
-    """A pipeline from a folder or the hub, with one clear reason if that fails."""
+    """A shipped pipeline, or one from a folder or the hub, with one clear reason if that fails."""
     path = Path(name).expanduser()
-    known = ", ".join(reference.names())
+    shipped = name in reference.names()
+    if not shipped:
+        _check_place(name, path)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    known_families()  # imports the denoisers of installed packages, which diffusers does not do on a folder's word
+    try:
+        if shipped:
+            return reference.load(name, dtype=dtype)
+        return DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else name, dtype=dtype)
+    except Exception as error:  # whatever a broken folder or a missing network makes the loaders raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PipelineUnreadable(f"the pipeline {name} could not be loaded: {reason:.300}") from error
+
+
+def _check_place(name: str, path: Path) -> None:
+    """Raises PipelineUnreadable for what is neither a pipeline's folder nor a hub id."""
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise PipelineUnreadable(
@@ -125,17 +141,10 @@ def _load(name: str, dtype: torch.dtype) -> Any:
                 "give the folder that save_pretrained wrote"
             )
     elif path.exists():
+        known = ", ".join(reference.names())
         raise PipelineUnreadable(f"{name} is a file: give a pipeline's folder, a hub id (owner/name) or {known}")
     elif name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise PipelineUnreadable(
             f"there is no pipeline '{name}': it is neither a folder, nor a hub id (owner/name), "
             f"nor a short name{suggest(name, reference.names())}"
         )
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    known_families()  # imports the denoisers of installed packages, which diffusers does not do on a folder's word
-    try:
-        return DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else name, dtype=dtype)
-    except Exception as error:  # whatever a broken folder or a missing network makes the loaders raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PipelineUnreadable(f"the pipeline {name} could not be loaded: {reason:.300}") from error

@@ -20,6 +20,8 @@ from fastercache.policies.errors import InvalidPolicy, UnknownPolicy, suggest
 VERSION = 2
 """Of the methods and settings below; results say which they were made with. 2: planned, Spectrum, AB-Cache, DMD."""
 LEVELS = ("gentle", "middle", "strong")
+NAMED = {1: ("default",), 2: ("gentle", "strong"), 3: LEVELS, 4: (*LEVELS, "strongest")}
+"""What the settings of a method are called, by how many there are."""
 FEWER = "fewer steps"
 SHARES = (0.9, 0.8, 0.66, 0.5, 0.34, 0.24, 0.2)
 """Fewer steps: 45, 40, 33, 25, 17, 12 and 10 of 50."""
@@ -292,7 +294,7 @@ def lineup(
             entries = part.entries(calibration, plans) if refused is None else entries
         except fc.FasterCacheError as reason:  # what was measured does not do for it
             refused = str(reason)
-        names = LEVELS if len(part.settings) == len(LEVELS) else ("default",)
+        names = NAMED[len(part.settings)]
         rows += [
             Contender(part.label, in_words(fields), level, part.family, part.package, entry, refused)
             for fields, level, entry in zip(part.settings, names, entries, strict=True)

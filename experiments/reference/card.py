@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from fastercache.experiments.reference.spec import SPECS, Spec
+from fastercache.experiments.reference.spec import MODELS, Distilled, Spec
 
 
 @dataclass(frozen=True)
@@ -59,32 +60,77 @@ def _architecture(spec: Spec, weights: dict[str, int]) -> str:
 
 
 def parameter_counts(folder: Path) -> dict[str, int]:
-    """Parameters of each part of a diffusers folder, read from the safetensors headers."""
+    """Parameters of each part of a model's folder, read from the safetensors headers; the key of its own is ""."""
     from safetensors import safe_open
 
     counts: dict[str, int] = {}
-    for file in sorted(folder.glob("*/*.safetensors")):
+    for file in sorted(folder.rglob("*.safetensors")):
+        part = "" if file.parent == folder else file.parent.name
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118
                 size = 1
                 for extent in tensors.get_slice(key).get_shape():
                     size *= extent
-                counts[file.parent.name] = counts.get(file.parent.name, 0) + size
+                counts[part] = counts.get(part, 0) + size
     return counts
+
+
+def _megabytes(folder: Path) -> str:
+    return f"{sum(file.stat().st_size for file in folder.rglob('*.safetensors')) / 1e6:.1f} MB"
+
+
+def _trained(spec: Spec, folder: Path, training: dict[str, Any]) -> str:
+    """What a model is made of and how it was trained from nothing."""
+    extra = f" and {spec.decoder_steps} of the decoder alone" if spec.decoder_steps else ""
+    autoencoder = f"{spec.autoencoder_steps} steps{extra}"
+    remarks = training.get("remarks", "")
+    return f"""## Made of
+
+{_architecture(spec, parameter_counts(folder))} Weights: {_megabytes(folder)} of safetensors.
+
+## Trained
+
+Data: `experiments/reference/data.py` (pen strokes of scikit-learn's digits, training samples only; 200 of the 240
+combinations). Autoencoder: {autoencoder}, {training["autoencoder_psnr"]:.1f} dB on videos of test
+strokes. Transformer and text encoder together: {training["steps"]} steps of {spec.batch} videos from a pool of
+{spec.pool}, Muon and AdamW, {100 * spec.caption_drop:.0f} % caption drop, averaged weights,
+final loss {training["loss"]:.4f};
+{training["minutes"]:.0f} minutes on {training["machine"]}. Seed {spec.seed}. {remarks}Again, from nothing:
+`python -m fastercache.experiments.reference.train {spec.name}`."""
+
+
+def _distilled(spec: Distilled, folder: Path, training: dict[str, Any]) -> str:
+    """What a model does not share with its teacher and how it was distilled."""
+    own = sum(parameter_counts(folder).values()) / 1e6
+    remarks = training.get("remarks", "")
+    return f"""## Made of
+
+`{spec.teacher}`, from whose folder everything else is read, with {own:.2f} M parameters of its own in the
+transformer: all but those of the feed-forward networks. Weights: {_megabytes(folder)} of safetensors.
+`load("{spec.name}").save_pretrained(folder)` writes an ordinary diffusers folder.
+
+## Trained
+
+By trajectory distillation, guidance included. The teacher made {training["trajectories"]} videos of captions of the
+train split, with {spec.teacher_steps} steps of DDIM and guidance scale {spec.teacher_guidance:g}. The student begins
+as the teacher. It learns at each of its {spec.generation.num_inference_steps} steps, from the teacher's latent there,
+the v that brings it to the teacher's latent at the next; in {100 * spec.own:.0f} % of the updates it starts from a
+latent that it has itself made, one step before. {training["updates"]} updates of {spec.batch} latents, Muon and AdamW,
+averaged weights, final loss {training["loss"]:.4f};
+{training["minutes"]:.0f} minutes on {training["machine"]}, the teacher's videos not counted.
+Seed {spec.seed}. {remarks}Again: `python -m fastercache.experiments.reference.distil {spec.name}`."""
 
 
 def write_card(folder: Path, name: str) -> None:
     """Write ``README.md`` into a model folder from its ``metrics.json`` and ``training.json``."""
-    spec, generation = SPECS[name], SPECS[name].generation
+    spec, generation = MODELS[name], MODELS[name].generation
     training = json.loads((folder / "training.json").read_text())
     measured = [Measured(**entry) for entry in json.loads((folder / "metrics.json").read_text()).values()]
-    megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
-    extra = f" and {spec.decoder_steps} of the decoder alone" if spec.decoder_steps else ""
-    autoencoder = f"{spec.autoencoder_steps} steps{extra}"
-    remarks = training.get("remarks", "")
     seeds = ", ".join(sorted({str(entry.seed) for entry in measured}))
     guidance = ", ".join(sorted({f"{entry.guidance_scale:g}" for entry in measured}))
     threads = ", ".join(sorted({str(entry.threads) for entry in measured}))
+    distilled = isinstance(spec, Distilled)
+    origin = _distilled(spec, folder, training) if isinstance(spec, Distilled) else _trained(spec, folder, training)
     text = f"""---
 license: apache-2.0
 library_name: diffusers
@@ -117,24 +163,12 @@ Judged by classifiers trained on the data generator alone (`experiments/referenc
 {generation.num_inference_steps} steps, guidance scale {guidance}, one seed per video counting up from {seeds}; CPU
 threads: {threads}. Again: `python -m fastercache.experiments.reference.evaluate {name}`.
 
-## Made of
-
-{_architecture(spec, parameter_counts(folder))} Weights: {megabytes:.1f} MB of safetensors.
-
-## Trained
-
-Data: `experiments/reference/data.py` (pen strokes of scikit-learn's digits, training samples only; 200 of the 240
-combinations). Autoencoder: {autoencoder}, {training["autoencoder_psnr"]:.1f} dB on videos of test
-strokes. Transformer and text encoder together: {training["steps"]} steps of {spec.batch} videos from a pool of
-{spec.pool}, Muon and AdamW, {100 * spec.caption_drop:.0f} % caption drop, averaged weights,
-final loss {training["loss"]:.4f};
-{training["minutes"]:.0f} minutes on {training["machine"]}. Seed {spec.seed}. {remarks}Again, from nothing:
-`python -m fastercache.experiments.reference.train {name}`.
+{origin}
 
 ## Limits
 
 Captions outside the grammar ("a red seven moving left", "the blue digit two moving up", "a handwritten six in cyan
 moving right", "green four going down", "a yellow nine drifting left") are not understood. Only {generation.frames}
-frames and 32x32 pixels were trained.
+frames and 32x32 pixels were trained{f", and only {generation.num_inference_steps} steps" if distilled else ""}.
 """
     (folder / "README.md").write_text(text)

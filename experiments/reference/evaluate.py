@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from fastercache.experiments.reference import path
+from fastercache.experiments.reference import load, path
 from fastercache.experiments.reference.card import Measured, record, write_card
 from fastercache.experiments.reference.data import TEMPLATES, Split, captions, combinations
 from fastercache.experiments.reference.judges import Judge
-from fastercache.experiments.reference.spec import SPECS
+from fastercache.experiments.reference.spec import MODELS
 
 app = typer.Typer(add_completion=False)
 
@@ -80,7 +80,7 @@ MEASUREMENTS = {
 @app.command()
 def evaluate(
     name: Annotated[str, typer.Argument(help="Short name of a shipped model.")] = "latte-digits",
-    folder: Annotated[Path | None, typer.Option(help="Another diffusers folder of the same kind.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Another folder of the same kind.")] = None,
     videos: Annotated[int, typer.Option(help="Videos per measurement.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the first video; the next ones count up.")] = 10_000,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale instead of the default.")] = None,
@@ -89,16 +89,13 @@ def evaluate(
     card: Annotated[bool, typer.Option(help="Write README.md, metrics.json and contact-sheet.png.")] = True,
 ) -> None:
     """Judge a model on held-out captions and write its model card."""
-    from diffusers import DiffusionPipeline
-
     chosen = measure or list(MEASUREMENTS)
     if unknown := set(chosen) - set(MEASUREMENTS):
         raise typer.BadParameter(f"unknown measurement {sorted(unknown)}, expected some of: {', '.join(MEASUREMENTS)}")
     console, where = Console(), folder or path(name)
-    pipeline: Any = DiffusionPipeline.from_pretrained(where)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load(name, folder=folder)
     judge = Judge.load()
-    call = SPECS[name].generation.kwargs() | ({} if guidance is None else {"guidance_scale": guidance})
+    call = MODELS[name].generation.kwargs() | ({} if guidance is None else {"guidance_scale": guidance})
     next(generate(pipeline, prompts_of("held_out", 1), call, seed=0))
     for key in chosen:
         measurement = MEASUREMENTS[key]

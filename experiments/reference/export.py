@@ -33,6 +33,13 @@ def forget_origin(folder: Path) -> None:
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def machine(device: torch.device) -> str:
+    """What trained a model, for its card."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
 def export(trainer: Trainer, autoencoder: nn.Module, path: Path) -> None:
     """Write the averaged weights as an ordinary pipeline folder (float16 safetensors), replacing ``path``.
 
@@ -51,16 +58,11 @@ def export(trainer: Trainer, autoencoder: nn.Module, path: Path) -> None:
     pipeline.save_pretrained(partial, safe_serialization=True)
     store_in_half(partial)
     forget_origin(partial)
-    machine = (
-        torch.cuda.get_device_name()
-        if trainer.device.type == "cuda"
-        else f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    )
     training = {
         "steps": trainer.step,
         "loss": trainer.loss,
         "minutes": trainer.seconds / 60,
-        "machine": machine,
+        "machine": machine(trainer.device),
         "autoencoder_psnr": family.reconstruction_psnr(autoencoder, spec),
     }
     (partial / "training.json").write_text(json.dumps(training, indent=2) + "\n")

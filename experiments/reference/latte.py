@@ -112,12 +112,27 @@ def caption_embeddings(
     else:
         length = MAX_TOKENS
     dropped = (torch.rand(count, generator=generator) < spec.caption_drop).to(device)
+    embeddings = encode_captions(text_encoder, table, attributes, template, length, device)
+    return torch.where(dropped[:, None, None], null_sequence(text_encoder, length, device), embeddings)
+
+
+def encode_captions(
+    text_encoder: nn.Module,
+    table: CaptionTable,
+    attributes: Tensor,
+    template: Tensor,
+    length: int,
+    device: torch.device,
+) -> Tensor:
+    """Embeddings ``(B, length, D)`` of captions: ``(B, 3)`` attributes in ``(B,)`` templates, zero past the end.
+
+    ``length`` is at least the longest caption's number of tokens.
+    """
     ids, mask = (x.to(device) for x in table(attributes, template))
     longest = int(mask.sum(-1).max())
     ids, mask = ids[:, :longest], mask[:, :longest]
     embeddings = text_encoder(input_ids=ids, attention_mask=mask)[0] * mask[..., None]
-    embeddings = nn.functional.pad(embeddings, (0, 0, 0, length - longest))
-    return torch.where(dropped[:, None, None], null_sequence(text_encoder, length, device), embeddings)
+    return nn.functional.pad(embeddings, (0, 0, 0, length - longest))
 
 
 class Objective(nn.Module):

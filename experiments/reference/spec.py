@@ -78,3 +78,41 @@ SPECS = {
         steps=4000,
     ),
 }
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """How a few-step model is distilled from a trained one.
+
+    The teacher makes ``trajectories`` videos of captions of the train split at ``teacher_steps`` steps with
+    ``teacher_guidance``. The student, which begins as the teacher, learns to make the same way in
+    ``generation.num_inference_steps`` steps and one branch. It trains the transformer's tensors whose names do not
+    contain ``frozen``; only those are shipped. ``own`` is the share of updates whose latents the student itself has
+    made, one step earlier. Rates as in ``Spec``.
+    """
+
+    name: str
+    teacher: str
+    generation: Generation
+    teacher_steps: int = 16
+    teacher_guidance: float = 4.0
+    trajectories: int = 512
+    frozen: str = ".ff."
+    updates: int = 1500
+    batch: int = 16
+    rate: float = 5e-4
+    matrix_rate: float = 5e-4
+    warm_up: int = 50
+    own: float = 0.25
+    ema: float = 0.99
+    seed: int = 0
+
+
+DISTILLED = {
+    "latte-digits-8": Distilled(
+        "latte-digits-8", "latte-digits", Generation("latte", num_inference_steps=8, guidance_scale=1.0)
+    ),
+}
+
+MODELS: dict[str, Spec | Distilled] = {**SPECS, **DISTILLED}
+"""Every reference model: trained from nothing, or distilled from one that was."""

@@ -7,48 +7,19 @@ text encoder, export as a diffusers folder. Interrupt at will; ``--resume`` cont
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fastercache.experiments.reference.export import export
 from fastercache.experiments.reference.families import family_of
+from fastercache.experiments.reference.progress import console, tracked
 from fastercache.experiments.reference.spec import SPECS, Spec
 from fastercache.experiments.reference.trainer import Pool, Trainer, build_pool, load_pool, save_pool
 
-console = Console()
 app = typer.Typer(add_completion=False)
-Item = TypeVar("Item")
-
-
-def _tracked(
-    items: Iterable[Item], total: int, title: str, done: int = 0, note: Callable[[Item], str] = lambda _: ""
-) -> Iterator[Item]:
-    """A progress bar on a terminal; a line now and then in a log file."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    started, last, first = time.monotonic(), 0.0, done
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total, completed=done)
-        for item in items:
-            yield item
-            done += 1
-            progress.advance(task)
-            now = time.monotonic()
-            if not console.is_terminal and (now - last > 30 or done == total):
-                last, pace = now, (now - started) / (done - first)
-                left = pace * (total - done) / 60
-                console.print(f"{title}: {done}/{total}, {pace:.3f} s each, {left:.1f} min left {note(item)}")
 
 
 def _autoencoder(spec: Spec, folder: Path, device: torch.device) -> torch.nn.Module:
@@ -58,7 +29,7 @@ def _autoencoder(spec: Spec, folder: Path, device: torch.device) -> torch.nn.Mod
         torch.manual_seed(spec.seed)
         autoencoder = family.build_autoencoder(spec)
         steps = spec.autoencoder_steps + spec.decoder_steps
-        for _ in _tracked(family.train_autoencoder(autoencoder, spec, device), steps, "autoencoder"):
+        for _ in tracked(family.train_autoencoder(autoencoder, spec, device), steps, "autoencoder"):
             pass
         partial = folder / "autoencoder.partial"
         autoencoder.cpu().save_pretrained(partial)
@@ -70,7 +41,7 @@ def _autoencoder(spec: Spec, folder: Path, device: torch.device) -> torch.nn.Mod
 def _pool(spec: Spec, folder: Path, autoencoder: torch.nn.Module, device: torch.device) -> Pool:
     path = folder / "pool.safetensors"
     if not path.exists():
-        parts = list(_tracked(build_pool(family_of(spec), autoencoder, spec, device), spec.pool // 64, "videos"))
+        parts = list(tracked(build_pool(family_of(spec), autoencoder, spec, device), spec.pool // 64, "videos"))
         latents = torch.cat([part.latents for part in parts])
         save_pool(Pool(latents, torch.cat([part.attributes for part in parts])), path)
     return load_pool(path)
@@ -102,7 +73,7 @@ def train(
     if checkpoint.exists():
         trainer.load(checkpoint)
     saved = time.monotonic()
-    training = _tracked(trainer.run(spec.steps), spec.steps, name, trainer.step, lambda p: f"loss {p.loss:.4f}")
+    training = tracked(trainer.run(spec.steps), spec.steps, name, trainer.step, lambda p: f"loss {p.loss:.4f}")
     for _ in training:
         if time.monotonic() - saved > 60 * minutes:
             trainer.save(checkpoint)

@@ -63,10 +63,10 @@ def load_pool(path: Path) -> Pool:
     return Pool(tensors["latents"], tensors["attributes"])
 
 
-def rate_factor(step: int, spec: Spec) -> float:
-    """Linear warm-up, then cosine decay to one per cent."""
-    warm = min(1.0, (step + 1) / spec.warm_up)
-    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / spec.steps))))
+def cosine_factor(step: int, warm_up: int, steps: int) -> float:
+    """Of the learning rate: linear warm-up, then cosine decay to one per cent."""
+    warm = min(1.0, (step + 1) / warm_up)
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
 
 class Trainer:
@@ -121,7 +121,7 @@ class Trainer:
     def run(self, until: int) -> Iterator[Progress]:
         """Train up to step ``until`` (exclusive) of the spec's schedule."""
         while self.step < until:
-            factor, started = rate_factor(self.step, self.spec), time.monotonic()
+            factor, started = cosine_factor(self.step, self.spec.warm_up, self.spec.steps), time.monotonic()
             loss = self._update(factor)
             self.seconds += time.monotonic() - started
             self.loss = loss if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * loss

@@ -1,0 +1,216 @@
+"""Is there anything for a cache to gain at 4 to 8 steps? The distilled model, its teacher, and every cache on it.
+
+`python -m fastercache.experiments.jobs.few_steps --out DIR` measures on held-out prompts
+
+- the models: the teacher as it is, with fewer steps, without guidance and with a planned cache, and the student, by
+  what the judges read and by PSNR to the teacher's videos (`DIR/few_steps.json`);
+- the student's caches and fewer steps against the student's own videos, as `fastercache bench` does
+  (`DIR/results.json`).
+
+Interrupted, it goes on where it stopped. `--page FILE` puts both tables into a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+import fastercache as fc
+from fastercache.analysis.metrics import metric_called
+from fastercache.experiments import pages
+from fastercache.experiments.bench import standings
+from fastercache.experiments.bench.contest import judged
+from fastercache.experiments.bench.few_steps import FEW_STEPS
+from fastercache.experiments.bench.lineup import Method
+from fastercache.experiments.bench.plans import plans_for
+from fastercache.experiments.bench.runner import bench, plan_for
+from fastercache.experiments.bench.verdict import Interval, mean_interval
+from fastercache.experiments.console import progress, quiet, say
+from fastercache.experiments.pipelines import Subject, open_pipeline, with_steps
+from fastercache.experiments.reference.spec import DISTILLED
+from fastercache.policies.documents import write_json
+from fastercache.policies.errors import InvalidPolicy
+from fastercache.tuner.setting import Case, References, Setting, run, run_bare
+
+FILE = "few_steps.json"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to make a video: who makes it, how it is called, and what it caches."""
+
+    name: str
+    setting: Setting
+    policy: fc.Planned | None = None
+
+    @property
+    def calls(self) -> int:
+        """Evaluations of the denoiser for a video, each branch of guidance counted."""
+        steps = int(self.setting.call["num_inference_steps"])
+        computed = steps if self.policy is None else len(self.policy.computed)
+        return computed * (2 if self.setting.call["guidance_scale"] > 1.0 else 1)
+
+
+class Figures(BaseModel):
+    """One way, measured.
+
+    Attributes:
+        calls: see `Way`. judge: share of videos that show what their captions ask for. psnr: to the teacher's videos
+            from the same noise; None for those themselves.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    steps: int
+    guidance_scale: float
+    calls: int
+    judge: Interval
+    psnr: Interval | None
+
+
+class Models(BaseModel):
+    """`few_steps.json`: the models on the same prompts and noise, the teacher as it is first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    student: str
+    teacher: str
+    prompts: int
+    seed: int
+    ways: tuple[Figures, ...]
+
+    def markdown(self) -> str:
+        """The table."""
+        head = ["model", "steps", "guidance", "denoiser calls", "judge", "PSNR to the teacher's videos, dB"]
+        rows = [head, ["---", *["---:"] * 5]]
+        for way in self.ways:
+            psnr = "" if way.psnr is None else interval(way.psnr, "{:.2f}")
+            judge = f"{way.judge.value:.1%}".replace("%", " %")
+            rows.append([way.name, str(way.steps), f"{way.guidance_scale:g}", str(way.calls), judge, psnr])
+        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        said = f"{self.prompts} held-out captions, each with the same noise for all; mean ± half the 95 % interval."
+        return f"{table}\n\n{said}\n"
+
+
+def interval(value: Interval, form: str) -> str:
+    """A mean with half its interval."""
+    if value.low is None or value.high is None:
+        return form.format(value.value)
+    return f"{form.format(value.value)} ± {form.format((value.high - value.low) / 2)}"
+
+
+def ways_of(student: Subject, teacher: Subject, plan: fc.Planned | None, seed: int) -> list[Way]:
+    """What is compared: the teacher as it is first, then the cheaper ways."""
+    own, taught = Setting(teacher.pipe, teacher.call, seed), Setting(student.pipe, student.call, seed)
+    steps = int(student.call["num_inference_steps"])
+    ways = [
+        Way(teacher.name, own),
+        Way(f"{teacher.name}, {steps} steps", own.calling(num_inference_steps=steps)),
+        Way(f"{teacher.name}, {steps // 2} steps", own.calling(num_inference_steps=steps // 2)),
+        Way(
+            f"{teacher.name}, {steps} steps without guidance",
+            own.calling(num_inference_steps=steps, guidance_scale=1.0),
+        ),
+        Way(student.name, taught),
+    ]
+    if plan is not None:
+        ways.insert(1, Way(f"{teacher.name}, planned: {len(plan.computed)} steps computed", own, plan))
+    return ways
+
+
+def compare(subject: Subject, ways: Sequence[Way], prompts: Sequence[str], folder: Path) -> list[Figures]:
+    """Run each way on each prompt and measure it against the first."""
+    first = ways[0].setting
+    cases = first.cases(prompts)
+    psnr = metric_called("psnr")
+    right: dict[str, list[float]] = {way.name: [] for way in ways}
+    close: dict[str, list[float]] = {way.name: [] for way in ways}
+    with progress() as bar:
+        for case in bar.track(cases, description="models"):
+            reference = _kept(References(first, folder / "models"), first, case)
+            for way in ways:
+                if way is ways[0]:
+                    video = reference
+                elif way.policy is None:
+                    video = run_bare(way.setting, case)[0]
+                else:
+                    video = run(way.setting, way.policy, case)[0]
+                found = judged(subject, video[None], [case.prompt])
+                right[way.name].append(float(found is not None and found[0]))
+                close[way.name].append(float(psnr.measured(video[None], reference[None], [case.prompt])[0]))
+    return [
+        Figures(
+            name=way.name,
+            steps=int(way.setting.call["num_inference_steps"]),
+            guidance_scale=float(way.setting.call["guidance_scale"]),
+            calls=way.calls,
+            judge=mean_interval(right[way.name]),
+            psnr=None if way is ways[0] else mean_interval(close[way.name]),
+        )
+        for way in ways
+    ]
+
+
+def _kept(references: References, setting: Setting, case: Case) -> Tensor:
+    found = references.read(case)
+    if found is None:
+        found, _ = run_bare(setting, case)
+        references.write(case, found)
+    return found
+
+
+def models(student: Subject, out: Path, *, count: int, seed: int) -> Models:
+    """The student beside its teacher, whose planned cache costs as many denoiser calls as the student."""
+    teacher = open_pipeline(DISTILLED[student.name].teacher)
+    calls = {subject.name: Way("", Setting(subject.pipe, subject.call)).calls for subject in (student, teacher)}
+    speedup = calls[teacher.name] / calls[student.name]
+    methods = (Method("planned", "planned", "", ({"speedup": speedup},), planned=True),)
+    plan = plan_for(teacher, methods, None, count, seed, peers=False)
+    plans, why = plans_for(teacher, plan.search, (speedup,), out / "teacher")
+    if plans is None:
+        raise InvalidPolicy(f"{teacher.name} has no plan at {speedup:g}x: {why}")
+    planned = plans[speedup]
+    assert isinstance(planned, fc.Planned)
+    ways = ways_of(student, teacher, planned, seed)
+    found = compare(teacher, ways, plan.prompts, out)
+    return Models(student=student.name, teacher=teacher.name, prompts=count, seed=seed, ways=tuple(found))
+
+
+def begin(name: str) -> str:
+    """Where a page's table of models begins."""
+    return f"<!-- models {name} -->"
+
+
+END = "<!-- end models -->"
+
+
+def main(
+    pipe: Annotated[str, typer.Argument(metavar="PIPE", help=f"{', '.join(DISTILLED)}.")] = "latte-digits-8",
+    out: Annotated[Path, typer.Option("--out", metavar="DIR")] = Path("few-steps"),
+    count: Annotated[int, typer.Option("--count", min=2, help="Held-out prompts.")] = 32,
+    seed: Annotated[int, typer.Option("--seed", help="Prompt i is generated with seed SEED + i.")] = 300_000,
+    page: Annotated[Path | None, typer.Option("--page", metavar="FILE", help="Put the tables into this page.")] = None,
+) -> None:
+    """Measure a distilled model, its teacher and every cache on it."""
+    quiet()
+    if pipe not in DISTILLED:
+        raise typer.BadParameter(f"{pipe!r} is not distilled, expected one of: {', '.join(DISTILLED)}")
+    subject = with_steps(open_pipeline(pipe))
+    found = models(subject, out, count=count, seed=seed)
+    write_json(out / FILE, found.model_dump(mode="json"), "few-step figures")
+    results = bench(subject, plan_for(subject, FEW_STEPS, None, count, seed, peers=False), out)
+    files = results.write(out)
+    if page is not None:
+        pages.put_into(page, begin(pipe), END, found.markdown())
+        standings.put_into(page, results)
+    standings.show(results, files)
+    say(f"models: {out / FILE}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

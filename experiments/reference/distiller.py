@@ -1,0 +1,167 @@
+"""Trains a few-step student on its teacher's trajectories: seeded, resumable, the same on CPU and GPU."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fastercache.experiments.reference import latte
+from fastercache.experiments.reference.spec import Distilled
+from fastercache.experiments.reference.text import MAX_TOKENS, CaptionTable
+from fastercache.experiments.reference.trainer import Progress, cosine_factor
+from fastercache.experiments.reference.trajectories import Ladder, Trajectories
+from fastercache.policies.documents import replacing
+
+
+class Distiller:
+    """Trains a transformer, which begins as the teacher, to take a trajectory's next step in one evaluation.
+
+    The loss is the mean squared error of v. For a cosine schedule the steps multiply v with nearly equal numbers, so
+    it weighs the errors of the latents that the steps reach equally.
+    ``run(until)`` yields ``Progress`` for each update; ``state`` / ``load_state`` carry everything that the next
+    update depends on.
+    """
+
+    def __init__(
+        self,
+        spec: Distilled,
+        transformer: Any,
+        text_encoder: nn.Module,
+        table: CaptionTable,
+        trajectories: Trajectories,
+        device: torch.device,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self.spec, self.trajectories, self.device, self.compiled = spec, trajectories, device, compiled
+        self.transformer, self.text_encoder, self.table = transformer.to(device), text_encoder.to(device), table
+        self.ladder = Ladder(spec.generation.num_inference_steps)
+        self.text_encoder.requires_grad_(False)
+        self.parameters: dict[str, nn.Parameter] = {}
+        for name, value in self.transformer.named_parameters():
+            value.requires_grad_(spec.frozen not in name)
+            if value.requires_grad:
+                self.parameters[name] = value
+        self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
+        matrices = [v for k, v in self.parameters.items() if v.ndim == 2 and "blocks." in k and "table" not in k]
+        taken = {id(value) for value in matrices}
+        rest = [value for value in self.parameters.values() if id(value) not in taken]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=spec.matrix_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=spec.rate, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self.peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
+        self.generator = torch.Generator().manual_seed(spec.seed)
+        self.step = 0
+        self.loss = float("nan")
+        self.seconds = 0.0
+
+    def run(self, until: int) -> Iterator[Progress]:
+        """Train up to update ``until`` (exclusive) of the spec's schedule."""
+        while self.step < until:
+            factor, started = cosine_factor(self.step, self.spec.warm_up, self.spec.updates), time.monotonic()
+            loss = self._update(factor)
+            self.seconds += time.monotonic() - started
+            self.loss = loss if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * loss
+            self.step += 1
+            yield Progress(self.step, self.loss, factor)
+
+    def _picks(self) -> tuple[Tensor, int]:
+        """Trajectories of a batch and the number of tokens of its captions.
+
+        Six batches in ten have captions of one length, as one prompt in a call of the pipeline has; the others are
+        padded as in ``latte.caption_embeddings``, so that the student can be called with several prompts too.
+        """
+        spec, generator, templates = self.spec, self.generator, self.trajectories.templates
+        draw = float(torch.rand((), generator=generator))
+        picks = torch.randint(len(templates), (spec.batch,), generator=generator)
+        lengths = self.table.lengths[templates]
+        if draw < 0.6:
+            same = torch.nonzero(lengths == lengths[picks[0]]).flatten()
+            return same[picks % len(same)], int(lengths[picks[0]])
+        if draw < 0.97:
+            return picks, (8, 12, 24)[int(torch.randint(3, (), generator=generator))]
+        return picks, MAX_TOKENS
+
+    def _velocity(self, latents: Tensor, index: Tensor, embeddings: Tensor) -> Tensor:
+        times = self.ladder.timesteps[index].to(self.device)
+        output: Tensor = self.transformer(latents, timestep=times, encoder_hidden_states=embeddings, return_dict=False)[
+            0
+        ]
+        return output.chunk(2, dim=1)[0]
+
+    def _update(self, factor: float) -> float:
+        spec, generator = self.spec, self.generator
+        picks, length = self._picks()
+        # every step of the schedule equally often in a batch
+        index = torch.randperm(spec.batch, generator=generator) % len(self.ladder.timesteps)
+        own = float(torch.rand((), generator=generator)) < spec.own
+        ways = self.trajectories
+        latents = ways.latents[picks, index].to(self.device)
+        reached = ways.latents[picks, index + 1].to(self.device)
+        # the fused attention kernel's backward is twice as slow as plain matrix products on sequences this short
+        with sdpa_kernel(SDPBackend.MATH):
+            with torch.no_grad():
+                embeddings = latte.encode_captions(
+                    self.text_encoder, self.table, ways.attributes[picks], ways.templates[picks], length, self.device
+                )
+                if self.compiled:
+                    torch._dynamo.mark_dynamic(embeddings, 1)
+                if own:
+                    before = (index - 1).clamp(min=0)
+                    earlier = ways.latents[picks, before].to(self.device)
+                    made = self.ladder.step(earlier, self._velocity(earlier, before, embeddings), before)
+                    latents = torch.where((index > 0).view(-1, 1, 1, 1, 1).to(self.device), made, latents)
+            target = self.ladder.velocity(latents, reached, index)
+            loss = (self._velocity(latents, index, embeddings) - target).square().mean()
+        for optimiser, peaks in zip(self.optimisers, self.peaks, strict=True):
+            optimiser.zero_grad(set_to_none=True)
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        decay = min(spec.ema, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
+        return float(loss.detach())
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as plain values and tensors."""
+        return {
+            "step": self.step,
+            "loss": self.loss,
+            "seconds": self.seconds,
+            "weights": {name: value.detach() for name, value in self.parameters.items()},
+            "average": self.average,
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state`` returned."""
+        self.step, self.loss, self.seconds = state["step"], state["loss"], state["seconds"]
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value.copy_(state["weights"][name])
+                self.average[name].copy_(state["average"][name])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.generator.set_state(state["generator"])
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        with replacing(path, "checkpoint") as temporary:
+            torch.save(self.state(), temporary)
+
+    def load(self, path: Path) -> None:
+        """Read a checkpoint."""
+        self.load_state(torch.load(path, weights_only=True, map_location=self.device))
