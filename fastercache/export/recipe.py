@@ -119,8 +119,8 @@ def _variance(config: TunedConfig, table: Table) -> bool:
     shape = config.model.denoiser.config
     if any(p.variance is None for p in fitted) and shape.get("out_channels") == 2 * (shape.get("in_channels") or 0):
         raise NotExportable(
-            "the weights do not say whether they add the denoiser's input to an output that holds a learned variance too: "
-            'plan again, or write "variance": false beside "stretches" to export an old file as it was measured'
+            "the weights do not say whether they add the denoiser's input to an output that holds a learned variance "
+            'too: plan again, or write "variance": false beside "stretches" to export an old file as it was measured'
         )
     return all(p.variance is not False for p in fitted)
 

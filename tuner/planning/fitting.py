@@ -268,7 +268,12 @@ class _Work:
     """The state of a fit: what the runs have computed, and how far their last latents are off by now."""
 
     def __init__(
-        self, sampler: Sampler, references: Sequence[RunValues], history: int, ridge: float, variance: bool | None = True
+        self,
+        sampler: Sampler,
+        references: Sequence[RunValues],
+        history: int,
+        ridge: float,
+        variance: bool | None = True,
     ) -> None:
         self.sampler, self.references, self.history, self.ridge = sampler, references, history, ridge
         self.variance = variance

@@ -22,7 +22,7 @@ def formula(x: Any, t: float, library: Any = torch) -> Any:
 
 
 class Denoiser(nn.Module):
-    """The formula as a module with a parameter, so that it has a device; with a learned variance behind it on demand."""
+    """The formula as a module with a parameter, so that it has a device; on demand with a learned variance."""
 
     def __init__(self, variance: bool = False) -> None:
         super().__init__()
