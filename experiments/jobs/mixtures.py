@@ -2,9 +2,9 @@
 
 `python -m fastercache.experiments.jobs.mixtures latte-digits --out DIR` searches, at the FLOPs of n computed steps,
 once among words of F and `.` alone (whole-step plans) and once among all words of `mixed.LETTERS`, beginning from the
-best whole-step plan and from mixtures made of denser plans. Both searches may run as many words, on the same search prompts;
-every word has the best linear stand-ins that it can have. The two best are then run on held-out prompts with the
-weights that were fitted on the search prompts. Each search is kept in DIR, and not run again.
+best whole-step plan and from mixtures made of denser plans. Both searches may run as many words, on the same search
+prompts; every word has the best linear stand-ins that it can have. The two best are then run on held-out prompts with
+the weights that were fitted on the search prompts. Each search is kept in DIR, and not run again.
 
 The seconds of each letter are measured beside its FLOPs: a mixture that does not pay at equal FLOPs cannot pay at equal
 time where its letters take a larger share of a whole step's time than of its FLOPs.
