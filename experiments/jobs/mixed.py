@@ -314,7 +314,7 @@ def _parts(denoiser: nn.Module) -> tuple[list[str], dict[str, str]]:
     lists = [
         name for name, module in denoiser.named_children() if isinstance(module, nn.ModuleList) and "blocks" in name
     ]
-    depth = len(denoiser.get_submodule(lists[0]))
+    depth = len(list(denoiser.get_submodule(lists[0]).children()))
     blocks = [f"{name}.{i}" for i in range(depth) for name in lists]
     kinds = {}
     for block in blocks:
