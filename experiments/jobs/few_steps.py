@@ -104,23 +104,22 @@ def interval(value: Interval, form: str) -> str:
     return f"{form.format(value.value)} ± {form.format((value.high - value.low) / 2)}"
 
 
-def ways_of(student: Subject, teacher: Subject, plan: fc.Planned | None, seed: int) -> list[Way]:
-    """What is compared: the teacher as it is first, then the cheaper ways."""
+def ways_of(student: Subject, teacher: Subject, plan: fc.Planned, seed: int) -> list[Way]:
+    """What is compared: the teacher as it is first, then as it taught, then the cheaper ways."""
     own, taught = Setting(teacher.pipe, teacher.call, seed), Setting(student.pipe, student.call, seed)
-    steps = int(student.call["num_inference_steps"])
-    ways = [
+    steps, many = int(student.call["num_inference_steps"]), DISTILLED[student.name].teacher_steps
+    return [
         Way(teacher.name, own),
+        Way(f"{teacher.name}, {many} steps, which taught", own.calling(num_inference_steps=many)),
         Way(f"{teacher.name}, {steps} steps", own.calling(num_inference_steps=steps)),
         Way(f"{teacher.name}, {steps // 2} steps", own.calling(num_inference_steps=steps // 2)),
         Way(
             f"{teacher.name}, {steps} steps without guidance",
             own.calling(num_inference_steps=steps, guidance_scale=1.0),
         ),
+        Way(f"{teacher.name}, planned: {len(plan.computed)} steps computed", own, plan),
         Way(student.name, taught),
     ]
-    if plan is not None:
-        ways.insert(1, Way(f"{teacher.name}, planned: {len(plan.computed)} steps computed", own, plan))
-    return ways
 
 
 def compare(subject: Subject, ways: Sequence[Way], prompts: Sequence[str], folder: Path) -> list[Figures]:
@@ -132,17 +131,12 @@ def compare(subject: Subject, ways: Sequence[Way], prompts: Sequence[str], folde
     close: dict[str, list[float]] = {way.name: [] for way in ways}
     with progress() as bar:
         for case in bar.track(cases, description="models"):
-            reference = _kept(References(first, folder / "models"), first, case)
-            for way in ways:
-                if way is ways[0]:
-                    video = reference
-                elif way.policy is None:
-                    video = run_bare(way.setting, case)[0]
-                else:
-                    video = run(way.setting, way.policy, case)[0]
+            videos = {way.name: _video(way, case, folder) for way in ways}
+            reference = videos[ways[0].name]
+            for name, video in videos.items():
                 found = judged(subject, video[None], [case.prompt])
-                right[way.name].append(float(found is not None and found[0]))
-                close[way.name].append(float(psnr.measured(video[None], reference[None], [case.prompt])[0]))
+                right[name].append(float(found is not None and found[0]))
+                close[name].append(float(psnr.measured(video[None], reference[None], [case.prompt])[0]))
     return [
         Figures(
             name=way.name,
@@ -156,10 +150,14 @@ def compare(subject: Subject, ways: Sequence[Way], prompts: Sequence[str], folde
     ]
 
 
-def _kept(references: References, setting: Setting, case: Case) -> Tensor:
+def _video(way: Way, case: Case, folder: Path) -> Tensor:
+    """Made once where nothing is cached, and kept."""
+    if way.policy is not None:
+        return run(way.setting, way.policy, case)[0]
+    references = References(way.setting, folder)
     found = references.read(case)
     if found is None:
-        found, _ = run_bare(setting, case)
+        found, _ = run_bare(way.setting, case)
         references.write(case, found)
     return found
 
@@ -177,7 +175,7 @@ def models(student: Subject, out: Path, *, count: int, seed: int) -> Models:
     planned = plans[speedup]
     assert isinstance(planned, fc.Planned)
     ways = ways_of(student, teacher, planned, seed)
-    found = compare(teacher, ways, plan.prompts, out)
+    found = compare(teacher, ways, plan.prompts, out / "models")
     return Models(student=student.name, teacher=teacher.name, prompts=count, seed=seed, ways=tuple(found))
 
 

@@ -84,13 +84,13 @@ def load(
         for part in bars:
             part.enable_progress_bar()
     if isinstance(spec, Distilled):
-        _put_in(pipeline.transformer, where / OWN, spec)
+        put_in(pipeline.transformer, where / OWN, spec)
     pipeline.set_progress_bar_config(disable=not progress)
     loaded: DiffusionPipeline = pipeline
     return loaded
 
 
-def _put_in(transformer: Any, file: Path, spec: Distilled) -> None:
+def put_in(transformer: Any, file: Path, spec: Distilled) -> None:
     """Replace the tensors that were trained by those of a file. Raises ValueError where they are not the same ones."""
     import torch
     from safetensors.torch import load_file

@@ -50,14 +50,9 @@ class Distiller:
             if value.requires_grad:
                 self.parameters[name] = value
         self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
-        matrices = [v for k, v in self.parameters.items() if v.ndim == 2 and "blocks." in k and "table" not in k]
-        taken = {id(value) for value in matrices}
-        rest = [value for value in self.parameters.values() if id(value) not in taken]
-        self.optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=spec.matrix_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=spec.rate, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
-        self.peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
+        # Muon, which trains the teachers, orthogonalises in bfloat16: on a CPU without such instructions that would
+        # take longer than the rest of an update
+        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=spec.rate, betas=(0.9, 0.98), weight_decay=0.0)
         self.generator = torch.Generator().manual_seed(spec.seed)
         self.step = 0
         self.loss = float("nan")
@@ -121,14 +116,12 @@ class Distiller:
                     latents = torch.where((index > 0).view(-1, 1, 1, 1, 1).to(self.device), made, latents)
             target = self.ladder.velocity(latents, reached, index)
             loss = (self._velocity(latents, index, embeddings) - target).square().mean()
-        for optimiser, peaks in zip(self.optimisers, self.peaks, strict=True):
-            optimiser.zero_grad(set_to_none=True)
-            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
+        self.optimiser.zero_grad(set_to_none=True)
+        for group in self.optimiser.param_groups:
+            group["lr"] = spec.rate * factor
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
-        for optimiser in self.optimisers:
-            optimiser.step()
+        self.optimiser.step()
         decay = min(spec.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
@@ -142,7 +135,7 @@ class Distiller:
             "seconds": self.seconds,
             "weights": {name: value.detach() for name, value in self.parameters.items()},
             "average": self.average,
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
         }
 
@@ -153,8 +146,7 @@ class Distiller:
             for name, value in self.parameters.items():
                 value.copy_(state["weights"][name])
                 self.average[name].copy_(state["average"][name])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"])
 
     def save(self, path: Path) -> None:

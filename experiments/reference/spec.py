@@ -88,7 +88,7 @@ class Distilled:
     ``teacher_guidance``. The student, which begins as the teacher, learns to make the same way in
     ``generation.num_inference_steps`` steps and one branch. It trains the transformer's tensors whose names do not
     contain ``frozen``; only those are shipped. ``own`` is the share of updates whose latents the student itself has
-    made, one step earlier. Rates as in ``Spec``.
+    made, one step earlier.
     """
 
     name: str
@@ -98,10 +98,9 @@ class Distilled:
     teacher_guidance: float = 4.0
     trajectories: int = 512
     frozen: str = ".ff."
-    updates: int = 1500
+    updates: int = 1300
     batch: int = 16
     rate: float = 5e-4
-    matrix_rate: float = 5e-4
     warm_up: int = 50
     own: float = 0.25
     ema: float = 0.99

@@ -16,6 +16,7 @@ OTHERS = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "experiments/reference/latte-digits/README.md": "models/latte-digits.md",
+    "experiments/reference/latte-digits-8/README.md": "models/latte-digits-8.md",
     "experiments/reference/wan-digits/README.md": "models/wan-digits.md",
 }
 """Files outside `docs/` that are pages, by the page's name."""
