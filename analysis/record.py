@@ -78,8 +78,9 @@ def record(
         if attach:
             raise RecordingError(f"{', '.join(attach)} cannot be changed on a session that is attached already")
         return Recorder(target, sites, lags, sketch, sample, seed, raw, max_bytes, owned=False)
-    query = sites or "|".join(s.name for s in matches(DEFAULT_SITES, fc.find_sites(target)))
-    session = fc.attach(target, fc.NoCache(sites=query or DEFAULT_SITES), **attach)
+    # whether there is a second branch shows only when the pipeline is called, so a policy must not ask for it
+    usual = [s.name for s in matches(DEFAULT_SITES, fc.find_sites(target)) if s.kind is not Kind.BRANCH]
+    session = fc.attach(target, fc.NoCache(sites=sites or "|".join(usual) or DEFAULT_SITES), **attach)
     try:
         return Recorder(session, sites, lags, sketch, sample, seed, raw, max_bytes, owned=True, subject=target)
     except BaseException:
@@ -113,6 +114,7 @@ class Recorder:
             raise RecordingError(f"the model has none of the sites '{DEFAULT_SITES}': pass sites=...")
         self.sites: tuple[Site, ...] = chosen
         self.query = sites if sites is not None else DEFAULT_SITES
+        self._usual = sites is None
         self._raw = _Raw(Path(raw)) if raw is not None else None
         self._decks: list[Deck] = []
         self._places: dict[tuple[str, Branch], tuple[Deck, int]] = {}
@@ -188,6 +190,8 @@ class Recorder:
             )
         self._first, self._run, self._last_step = first, run, -1
         if self._bound is None:
+            if self._usual and len(run.branches) == 1:  # guidance is off, or distilled into the model
+                self.sites = tuple(site for site in self.sites if site.kind is not Kind.BRANCH)
             others = {Kind.BRANCH: len(run.branches) - 1}
             rows = sum(others.get(site.kind, len(run.branches)) for site in self.sites)
             self._bound = Bound(self._max_bytes, max(1, rows), run.count, **self._widths)

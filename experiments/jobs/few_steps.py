@@ -27,10 +27,10 @@ from fastercache.experiments import pages
 from fastercache.experiments.bench import standings
 from fastercache.experiments.bench.contest import judged
 from fastercache.experiments.bench.few_steps import FEW_STEPS
-from fastercache.experiments.bench.lineup import Method
+from fastercache.experiments.bench.lineup import FEWER, Method
 from fastercache.experiments.bench.plans import plans_for
 from fastercache.experiments.bench.runner import bench, plan_for
-from fastercache.experiments.bench.verdict import Interval, mean_interval
+from fastercache.experiments.bench.verdict import NO, YES, Interval, mean_interval
 from fastercache.experiments.console import progress, quiet, say
 from fastercache.experiments.pipelines import Subject, open_pipeline, with_steps
 from fastercache.experiments.reference.spec import DISTILLED
@@ -135,7 +135,8 @@ def compare(subject: Subject, ways: Sequence[Way], prompts: Sequence[str], folde
             reference = videos[ways[0].name]
             for name, video in videos.items():
                 found = judged(subject, video[None], [case.prompt])
-                right[name].append(float(found is not None and found[0]))
+                assert found is not None  # captions of the reference data can be judged
+                right[name].append(float(found[0]))
                 close[name].append(float(psnr.measured(video[None], reference[None], [case.prompt])[0]))
     return [
         Figures(
@@ -179,12 +180,38 @@ def models(student: Subject, out: Path, *, count: int, seed: int) -> Models:
     return Models(student=student.name, teacher=teacher.name, prompts=count, seed=seed, ways=tuple(found))
 
 
-def begin(name: str) -> str:
-    """Where a page's table of models begins."""
-    return f"<!-- models {name} -->"
+def gains(results: standings.Results) -> str:
+    """Planned caches beside fewer steps, one row for each number of computed steps, and the other methods counted."""
+    fewer = {line.level: line for line in results.ran if line.label == FEWER}
+    rows = [["steps computed", "FLOPs", "fewer steps, dB", "planned, dB", "difference, dB"], ["---", *["---:"] * 4]]
+    others = []
+    for line in results.ran:
+        if line.label == "planned":
+            computed = len(line.policy["computed"])
+            psnrs = (fewer[str(computed)].quality["psnr"], line.quality["psnr"], line.difference_by_flops)
+            speedup = "" if line.speedup_flops is None else f"{line.speedup_flops.value:.2f}x"
+            shown = ["" if value is None else interval(value, "{:.1f}") for value in psnrs]
+            rows.append([f"{computed} of {results.steps}", speedup, *shown])
+        elif line.label != FEWER:
+            others.append(line)
+    acting = [line for line in others if not line.idle]
+    words = [line.beats_by_flops for line in acting]
+    wins, losses = words.count(YES), words.count(NO)
+    idle = [f"{line.method} ({line.setting})" for line in others if line.idle]
+    judge = min(line.judge.value for line in results.ran if line.judge is not None)
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"""{table}
+
+- Of {len(acting)} settings of published methods that skip anything, {wins} beat fewer steps at equal FLOPs,
+  {losses} lose to them, {len(acting) - wins - losses} are undecided or outside what was measured.
+- Skip nothing: {", ".join(idle) or "none"}.
+- In every row of the table below the judges read at least {100 * judge:.0f} % of the videos right.
+"""
 
 
-END = "<!-- end models -->"
+def place(name: str, what: str) -> tuple[str, str]:
+    """Where a page's `models` or `gains` begin and end."""
+    return f"<!-- {what} {name} -->", f"<!-- end {what} -->"
 
 
 def main(
@@ -204,7 +231,8 @@ def main(
     results = bench(subject, plan_for(subject, FEW_STEPS, None, count, seed, peers=False), out)
     files = results.write(out)
     if page is not None:
-        pages.put_into(page, begin(pipe), END, found.markdown())
+        pages.put_into(page, *place(pipe, "models"), found.markdown())
+        pages.put_into(page, *place(pipe, "gains"), gains(results))
         standings.put_into(page, results)
     standings.show(results, files)
     say(f"models: {out / FILE}")

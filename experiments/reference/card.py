@@ -112,11 +112,11 @@ transformer: all but those of the feed-forward networks. Weights: {_megabytes(fo
 ## Trained
 
 By trajectory distillation, guidance included. The teacher made {training["trajectories"]} videos of captions of the
-train split, with {spec.teacher_steps} steps of DDIM and guidance scale {spec.teacher_guidance:g}. The student begins
-as the teacher. It learns at each of its {spec.generation.num_inference_steps} steps, from the teacher's latent there,
-the v that brings it to the teacher's latent at the next; in {100 * spec.own:.0f} % of the updates it starts from a
-latent that it has itself made, one step before. {training["updates"]} updates of {spec.batch} latents, AdamW,
-averaged weights, final loss {training["loss"]:.4f};
+train split, with {spec.teacher_steps} steps of DDIM and guidance scale {spec.teacher_guidance:g}. The student begins as
+the teacher. It learns at each of its {spec.generation.num_inference_steps} steps, from the teacher's latent there, the
+v that brings it to the teacher's latent at the next; in {100 * spec.own:.0f} % of the updates it starts from a latent
+that it has itself made, one step before. {training["updates"]} updates of {spec.batch} latents, AdamW, averaged
+weights, final loss {training["loss"]:.4f};
 {training["minutes"]:.0f} minutes on {training["machine"]}, the teacher's videos not counted.
 Seed {spec.seed}. {remarks}Again: `python -m fastercache.experiments.reference.distil {spec.name}`."""
 

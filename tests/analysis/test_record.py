@@ -317,3 +317,15 @@ def test_sites_of_every_kind_can_be_recorded(latte: Any) -> None:
     kinds = {site.kind for site in profile.sites}
     assert kinds == set(Kind)
     assert np.isfinite(profile.matrix("stack[1:3]", "rel_l2")).all()
+
+
+def test_without_a_second_branch_the_usual_sites_are_recorded_without_it(tiny_latte: Any) -> None:
+    call = {"height": 32, "width": 32, "video_length": 4, "clean_caption": False, "num_inference_steps": 3}
+    with record(tiny_latte) as rec:
+        tiny_latte("a", guidance_scale=1.0, output_type="latent", **call)
+    profile = rec.profile()
+    assert profile.branches == (COND,)
+    assert {site.kind for site in profile.sites} == {Kind.ATTENTION, Kind.DENOISER}
+    assert np.isfinite(profile.l1).all()
+    with pytest.raises(NoSiteMatched, match="no second guidance branch"), record(tiny_latte, "branch"):
+        tiny_latte("a", guidance_scale=1.0, output_type="latent", **call)

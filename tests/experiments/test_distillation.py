@@ -116,9 +116,9 @@ def test_a_part_is_the_same_whatever_was_made_before_it(table: CaptionTable, tmp
     parts = dict(trace(TINY, *teacher(), table, range(3), CPU))
     again = dict(trace(TINY, *teacher(), table, range(2, 3), CPU))
     assert torch.equal(parts[2].latents, again[2].latents) and not torch.equal(parts[1].latents, parts[2].latents)
-    paths = [tmp_path / f"{part}.safetensors" for part in parts]
-    for path, part in zip(paths, parts.values(), strict=True):
-        part.save(path)
+    paths = [tmp_path / f"{number}.safetensors" for number in parts]
+    for file, part in zip(paths, parts.values(), strict=True):
+        part.save(file)
     assert torch.equal(join(paths).latents, torch.cat([part.latents for part in parts.values()]))
 
 
