@@ -55,12 +55,14 @@ class Ladder:
     def step(self, latents: Tensor, velocity: Tensor, index: Tensor) -> Tensor:
         """Latents ``(B, C, F, h, w)`` after the step ``index`` ``(B,)`` with a predicted v of the same shape."""
         keep, move = (x.to(latents.device)[index].view(-1, 1, 1, 1, 1) for x in (self.keep, self.move))
-        return keep * latents - move * velocity
+        reached: Tensor = keep * latents - move * velocity
+        return reached
 
     def velocity(self, latents: Tensor, reached: Tensor, index: Tensor) -> Tensor:
         """The v with which the step ``index`` brings ``latents`` to ``reached``."""
         keep, move = (x.to(latents.device)[index].view(-1, 1, 1, 1, 1) for x in (self.keep, self.move))
-        return (keep * latents - reached) / move
+        velocity: Tensor = (keep * latents - reached) / move
+        return velocity
 
 
 @dataclass

@@ -325,7 +325,7 @@ def test_without_a_second_branch_the_usual_sites_are_recorded_without_it(tiny_la
         tiny_latte("a", guidance_scale=1.0, output_type="latent", **call)
     profile = rec.profile()
     assert profile.branches == (COND,)
-    assert {site.kind for site in profile.sites} == {Kind.ATTENTION, Kind.DENOISER}
+    assert {site.kind for site in profile.sites} == {Kind.MODULE, Kind.DENOISER}
     assert np.isfinite(profile.l1).all()
     with pytest.raises(NoSiteMatched, match="no second guidance branch"), record(tiny_latte, "branch"):
         tiny_latte("a", guidance_scale=1.0, output_type="latent", **call)
