@@ -91,7 +91,7 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "fewer-steps",
-        "What holds a value loses to the same solver with fewer steps at equal FLOPs",
+        "The same solver with fewer steps keeps more quality than these methods do at equal FLOPs",
         "not in the paper",
         tuple(Claim(name, FEWER) for name in ("ramp", "no weighting", "both", "FasterCache", *OTHERS)),
     ),

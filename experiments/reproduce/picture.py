@@ -8,7 +8,7 @@ import textwrap
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from fastercache.analysis.plots.labels import Label, Place, name_beside
 from fastercache.analysis.plots.style import BASELINE, LINES, heading, new_figure, styled
@@ -26,12 +26,14 @@ KINDS = {
     "other methods": (LINES[3], "D", frozenset(OTHERS)),
 }
 PAIR = ("FasterCache", LINES[5], "P")
+ERRORS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+"""Ticks, in per cent."""
 
 
 def draw(results: Findings) -> Figure:
     """The picture of one model."""
     with styled():
-        figure = new_figure(13.0, 9.6)
+        figure = new_figure(14.0, 9.8)
         heading(
             figure,
             f"The paper's findings on {results.pipeline}",
@@ -58,7 +60,7 @@ def _claims(axes: Axes, results: Findings) -> None:
         row -= 0.9 * len(wrapped) + 0.25
         axes.text(
             0.0, row + 0.15, "\n".join(wrapped), transform=axes.get_yaxis_transform(), fontsize=8.5,
-            fontweight="bold", va="bottom",
+            fontweight="bold", va="bottom", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
         )  # fmt: skip
         for claim in finding.claims:
             row -= 0.85
@@ -131,14 +133,17 @@ def _speed(axes: Axes, results: Findings) -> None:
 def _errors(axes: Axes, results: Findings) -> None:
     _points(axes, results, speed=False)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ERRORS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g} %"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("error of the guided output at a step that reuses (relative L2, log scale) →")
-    axes.set_title("The error that a reused step makes, and the video's quality")
+    axes.set_xlabel("error of a step that reuses (relative L2, log scale) →")
+    axes.set_title("Beside the error that a reused step makes")
 
 
 def _named(axes: Axes, results: Findings, speed: bool) -> None:
-    labels = [Label(one.name, (_place(one, results, speed),), _look(one.name)[0]) for one in _shown(results)]
+    shown = sorted(_shown(results), key=lambda one: -one.quality["psnr"].value)
+    pair_first = sorted(shown, key=lambda one: _look(one.name) != PAIR[1:])  # its names are the longest
+    labels = [Label(one.name, (_place(one, results, speed),), _look(one.name)[0]) for one in pair_first]
     points = [label.anchors[0] for label in labels]
     line = [(one.speedup_flops or 0.0, one.quality["psnr"].value) for one in _fewer(results)] if speed else []
     name_beside(axes, labels, points, [line] if line else [])

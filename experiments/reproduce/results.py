@@ -126,11 +126,14 @@ class Findings(BaseModel):
 
 
 def rounded(data: Any) -> Any:
-    """JSON values with numbers of five significant digits: more are noise, and the file is read by people."""
+    """JSON values with measured numbers of five significant digits: more are noise, and the file is read by people.
+
+    A policy's own numbers are settings and stay as they are.
+    """
     if isinstance(data, float):
         return float(f"{data:.5g}")
     if isinstance(data, dict):
-        return {key: rounded(value) for key, value in data.items()}
+        return {key: value if key == "policy" else rounded(value) for key, value in data.items()}
     return [rounded(value) for value in data] if isinstance(data, list) else data
 
 
