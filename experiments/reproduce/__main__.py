@@ -43,11 +43,9 @@ def main(
 
     folder = out if out is not None else Path("findings") / pipe
     try:
-        if print_only:
-            results = Findings.load(folder / "findings.json")
-        else:
-            results = findings(open_pipeline(pipe, num_inference_steps=steps), count, folder, seed=seed)
-            results.write(folder)
+        if not print_only:
+            findings(open_pipeline(pipe, num_inference_steps=steps), count, folder, seed=seed).write(folder)
+        results = Findings.load(folder / "findings.json")  # as it is kept, so that page and file say the same
         save_png(draw(results), folder / "findings.png", dpi=100)
         if page is not None:
             pages.put_into(page, results)

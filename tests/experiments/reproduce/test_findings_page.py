@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from scipy.stats import spearmanr
 
 from fastercache.experiments.reproduce import page
 from fastercache.experiments.reproduce.findings import FINDINGS
 from fastercache.experiments.reproduce.results import Findings
-from fastercache.experiments.reproduce.variants import OTHERS, SHARES, entries
+from fastercache.experiments.reproduce.variants import GUIDANCE, OTHERS, REUSE, SHARES, entries
 from fastercache.experiments.reproduce.verdicts import HOLDS, REVERSED
 from fastercache.experiments.reproduce.why import LAST, RECORDED, Band
 from tests.experiments.pages import BLOCK, ROOT
@@ -86,14 +87,15 @@ def test_what_is_said_beside_the_verdicts() -> None:
         assert words["hold", "constant 0.5"] == HOLDS, "the difference helps"
         assert words["constant 0.5", "ramp"] != HOLDS, "the rise gains nothing"
         assert words["no weighting", "high"] == words["low", "both"] == REVERSED, "the plain difference is the best"
-        assert words["high", "low"] == HOLDS, "only the order of the two bands is the paper's"
+        assert words["high", "low"] != REVERSED, "the low one does less harm, where it is decided"
         psnr = {name: results.variant(name).quality["psnr"].value for name in ("no weighting", "low", "high", "both")}
         assert max(psnr, key=lambda name: psnr[name]) == "no weighting"
         flops = [results.variant(name).speedup_flops or 0.0 for name in ("uncached", "ramp", "both", "FasterCache")]
         assert flops == sorted(set(flops)), "in FLOPs it does, exactly"
         fastest = results.variant("FasterCache").speedup_flops or 0.0
         assert (results.variant("T-GATE").speedup_flops or 0.0) < fastest, "T-GATE reaches less"
-        assert all(one.judge == 1.0 for one in results.variants), "the judge reads every variant's videos as asked for"
+        plain = results.variant("uncached").judge or 0.0
+        assert all(abs((one.judge or 0.0) - plain) < 0.1 for one in results.variants), "in about as many videos"
         assert set(OTHERS) <= {one.name for one in results.variants if one.refused is None}
 
 
@@ -110,3 +112,7 @@ def test_what_is_said_of_the_reasons() -> None:
         early, late = bands["low", "early"], bands["high", "late"]
         assert early.best < 1.0 and early.weighted > 1.2 * early.plain
         assert late.weighted > 0.999 * late.plain, "nothing better on either model"
+        for kind in (REUSE, GUIDANCE):
+            errors = [why.local[name] for name in kind]
+            psnrs = [results.variant(name).quality["psnr"].value for name in kind]
+            assert float(spearmanr(errors, psnrs).statistic) < -0.7, "what errs less mostly ends closer"
