@@ -22,6 +22,7 @@ from torch import Tensor
 from fastercache.analysis.response import Response, probe
 from fastercache.analysis.trajectory import Floats, Trajectory, gram
 from fastercache.policies.errors import RecordingError
+from fastercache.policies.predictors.history import before_variance, variance_axis
 from fastercache.run.sampler import Denoisers, Lane, SamplerStep
 
 MAX_BYTES = 4 << 30
@@ -260,12 +261,9 @@ def _parts(step: SamplerStep) -> list[Tensor]:
         if raw is None or raw.ndim != len(shape) or raw.shape[0] % shape[0]:
             return []
         for rows in raw.split(shape[0]):
-            for axis in range(1, rows.ndim):  # a learned variance in further channels is left out
-                if rows.shape[axis] == 2 * shape[axis]:
-                    rows = rows.narrow(axis, 0, shape[axis])
-            if rows.shape != shape:
+            if rows.shape != shape and variance_axis(rows.shape, shape) is None:
                 return []
-            found.append(rows)
+            found.append(before_variance(rows, shape))
     return found
 
 

@@ -28,14 +28,18 @@ def _of(tests: str, *modules: str) -> tuple[Deciding, ...]:
     return tuple(Deciding(f"{module}.py", files) for module in modules)
 
 
-_METHODS = "policies/methods/test_methods policies/methods/test_dynamic policies/methods/test_presets policies/test_off"
+_METHODS = (
+    "policies/methods/test_methods policies/methods/test_dynamic policies/methods/test_presets "
+    "policies/methods/test_published policies/test_off"
+)
 _RUN = "fastercache/run/test_store fastercache/test_laws fastercache/run/test_planned"
 _PLAN = "tuner/planning/test_damage tuner/planning/test_rehearsal tuner/planning/test_scale tuner/planning/test_search"
 
 ROOMS: dict[str, tuple[Deciding, ...]] = {
     "policies": (
         *_of(
-            "policies/test_schedule policies/test_interpreter policies/test_alike policies/test_composition",
+            "policies/test_schedule policies/test_interpreter policies/test_alike policies/test_composition "
+            "policies/test_off policies/methods/test_published policies/test_notebook",
             "policies/schedule",
             "policies/compose",
             "policies/wrappers",
@@ -44,14 +48,18 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("policies/test_vocabulary policies/test_composition policies/test_schedule", "policies/vocabulary"),
         *_of("policies/test_signals fastercache/run/test_signals", "policies/signals"),
         *_of(
-            "policies/predictors/test_predictors policies/predictors/test_forecasts_of_2026",
+            "policies/predictors/test_predictors policies/predictors/test_forecasts_of_2026 "
+            "policies/methods/test_published policies/methods/test_methods",
             "policies/predictors/forecasts",
             "policies/predictors/history",
             "policies/predictors/adams_bashforth",
             "policies/predictors/chebyshev",
             "policies/predictors/exponential",
         ),
-        *_of("policies/predictors/test_frequency policies/methods/test_guidance", "policies/predictors/frequency"),
+        *_of(
+            "policies/predictors/test_frequency policies/methods/test_guidance policies/methods/test_dynamic",
+            "policies/predictors/frequency",
+        ),
         *_of("policies/predictors/test_fitted", "policies/predictors/fitted"),
         *_of(
             _METHODS,
@@ -76,7 +84,8 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
             "policies/methods/tgate",
         ),
         *_of(
-            "policies/methods/test_guidance policies/methods/test_methods policies/methods/test_presets",
+            "policies/methods/test_guidance policies/methods/test_methods policies/methods/test_presets "
+            "policies/methods/test_published policies/test_off",
             "policies/methods/cfg_cache",
             "policies/methods/guidance",
         ),

@@ -7,8 +7,8 @@ cosmic-ray changes whatever stands in a file. Two rules leave out, before any te
   count as noticed.
 - Only mutants that still compile and that differ from the module once `plain` has taken out what decides nothing:
   annotations (the calls in them stay, since a default may stand there), docstrings, imports for the type checker, the
-  words of errors, `zip`'s `strict`, what is said to `@dataclass`, and how wide a field's search space is (`ge` and
-  `le`: whether 12 or 13 is the widest is a choice, and no computation says which is right).
+  words of errors, `zip`'s `strict`, what is said to `@dataclass`, the year of a citation, and how wide a field's
+  search space is (`ge` and `le`: whether 12 or 13 is the widest is a choice, and no computation says which is right).
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ class _Plain(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         left_out = {"zip": {"strict"}, "Field": {"ge", "gt", "le", "lt"}}.get(ast.unparse(node.func), set())
         node.keywords = [one for one in node.keywords if one.arg not in left_out]
+        if ast.unparse(node.func) == "Citation":
+            node.args = []
         return self.generic_visit(node)
 
 

@@ -41,7 +41,7 @@ def made_up(steps: int, computed: Sequence[int]) -> fc.Planned:
             known = min(q + 1, HISTORY)
             weights = (1.0, *(1e-3 for _ in range(known - 1)))
             stretches.append(Stretch(after=first, start=first + 1, outputs=weights, input=1e-3))
-    return fc.Planned(steps=steps, computed=tuple(computed), stand_in=Fitted(stretches=tuple(stretches)))
+    return fc.Planned(steps=steps, computed=tuple(computed), stand_in=Fitted(stretches=tuple(stretches), variance=True))
 
 
 @contextmanager

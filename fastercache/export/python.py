@@ -24,6 +24,7 @@ def python(config: TunedConfig) -> Exported:
         "$HEADING": heading(config),
         "$PIPELINE": repr(config.model.pipeline),
         "$STEPS": str(found.steps),
+        "$VARIANCE": str(found.variance),
         "$BATCHED": repr(config.guidance == "batched"),
         "$ORDER": repr(found.order),
         "$WHOLE": f"{{{', '.join(map(repr, sorted(UNSLICED)))}}}",
@@ -68,6 +69,16 @@ PIPELINE = $PIPELINE
 STEPS = $STEPS
 # step that is not run -> what stands in for it, how, and the terms (step that was run, 0 output or 1 input, weight)
 PLAN = $PLAN
+VARIANCE = $VARIANCE  # whether inputs were fitted to be added to an output that has a learned variance behind it
+
+
+def before_variance(output, shape):
+    """The part of an output before a learned variance, which DiT, PixArt and Latte return; None where there is none."""
+    if output.ndim != len(shape):
+        return None
+    unlike = [axis for axis in range(output.ndim) if output.shape[axis] != shape[axis]]
+    if len(unlike) == 1 and output.shape[unlike[0]] == 2 * shape[unlike[0]]:
+        return output.narrow(unlike[0], 0, shape[unlike[0]])
 
 
 def mix(how, terms, kept):
@@ -83,7 +94,7 @@ def mix(how, terms, kept):
         return first.lerp(*values[1])
     total = (first.to(torch.promote_types(first.dtype, torch.float32)) if how == "wide" else first) * weight
     for value, weight in values[1:]:
-        total.add_(value, alpha=weight)
+        (total if value.shape == total.shape else before_variance(total, value.shape)).add_(value, alpha=weight)
     return total.to(first.dtype)
 
 
@@ -105,8 +116,10 @@ def main_input(args, kwargs):
 
 
 def pair(value, source, stream):
-    """A computed output to be kept, with the denoiser's input where that has its shape."""
-    return value.clone(), source.clone() if stream == 0 and source.shape == value.shape else None
+    """A computed output to be kept, with the denoiser's input where that may be added to it."""
+    if stream or (source.shape != value.shape and (not VARIANCE or before_variance(value, source.shape) is None)):
+        return value.clone(), None
+    return value.clone(), source.clone()
 
 '''
 

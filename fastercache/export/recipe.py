@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -71,11 +71,13 @@ class Recipes:
     Attributes:
         steps: denoising steps of a run. by_branch: branch -> step -> recipe.
         order: the branches in the order of a batched call's rows or of a step's calls.
+        variance: whether inputs are added to a prediction that has a learned variance behind it.
     """
 
     steps: int
     by_branch: dict[Branch, dict[int, Recipe]]
     order: tuple[Branch, ...]
+    variance: bool = True
 
     @property
     def uniform(self) -> bool:
@@ -99,7 +101,7 @@ def recipes(config: TunedConfig) -> Recipes:
     for s, site in enumerate(table.sites):
         for b, branch in enumerate(run.branches):
             by_branch[branch].update(_of_row(table, s, b, site))
-    found = Recipes(config.steps, by_branch, run.branches)
+    found = Recipes(config.steps, by_branch, run.branches, _variance(config, table))
     experts = "transformer_2" in config.model.denoiser.config
     if experts and not all(isinstance(p, Fitted) for p in table.predictors):
         raise NotExportable(
@@ -107,8 +109,20 @@ def recipes(config: TunedConfig) -> Recipes:
             "fitted plans, whose weights know it, can be exported"
         )
     if not found.uniform:
-        found = Recipes(config.steps, by_branch, _order(config, experts))
+        found = replace(found, order=_order(config, experts))
     return found
+
+
+def _variance(config: TunedConfig, table: Table) -> bool:
+    """Whether the input's weights serve a denoiser with a learned variance. Raises NotExportable if nothing says."""
+    fitted = [p for p in table.predictors if isinstance(p, Fitted) and p.needs]
+    shape = config.model.denoiser.config
+    if any(p.variance is None for p in fitted) and shape.get("out_channels") == 2 * (shape.get("in_channels") or 0):
+        raise NotExportable(
+            "the weights do not say whether they add the denoiser's input to an output that holds a learned variance "
+            'too: plan again, or write "variance": false beside "stretches" to export an old file as it was measured'
+        )
+    return all(p.variance is not False for p in fitted)
 
 
 def outer_table(policy: Policy, run: Run) -> Table:

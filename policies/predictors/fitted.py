@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastercache.policies.base import Config, Now, Past, Predictor
 from fastercache.policies.errors import ScheduleMismatch
-from fastercache.policies.predictors.history import weighted
+from fastercache.policies.predictors.history import variance_axis, weighted
 from fastercache.policies.registry import register
 from fastercache.policies.signals import Signal
 
@@ -44,11 +44,17 @@ class Fitted(Predictor):
 
     The weights solve a least-squares problem over recorded runs, for one set of computed steps: docs/planning.md has
     it. They are the same for every guidance branch, because guidance is linear. Steps without weights of their own, and
-    runs that compute other steps than the weights were fitted for, are refused.
+    runs that compute other steps than the weights were fitted for, are refused. Where a learned variance stands behind
+    the prediction (DiT, PixArt, Latte), the input is added to the prediction alone.
     """
 
     name: ClassVar[str] = "fitted"
     stretches: tuple[Stretch, ...] = Field(min_length=1, description="weights by stretch of skipped steps, in order")
+    variance: bool | None = Field(
+        None,
+        description="where the denoiser returns a learned variance behind its prediction: whether the input's weights "
+        "were fitted to be added to the prediction; files of older versions do not say, and there they were left out",
+    )
 
     @model_validator(mode="after")
     def _rising(self) -> Fitted:
@@ -66,7 +72,10 @@ class Fitted(Predictor):
         return Signal.INPUT if any(stretch.input for stretch in self.stretches) else None
 
     def keep(self, value: Tensor, seen: Tensor | None) -> Any:
-        return value if self.needs is None or seen is None or seen.shape != value.shape else (value, seen)
+        """The output and, where weights ask for it, the input. Raises ScheduleMismatch if their shapes do not fit."""
+        if self.needs is None or seen is None or not adds_input(value.shape, seen.shape, self.variance):
+            return value
+        return value, seen
 
     def predict(self, past: Sequence[Past], now: Now) -> Tensor:
         stretch = self._at(now.step.index)
@@ -84,12 +93,37 @@ class Fitted(Predictor):
         return serving[-1] if serving else None
 
 
+def adds_input(output: Sequence[int], source: Sequence[int], variance: bool | None) -> bool:
+    """Whether weights add the denoiser's input to its output, given their shapes and `Fitted.variance`.
+
+    Raises:
+        ScheduleMismatch: if the shapes do not fit; if a learned variance makes them differ and the weights, which are
+            of an older version, do not say what they were fitted for.
+    """
+    if tuple(output) == tuple(source):
+        return True
+    if variance_axis(output, source) is None:
+        raise ScheduleMismatch(
+            f"the weights add the denoiser's input {tuple(source)} to its output {tuple(output)}, which has another "
+            "shape: plan again on this pipeline"
+        )
+    if variance is None:
+        raise ScheduleMismatch(
+            "the weights do not say whether they add the denoiser's input to an output that holds a learned variance "
+            "too (older versions fitted such a weight and left it out): plan again, which is better by 2 to 3 dB on "
+            'Latte, or write "variance": false beside "stretches" to run an old file as it was measured'
+        )
+    return variance
+
+
 def _input(kept: Any) -> Tensor | None:
     return kept[1] if isinstance(kept, tuple) else None
 
 
 def mixed(stretch: Stretch, outputs: Sequence[Tensor], source: Tensor | None) -> Tensor:
     """sum_p w_p F_p + w_x x in one pass over memory for each, accumulated in float32 at least.
+
+    x is added to all of the output, or to the prediction before a learned variance.
 
     Args:
         stretch: the weights. outputs: computed values, the newest first. source: x, or None to leave its term out.

@@ -124,12 +124,41 @@ def combination(history: Sequence[Past], weights: Sequence[float]) -> Tensor:
 
 
 def weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """sum_i w_i F_i for any weights, in one pass over memory for each value, accumulated in float32 at least."""
+    """sum_i w_i F_i for any weights, in one pass over memory for each value, accumulated in float32 at least.
+
+    A value that is half as long as the first one along an axis is added to the half that `before_variance` names.
+    """
     first = values[0]
     total = first.to(torch.promote_types(first.dtype, torch.float32)) * weights[0]
     for weight, value in zip(weights[1:], values[1:], strict=True):
-        total.add_(value, alpha=weight)
+        (total if value.shape == total.shape else before_variance(total, value.shape)).add_(value, alpha=weight)
     return total.to(first.dtype)
+
+
+def variance_axis(output: Sequence[int], shape: Sequence[int]) -> int | None:
+    """The axis along which an output of one shape is a prediction and, behind it, a learned variance of the same shape.
+
+    So do DiT, PixArt and Latte answer [Nichol & Dhariwal 2021]: twice the channels of the latent, of which samplers use
+    the first half. None where the shapes do not fit together so.
+    """
+    if len(output) != len(shape):
+        return None
+    unlike = [axis for axis, (a, b) in enumerate(zip(output, shape, strict=True)) if a != b]
+    return unlike[0] if len(unlike) == 1 and unlike[0] > 0 and output[unlike[0]] == 2 * shape[unlike[0]] else None
+
+
+def before_variance(output: Tensor, shape: Sequence[int]) -> Tensor:
+    """The part of an output that has a latent's shape, a view: all of it, or what comes before a learned variance.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if output.shape == torch.Size(shape):
+        return output
+    axis = variance_axis(output.shape, shape)
+    if axis is None:
+        raise ValueError(f"an output {tuple(output.shape)} is no prediction for a latent {tuple(shape)}")
+    return output.narrow(axis, 0, shape[axis])
 
 
 def derivatives(history: Sequence[Past], order: int) -> list[NDArray[np.float64]]:

@@ -31,7 +31,7 @@ def test_at_its_off_setting_a_policy_reuses_nothing(name: str, latte: Specimen) 
     off = cls(**dict(cls.constants) | GIVEN.get(name, {})).switched_off()
     assert off is not None and type(off) is cls
     with fc.attach(latte.pipe, off) as session:
-        latte.generate(steps=4)
+        latte.generate(steps=8)  # enough for every rule to begin
         assert session.last.share() == 0 and session.last.codes.size
 
 

@@ -189,6 +189,7 @@ def truth(
         InvalidPolicy, ScheduleMismatch: see `weights_of`.
     """
     stretches, skipped = weights_of(plan, sampler), decisions(plan)
+    variance = plan.stand_in.variance if isinstance(plan.stand_in, Fitted) else True
     psnr, memory = metric_called("psnr"), Memory()
     errors, quality, calls = [], [], 0
     for decision in (None, *skipped):
@@ -204,6 +205,7 @@ def truth(
             memory=memory,
             keep=decision is None,
             finish=True,
+            variance=variance,
         )
         errors.append(found.errors)
         pairs = zip(found.results, videos, strict=True)

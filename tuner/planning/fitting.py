@@ -35,7 +35,7 @@ from fastercache.analysis.sampling import Relations, RunValues
 from fastercache.analysis.trajectory import Floats, gram
 from fastercache.model.layout import rebuild_output
 from fastercache.policies.errors import FasterCacheError
-from fastercache.policies.predictors.fitted import Fitted, Stretch, mixed
+from fastercache.policies.predictors.fitted import Fitted, Stretch, adds_input, mixed
 from fastercache.run.sampler import DenoiserCall, SamplerStep
 from fastercache.tuner.planning.lockstep import Generate, Lockstep
 
@@ -108,7 +108,7 @@ class FittedRuns:
     @property
     def predictor(self) -> Fitted | None:
         """The weights as a predictor; None where every step is computed."""
-        return Fitted(stretches=tuple(self.stretches)) if self.stretches else None
+        return Fitted(stretches=tuple(self.stretches), variance=True) if self.stretches else None
 
 
 @dataclass
@@ -217,16 +217,18 @@ def replay(
     memory: Memory | None = None,
     keep: bool = True,
     finish: bool = False,
+    variance: bool | None = True,
 ) -> Replayed:
     """Run prompts under a plan with given weights.
 
     Args:
+        variance: as `Fitted.variance` says, for weights of an older version.
         exact: see `fit`.
         memory: outputs known from a run with the same beginning *and the same weights up to there*.
         keep: whether what is computed is added to the memory. finish: whether the generations are run to their end.
     """
     depth = max((len(s.outputs) for s in stretches), default=1)
-    work = _Work(sampler, [run.reference for run in runs], depth, RIDGE)
+    work = _Work(sampler, [run.reference for run in runs], depth, RIDGE, variance)
     chosen, every = set(computed), {*computed, *exact}
     sizes: list[Floats] = []
     with Lockstep(pipe, [run.generate for run in runs]) as lock:
@@ -265,8 +267,16 @@ def _recalled(known: Calls | None) -> Callable[[int, int, int, Tensor], Any | No
 class _Work:
     """The state of a fit: what the runs have computed, and how far their last latents are off by now."""
 
-    def __init__(self, sampler: Sampler, references: Sequence[RunValues], history: int, ridge: float) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        references: Sequence[RunValues],
+        history: int,
+        ridge: float,
+        variance: bool | None = True,
+    ) -> None:
         self.sampler, self.references, self.history, self.ridge = sampler, references, history, ridge
+        self.variance = variance
         self.steps: list[list[SamplerStep]] = []  # newest first, those of the denoiser that runs now
         self.behind = [values.outputs[0].new_zeros(values.outputs[0].shape).double() for values in references]
         self._stretch: Stretch | None = None
@@ -368,7 +378,8 @@ class _Work:
                 if value is None or any(tensor is None for tensor in older):
                     tensors.append(None)
                     continue
-                fits = leaf == 0 and newest.input.shape == value.shape
+                shapes = value.shape, newest.input.shape
+                fits = leaf == 0 and stretch.input != 0.0 and adds_input(*shapes, self.variance)
                 given = [tensor for tensor in older if tensor is not None]
                 tensors.append(mixed(stretch, given, newest.input if fits else None))
             return rebuild_output(newest.template, tensors)

@@ -63,5 +63,6 @@ def opened(
 def _made_for(setting: Setting, cases: Sequence[Case], effort: int, history: int) -> str:
     limited = [history] if history != HISTORY else []  # studies of the usual K keep their names
     inputs = [list(case.identity.values()) for case in cases]
-    key = json.dumps([setting.identity, inputs, effort, *limited], sort_keys=True)
+    # the studies of older versions judged plans with the input's weights left out where there is a learned variance
+    key = json.dumps([setting.identity, inputs, effort, *limited, "variance"], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:32]

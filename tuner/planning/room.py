@@ -44,4 +44,4 @@ def history_within(setting: Setting, case: Case, limit: Limit | None) -> int:
 def _fullest(steps: int, history: int) -> fc.Planned:
     """A plan that holds as much as any with so many past outputs."""
     stretch = Stretch(after=history - 1, start=history, outputs=(1.0 / history,) * history, input=1.0)
-    return fc.Planned(steps=steps, computed=tuple(range(history)), stand_in=Fitted(stretches=(stretch,)))
+    return fc.Planned(steps=steps, computed=tuple(range(history)), stand_in=Fitted(stretches=(stretch,), variance=True))

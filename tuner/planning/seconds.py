@@ -122,7 +122,7 @@ def _every_second(steps: int, history: int) -> fc.Planned:
     for i in range(1, steps, 2):
         kept = min(history, (i + 1) // 2)
         stretches.append(Stretch(after=i - 1, start=i, outputs=(1.0 / kept,) * kept, input=1.0))
-    return fc.Planned(steps=steps, computed=computed, stand_in=Fitted(stretches=tuple(stretches)))
+    return fc.Planned(steps=steps, computed=computed, stand_in=Fitted(stretches=tuple(stretches), variance=True))
 
 
 def _shown(seconds: float) -> str:

@@ -78,6 +78,8 @@ def test_defaults_count_and_the_bounds_of_a_search_do_not() -> None:
         field, field.replace("default=3", "default=4")
     )
     assert not valid(field, field.replace("ge=1", "ge=0")) and not valid(field, field.replace("le=9", "le=8"))
+    cited = 'made = Citation("A paper", "Somebody et al.", 2024, "url")\n'
+    assert not valid(cited, cited.replace("2024", "2025"))
 
 
 def test_a_session_is_begun_anew_when_its_module_changes_and_its_order_depends_on_the_seed(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from fastercache.policies import (
     ABCache,
     DeepCache,
     DeltaDiT,
+    Difference,
     DMDCache,
+    DynamicReuse,
     ERTACache,
     FoCa,
     HiCache,
@@ -29,6 +33,8 @@ from fastercache.policies import (
     Past,
     Policy,
     PyramidAttentionBroadcast,
+    Ramp,
+    RecordingError,
     Role,
     Run,
     Signal,
@@ -38,6 +44,7 @@ from fastercache.policies import (
     Step,
     Taylor,
     TaylorSeer,
+    TeaCache,
     TGate,
     UnknownPolicy,
     compile_policy,
@@ -186,6 +193,43 @@ def test_magcache_accumulates_expected_drift() -> None:
     apart = MagCache(ratios={"cond": (1.0,) * 20, "uncond": (2.0,) * 20})
     codes = compile_policy(apart, Run.of(20, sites=sites())).codes[0]
     assert (codes[0] == 1).any() and not (codes[1] == 1).any()
+
+
+def test_smoothcache_computes_at_an_error_of_exactly_alpha() -> None:
+    errors = ((0.1,) * 8, (0.1,) * 8)
+    assert table(SmoothCache(curves={"ff": errors}, alpha=0.1), 8)["blocks.0.ff"] == "C" * 8
+    assert "R" in table(SmoothCache(curves={"ff": errors}, alpha=0.1001), 8)["blocks.0.ff"]
+
+
+@pytest.mark.parametrize(
+    ("start", "interval", "first"),
+    [(0.0, 2, 1), (0.5, 3, 6), (0.4, 2, 5), (1.0, 2, 9), (0.9, 1, 9)],
+    ids=["at once", "after its anchor", "from the middle", "at the last step", "never"],
+)
+def test_the_ramp_of_dynamic_reuse_begins_with_the_first_reused_step(start: float, interval: int, first: int) -> None:
+    """Ten steps; the step at `start` is computed, unless it is the last one."""
+    run = Run.of(10, sites=sites())
+    predictor = DynamicReuse(start=start, interval=interval).predictor(sites()[0], run)
+    assert isinstance(predictor, Difference) and isinstance(predictor.weight, Ramp)
+    assert predictor.weight.start == run.steps[first].progress
+
+
+def test_teacache_needs_more_changes_than_coefficients() -> None:
+    """A polynomial of degree 4 has 5 coefficients: 5 changes determine it, 4 do not."""
+    x = [0.1, 0.2, 0.3, 0.4, 0.5]
+    truth = (2.0, -1.0, 0.5, 3.0, 0.25)
+    y = [float(np.polyval(truth, v)) for v in x]
+    five: Any = SimpleNamespace(inputs=(x[:2], x[2:]), outputs=(y[:2], y[2:]))
+    np.testing.assert_allclose(TeaCache.calibrated(five).coefficients, truth, rtol=1e-6)
+    four: Any = SimpleNamespace(inputs=(x[:4],), outputs=(y[:4],))
+    with pytest.raises(RecordingError, match="4 changes cannot determine"):
+        TeaCache.calibrated(four)
+
+
+def test_magcache_lets_each_branch_go_by_its_own_ratios_unless_told_otherwise() -> None:
+    measured: Any = SimpleNamespace(ratios={"cond": (1.0, 0.9), "uncond": (1.0, 0.7)}, mean_ratios=(1.0, 0.8))
+    assert MagCache.calibrated(measured).ratios == {"cond": (1.0, 0.9), "uncond": (1.0, 0.7)}
+    assert MagCache.calibrated(measured, together=True).ratios == {"*": (1.0, 0.8)}
 
 
 def test_smoothcache_reuses_while_the_calibrated_error_is_small() -> None:

@@ -26,7 +26,7 @@ STRETCHES = (
     Stretch(after=2, start=3, outputs=(1.5, -0.5), input=-0.05),
     Stretch(after=2, start=4, outputs=(1.7, -0.7)),
 )
-FITTED = Fitted(stretches=STRETCHES)
+FITTED = Fitted(stretches=STRETCHES, variance=True)
 POLICY = Planned(steps=6, computed=(0, 2, 5), stand_in=FITTED)
 
 
@@ -40,6 +40,32 @@ def test_the_prediction_is_the_weighted_sum() -> None:
     np.testing.assert_allclose(at_4, 1.7 * new - 0.7 * old, rtol=1e-12)
     assert FITTED.depth == 2 and FITTED.needs is Signal.INPUT
     assert Fitted(stretches=STRETCHES[2:]).needs is None
+
+
+def test_the_input_is_added_to_the_prediction_before_a_learned_variance() -> None:
+    """(2, 6, 5) holds a prediction and a variance of (2, 3, 5) each; the input stays out of the variance."""
+    rng = np.random.default_rng(0)
+    output, source = rng.normal(size=(2, 6, 5)), rng.normal(size=(2, 3, 5))
+    expected = 0.9 * output
+    expected[:, :3] += 0.1 * source
+    steps = Run.of(6).steps
+    past = [Past(steps[0], FITTED.keep(torch.from_numpy(output), torch.from_numpy(source)))]
+    np.testing.assert_allclose(FITTED.predict(past, Now(steps[1])).numpy(), expected, rtol=1e-12)
+    left_out = FITTED.model_copy(update={"variance": False})
+    past = [Past(steps[0], left_out.keep(torch.from_numpy(output), torch.from_numpy(source)))]
+    np.testing.assert_allclose(left_out.predict(past, Now(steps[1])).numpy(), 0.9 * output, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [((2, 6, 5), "do not say whether"), ((2, 4, 5), "which has another shape"), ((4, 3, 5), "which has another shape")],
+    ids=["an older file", "other channels", "other rows"],
+)
+def test_an_input_that_cannot_be_added_is_refused(shape: tuple[int, ...], said: str) -> None:
+    older = Fitted(stretches=STRETCHES)
+    with pytest.raises(ScheduleMismatch, match=said):
+        older.keep(torch.ones(shape), torch.ones(2, 3, 5))
+    assert isinstance(Fitted(stretches=STRETCHES[2:]).keep(torch.ones(shape), torch.ones(2, 3, 5)), torch.Tensor)
 
 
 def test_half_precision_is_summed_in_float32() -> None:
@@ -91,7 +117,7 @@ def test_laws(family: str) -> None:
         assert first > 1
         one = Stretch(after=0, start=1, outputs=(0.9,), input=0.1)
         two = Stretch(after=first, start=first + 1, outputs=(1.1,), input=-0.1)
-        policy = Planned(steps=steps, computed=(0, first), stand_in=Fitted(stretches=(one, two)))
+        policy = Planned(steps=steps, computed=(0, first), stand_in=Fitted(stretches=(one, two), variance=True))
     check_policy(policy, zoo.build(family)).raise_if_broken()
 
 

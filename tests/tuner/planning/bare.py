@@ -22,21 +22,22 @@ def formula(x: Any, t: float, library: Any = torch) -> Any:
 
 
 class Denoiser(nn.Module):
-    """The formula as a module with a parameter, so that it has a device."""
+    """The formula as a module with a parameter, so that it has a device; on demand with a learned variance."""
 
-    def __init__(self) -> None:
+    def __init__(self, variance: bool = False) -> None:
         super().__init__()
-        self.one = nn.Parameter(torch.ones(()))
+        self.one, self.variance = nn.Parameter(torch.ones(())), variance
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        return (formula(hidden_states, float(timestep)) * self.one,)
+        output = formula(hidden_states, float(timestep)) * self.one
+        return (torch.cat([output, output.square() + 7.0], 1) if self.variance else output,)
 
 
 class Pipe:
-    """Call it with a seed: the last latent."""
+    """Call it with a seed: the last latent. The sampler uses what stands before a learned variance."""
 
-    def __init__(self, scheduler: Any = None) -> None:
-        self.transformer = Denoiser()
+    def __init__(self, scheduler: Any = None, variance: bool = False) -> None:
+        self.transformer = Denoiser(variance)
         self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0)
 
     def __call__(self, seed: int, steps: int = STEPS) -> Tensor:
@@ -46,7 +47,7 @@ class Pipe:
             source = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
             with torch.no_grad():
                 output = self.transformer(source, timestep=t, return_dict=False)[0]
-            x = self.scheduler.step(output, t, x, return_dict=False)[0]
+            x = self.scheduler.step(output[:, : x.shape[1]], t, x, return_dict=False)[0]
         return x
 
 

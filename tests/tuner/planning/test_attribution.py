@@ -91,8 +91,8 @@ def last_latents(specimen: Specimen, recorded: Material, plan: fc.Planned, exact
             weights = [s for s in plan.stand_in.stretches if s.start <= now][-1]  # type: ignore[attr-defined]
             mixed = sum(w * value for w, (value, _) in zip(weights.outputs, past, strict=False))
             assert isinstance(mixed, Tensor)
-            # half of the output's channels are variances, which the sampler leaves out and the input has not
-            source = past[0][1] if past[0][1].shape == mixed.shape else torch.zeros_like(mixed)
+            source = torch.zeros_like(mixed)  # half of the output's channels are variances, which the input has not
+            source[:, : past[0][1].shape[1]] = past[0][1]
             return (mixed + weights.input * source,)
 
         def stepped(*args: Any, **kwargs: Any) -> Any:

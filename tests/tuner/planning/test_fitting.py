@@ -68,10 +68,13 @@ def steered(plan: tuple[int, ...], history: int, seeds: tuple[int, ...] = SEEDS)
     return Loops.run(seeds, rule), weights
 
 
-@pytest.mark.parametrize("history", [1, 2, 3])
-def test_weights_equal_least_squares_in_a_bare_loop(history: int) -> None:
-    """The steering target: x_j of the cached run is brought to the uncached run's, whatever was wrong before."""
-    pipe = Pipe()
+@pytest.mark.parametrize(("history", "variance"), [(1, False), (2, False), (3, False), (2, True)])
+def test_weights_equal_least_squares_in_a_bare_loop(history: int, variance: bool) -> None:
+    """The steering target: x_j of the cached run is brought to the uncached run's, whatever was wrong before.
+
+    Also where a learned variance stands behind the prediction, so that outputs are longer than inputs.
+    """
+    pipe = Pipe(variance=variance)
     sampler, runs = material(pipe)
     found = fit(pipe, runs, sampler, PLAN, history=history)
     cached, weights = steered(PLAN, history)
@@ -85,8 +88,9 @@ def test_weights_equal_least_squares_in_a_bare_loop(history: int) -> None:
     assert found.calls == len(PLAN) * len(SEEDS) and found.complete and found.ends == [1, 3, 6, 8]
 
 
-def test_no_other_weights_of_the_last_stretch_do_better() -> None:
-    pipe = Pipe()
+@pytest.mark.parametrize("variance", [False, True])
+def test_no_other_weights_of_the_last_stretch_do_better(variance: bool) -> None:
+    pipe = Pipe(variance=variance)
     sampler, runs = material(pipe)
     found = fit(pipe, runs, sampler, PLAN, history=2)
     best = float(np.sum(found.errors[-1]))
