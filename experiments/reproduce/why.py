@@ -229,7 +229,7 @@ def bands(deltas: Sequence[Tensor], run: fc.Run) -> tuple[Band, ...]:
     """
     policy = fc.CFGCache()
     codes = compile_policy(policy, run).codes[0]
-    (reused,) = {tuple(np.flatnonzero(row == Code.REUSED)) for row in codes if (row == Code.REUSED).any()}
+    (reused,) = {tuple(np.flatnonzero(row == Code.REUSED).tolist()) for row in codes if (row == Code.REUSED).any()}
     found = []
     split = [split_bands(delta, band_radius(*delta.shape[-2:])) for delta in deltas]
     early: Stage = "early"

@@ -49,7 +49,7 @@ def test_from_nothing_to_the_page(tiny_latte: Any, tmp_path: Path, monkeypatch: 
     assert results.prompts == results.captions == 2 and results.why.prompts == 1
     assert [one.name for one in results.variants if one.refused is None] == ["uncached", *entries(12)]
     hold = results.variant("hold")
-    assert hold.speedup_flops is not None and hold.speedup_flops > 1.0 and hold.quality["psnr"].value < 100.0
+    assert hold.speedup_flops is not None and hold.speedup_flops > 1.0 and results.why.local["hold"] > 0.0
     assert (tmp_path / "findings.png").stat().st_size > 10_000
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("after\n") and "tiny, 12 steps, 2 held-out prompts" in text
