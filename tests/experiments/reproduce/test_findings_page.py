@@ -87,7 +87,7 @@ def test_what_is_said_beside_the_verdicts() -> None:
         assert words["hold", "constant 0.5"] == HOLDS, "the difference helps"
         assert words["constant 0.5", "ramp"] != HOLDS, "the rise gains nothing"
         assert words["no weighting", "high"] == words["low", "both"] == REVERSED, "the plain difference is the best"
-        assert words["high", "low"] != REVERSED, "the low one does less harm, where it is decided"
+        assert words["high", "low"] == HOLDS, "of the two bands alone the low one does less harm"
         psnr = {name: results.variant(name).quality["psnr"].value for name in ("no weighting", "low", "high", "both")}
         assert max(psnr, key=lambda name: psnr[name]) == "no weighting"
         flops = [results.variant(name).speedup_flops or 0.0 for name in ("uncached", "ramp", "both", "FasterCache")]
@@ -97,6 +97,26 @@ def test_what_is_said_beside_the_verdicts() -> None:
         plain = results.variant("uncached").judge or 0.0
         assert all(abs((one.judge or 0.0) - plain) < 0.1 for one in results.variants), "in about as many videos"
         assert set(OTHERS) <= {one.name for one in results.variants if one.refused is None}
+
+
+def test_what_is_said_beside_fewer_steps_and_of_delta_dit() -> None:
+    latte, wan = (RESULTS[name] for name in MODELS)
+    assert all(one.prompts < 64 for one in (latte, wan)), "of fewer prompts than the command measures"
+    words = {(c.worse, c.better): c.by["psnr"].word for one in wan.findings for c in one.claims if "psnr" in c.by}
+    assert words["Δ-DiT", "FasterCache"] == REVERSED
+    speedups = [wan.variant(name).speedup_flops or 0.0 for name in ("Δ-DiT", "FasterCache")]
+    assert max(speedups) < 1.03 * min(speedups), "at about the same FLOPs"
+    level = {"low", "high", "both", "no weighting", "FasterCache, no weighting"}
+    for results in (latte, wan):
+        for one in results.variants:
+            if (over := one.over_fewer) is None or over.low is None or over.high is None:
+                continue
+            if results is latte and one.name == "guidance 3":
+                assert over.low > 0.0, "ahead of them at its shortest interval"
+            elif results is latte and one.name in level:
+                assert over.low < 0.0 < over.high, "level with fewer steps, or undecided"
+            else:
+                assert over.high < 0.0, (results.pipeline, one.name)
 
 
 def test_what_is_said_of_the_reasons() -> None:
