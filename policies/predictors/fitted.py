@@ -111,7 +111,7 @@ def adds_input(output: Sequence[int], source: Sequence[int], variance: bool | No
         raise ScheduleMismatch(
             "the weights do not say whether they add the denoiser's input to an output that holds a learned variance "
             "too (older versions fitted such a weight and left it out): plan again, or write "
-            ' "variance": false beside "stretches" to run an old file as it was measured'
+            '"variance": false beside "stretches" to run an old file as it was measured'
         )
     return variance
 
