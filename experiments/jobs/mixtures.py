@@ -38,6 +38,7 @@ COUNTS = (10, 5)
 """Whole steps of 50 whose FLOPs are to be spent: 5x and 10x."""
 ROUNDS = 9
 WHAT = "searched mixtures"
+NONE = "no mixture was better than the whole-step plan that the search began with"
 DECIBELS = 10.0 / np.log(10.0)
 
 
@@ -259,7 +260,7 @@ def _compared(
         "best_with_letter_db": {
             letter: (whole.score - score) * DECIBELS for letter, score in sorted(mixed.by_letter.items())
         },
-        "answer": answer(gain),
+        "answer": NONE if mixed.word == whole.word else answer(gain),
     }
 
 

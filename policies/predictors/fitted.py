@@ -110,8 +110,8 @@ def adds_input(output: Sequence[int], source: Sequence[int], variance: bool | No
     if variance is None:
         raise ScheduleMismatch(
             "the weights do not say whether they add the denoiser's input to an output that holds a learned variance "
-            "too (older versions fitted such a weight and left it out): plan again, which is better by 2 to 3 dB on "
-            'Latte, or write "variance": false beside "stretches" to run an old file as it was measured'
+            "too (older versions fitted such a weight and left it out): plan again, or write "
+            '"variance": false beside "stretches" to run an old file as it was measured'
         )
     return variance
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fastercache import zoo
 from fastercache.experiments.bench.verdict import Interval
 from fastercache.experiments.jobs.mixed import LETTERS, Mixer, shared
-from fastercache.experiments.jobs.mixtures import answer, cost, denser, flops, neighbour, spelled
+from fastercache.experiments.jobs.mixtures import NONE, answer, cost, denser, flops, neighbour, spelled
+from fastercache.policies.documents import read_json
 from fastercache.tuner.planning.fitting import fit
 from fastercache.tuner.planning.material import Material, material
 from fastercache.tuner.setting import References, Setting
 
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 STEPS = 8
 WHOLE = "F.FF..F."
 SHARES = {"F": 1.0, "C": 0.5, "H": 0.5, "Q": 0.25, "A": 0.4, "M": 0.6, ".": 0.0}
@@ -99,3 +103,18 @@ def test_the_answer_is_that_of_the_interval() -> None:
     assert answer(Interval(0.5, 0.1, 0.9)) == "mixtures are better"
     assert answer(Interval(-0.5, -0.9, -0.1)) == "whole steps are better"
     assert answer(Interval(0.1, -0.3, 0.5)) == answer(Interval(0.1, None, None)) == "undecided"
+
+
+def test_the_page_says_what_was_measured() -> None:
+    found = [read_json(DOCS / f"bench/{model}/mixtures.json", "mixtures") for model in ("latte-digits", "wan-digits")]
+    page = (DOCS / "planning.md").read_text(encoding="utf-8")
+    rows = [row for one in found for row in one["counts"]]
+    assert [row["speedup_flops"] for row in rows] == [5.0, 10.0] * 2 and {row["answer"] for row in rows} == {NONE}
+    for letter in "CHQAM":
+        shares = sorted({f"{one['flops_of_letters'][letter]:.2f}" for one in found})
+        gains = " | ".join(f"{row['best_with_letter_db'][letter]:.1f}" for row in rows)
+        assert f"| {' to '.join(shares)} | {gains} |" in page
+    plans = [f"{row['whole']['psnr']['value']:.1f}" for row in rows]
+    said = "{} and {} dB on 24 held-out prompts of latte-digits, {} and {} dB of wan-digits".format(*plans)
+    assert said in page and {one["held_out_prompts"] for one in found} == {24}
+    assert {(one["search_prompts"], one["words"]) for one in found} == {(4, 80)}

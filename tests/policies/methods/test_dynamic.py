@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from fastercache.policies import (
     AdaCache,
     AdaptiveGuidance,
     BWCache,
+    CFGCache,
     Compose,
     DiCache,
     DualBlockCache,
@@ -41,12 +42,13 @@ from fastercache.policies import (
     dump,
     load_policy,
 )
-from fastercache.policies.methods.dynamic import relative_l1
+from fastercache.policies.methods.dynamic import Memo, relative_l1
 from fastercache.policies.methods.seacache import noise_level
 from fastercache.policies.methods.teacache import polynomial
 from fastercache.policies.predictors.frequency import wiener
 from fastercache.policies.rules import WatchingRule, begin_all
 from fastercache.policies.vocabulary import Step
+from fastercache.policies.wrappers import citations_of
 
 STACK = Site("stack[1:4]", Kind.STACK, None, 1, (1, 4))
 COUNT = 24
@@ -240,6 +242,57 @@ def test_dicache_sums_the_change_of_the_probe() -> None:
         expected += "R" if reuse else "C"
     assert drive(DiCache(threshold=0.3), p) == expected
     assert 3 < expected.count("R") < COUNT - 5
+
+
+@pytest.mark.parametrize("index", [1, 4, 8])
+@pytest.mark.parametrize("cls", [DiCache, EasyCache, FirstBlockCache])
+def test_a_rule_begins_with_the_step_at_its_start(cls: Any, index: int) -> None:
+    """A start that is exactly the progress of a step lets that step be reused, and none before it."""
+    if cls is FirstBlockCache:  # its start is a wrapper's
+        policy: Policy = WarmUp(inner=cls(threshold=1.0), steps=index)
+    else:
+        policy = cls(threshold=1.0, start=Run.of(COUNT).steps[index].progress)
+    letters = drive(policy, walk(0.001))
+    first = letters.index("R")
+    assert first >= index and (first == index or cls is EasyCache)
+
+
+def test_a_rule_without_its_signal_computes() -> None:
+    """Of a probe that a model does not give, nothing can be said."""
+    policy = DiCache(threshold=1.0, start=0.0)
+    steps = Run.of(COUNT).steps
+    memo = Memo(seen=torch.ones(2))
+    assert not policy.judge(memo, steps[3], None) and memo.total == 0.0
+    assert not policy.judge(Memo(), steps[3], torch.ones(2))
+    assert policy.judge(memo, steps[3], torch.ones(2)) and not policy.judge(memo, steps[-1], torch.ones(2))
+
+
+def test_the_denoisers_input_is_copied_since_pipelines_write_over_it_and_other_signals_are_not() -> None:
+    class Watching(DiCache):
+        name: ClassVar[str] = "watching"
+
+        @property
+        def signal(self) -> Signal:
+            return Signal.INPUT
+
+    step, value = Run.of(4).steps[1], torch.ones(2, 3, 4, 4)
+    of_input, of_probe = Memo(), Memo()
+    Watching().reuse(of_input, step, value)
+    DiCache().reuse(of_probe, step, value)
+    assert of_input.now is not None and of_input.now.data_ptr() != value.data_ptr()
+    assert torch.equal(of_input.now, value) and of_probe.now is value
+
+
+def test_citations_are_those_of_every_part_and_of_what_is_wrapped_each_once() -> None:
+    tea, cfg = TeaCache(), CFGCache()
+    assert tea.citation is not None and cfg.citation is not None and tea.citation != cfg.citation
+    assert citations_of(tea) == [tea.citation]
+    both = [tea.citation, cfg.citation]
+    assert citations_of(Compose([tea, cfg])) == both
+    assert citations_of(Compose([WarmUp(inner=tea, steps=2), cfg, WarmUp(inner=TeaCache(threshold=0.3))])) in (
+        both,
+        both[::-1],
+    )
 
 
 def filtered(x: Tensor, noise: float) -> np.ndarray:
