@@ -83,7 +83,13 @@ def test_trajectories_are_the_pipelines_own_with_guidance(table: CaptionTable) -
     assert part == 4 and found.latents.shape == (4, 9, 4, 8, 8, 8)
     digit, colour, direction = found.attributes[2].tolist()
     asked = Attributes(DIGITS[digit], COLOURS[colour], DIRECTIONS[direction])
-    noise, ways = found.latents[2:3, 0], []
+    noise = found.latents[2:3, 0]
+    ways: list[Tensor] = []
+
+    def keep(pipe: Any, step: int, time: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        ways.append(values["latents"])
+        return {}
+
     made = pipe(
         asked.caption(TEMPLATES[4]),
         latents=noise,
@@ -94,7 +100,7 @@ def test_trajectories_are_the_pipelines_own_with_guidance(table: CaptionTable) -
         video_length=8,
         clean_caption=False,
         output_type="latent",
-        callback_on_step_end=lambda pipe, step, time, values: ways.append(values["latents"]) or {},
+        callback_on_step_end=keep,
     )
     assert (torch.cat(ways) - found.latents[2, 1:]).abs().max() < 1e-4
     assert made is not None and (ways[-1] - noise).abs().max() > 0.1

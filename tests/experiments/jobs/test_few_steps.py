@@ -58,7 +58,7 @@ def test_each_way_is_measured_against_the_first_from_the_same_noise_and_made_onc
     monkeypatch.setattr(Setting, "generate", counting)
     monkeypatch.setattr(few_steps, "judged", lambda subject, videos, prompts: [prompts[0] == "one"])
     subject = Subject("latte-digits", ways[0].setting.pipe, {}, True)
-    chosen = [ways[0], ways[3], Way("as it is", ways[0].setting, fc.Planned(steps=6, computed=range(6)))]
+    chosen = [ways[0], ways[3], Way("as it is", ways[0].setting, fc.Planned(steps=6, computed=tuple(range(6))))]
     found = compare(subject, chosen, ["one", "two"], tmp_path)
     assert made == [7, 7, 7, 8, 8, 8]
     assert found[0].psnr is None and found[1].psnr is not None and found[2].psnr is not None
