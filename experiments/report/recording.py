@@ -112,6 +112,7 @@ class Planning:
                 "psnr": point.psnr,
                 "prompts": len(point.quality.get("psnr", ())),
                 "stretches": _stretches(point),
+                "variance": point.predictor.variance if isinstance(point.predictor, Fitted) else None,
             }
             for point in self.points
         ]

@@ -39,6 +39,7 @@ ELSEWHERE = {
     "git clone": "continuous integration begins with it",
     "make ": "the targets are what continuous integration runs",
     "source ": "not a program",
+    "python -m fastercache.experiments.reproduce ": "an hour; small in tests/experiments/reproduce/test_command.py",
     "tensorboard": "serves until it is stopped; that `analyze` writes its files is tested with the command",
     "pip install": "test_wheel.py installs",
 }

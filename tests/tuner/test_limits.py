@@ -129,7 +129,7 @@ def held(setting: Setting, history: int) -> int:
         Stretch(after=step, start=step + 1, outputs=(1.0,) + (0.0,) * (min(history, step + 1) - 1), input=1e-9)
         for step in (history - 1,)
     )
-    plan = fc.Planned(steps=STEPS, computed=tuple(range(history)), stand_in=Fitted(stretches=stretches))
+    plan = fc.Planned(steps=STEPS, computed=tuple(range(history)), stand_in=Fitted(stretches=stretches, variance=True))
     return run(setting, plan, setting.cases(["a"])[0])[1].cached_bytes
 
 

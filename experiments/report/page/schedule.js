@@ -8,7 +8,7 @@ class Schedules {
     this.damage = new Damage(island.recording);
     this.rehearsal = island.recording.coordinates ? new Rehearsal(island.recording) : null;
     this.wary = this.rehearsal && new Rehearsal({ ...island.recording, novelty: island.recording.wary });
-    this.fits = new Map(island.points.filter((p) => p.stretches).map((p) => [p.computed.join(), p.stretches]));
+    this.fits = new Map(island.points.filter((p) => p.stretches).map((p) => [p.computed.join(), p]));
     const measured = island.points.filter((point) => point.psnr !== null && point.computed.length < this.steps);
     this.scale = anchored(measured.map((point) => [this.decibels(point.computed), point.psnr]), this.apart);
   }
@@ -53,7 +53,7 @@ class Schedules {
    */
   stretches(computed) {
     const own = this.fits.get(computed.join());
-    if (own) return own;
+    if (own) return own.stretches;
     if (this.wary)
       return this.wary.run(computed).stretches.map(({ after, outputs, latent }) => ({
         after, start: after + 1, outputs, input: this.input ? latent / this.input[after] : 0,
@@ -73,7 +73,8 @@ class Schedules {
   /** The policy `planned` as a file holds it. */
   policy(computed) {
     const stretches = this.stretches(computed);
-    const standIn = stretches.length ? { predictor: "fitted", stretches } : { predictor: "hold" };
+    const own = this.fits.get(computed.join()), variance = own ? own.variance : true;
+    const standIn = stretches.length ? { predictor: "fitted", stretches, variance } : { predictor: "hold" };
     return { policy: "planned", steps: this.steps, computed, stand_in: standIn };
   }
 
