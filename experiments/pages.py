@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fastercache.policies.documents import read_text, write_atomic
 from fastercache.policies.errors import ConfigUnreadable
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as Markdown; the second is the line below the head, `---` or `---:` in each column."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def filled(text: str, start: str, end: str, section: str, where: str = "the page") -> str:

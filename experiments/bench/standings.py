@@ -164,13 +164,7 @@ def note(results: Results) -> str:
 
 
 def _interval(value: Interval | None, form: str) -> str:
-    """`41.20 ± 0.35`, or the value alone where there is no interval."""
-    if value is None:
-        return "-"
-    if value.low is None or value.high is None:
-        return form.format(value.value)
-    half = (value.high - value.low) / 2
-    return form.format(value.value) if half == 0 else f"{form.format(value.value)} ± {form.format(half)}"
+    return "-" if value is None else value.shown(form)
 
 
 LONG = 64
@@ -273,7 +267,7 @@ def markdown(results: Results) -> str:
     parts = [
         f"{results.title}.",
         "\n".join(in_short(results.ran)),
-        "\n".join("| " + " | ".join(row) + " |" for row in rows),
+        pages.table(rows),
         legend(results),
     ]
     if results.refused:

@@ -38,6 +38,16 @@ class Interval(NamedTuple):
     low: float | None
     high: float | None
 
+    def shown(self, form: str, unit: str = "", *, always: bool = False) -> str:
+        """`41.20 ± 0.35`, with a unit after the value; the value alone where there is no interval.
+
+        An interval of no width is shown only with `always`.
+        """
+        value = form.format(self.value) + unit
+        if self.low is None or self.high is None or (self.low == self.high and not always):
+            return value
+        return f"{value} ± {form.format((self.high - self.low) / 2)}"
+
 
 class Verdict(NamedTuple):
     """The answer, and the difference in PSNR to fewer steps (dB) that it rests on; None where there is none."""

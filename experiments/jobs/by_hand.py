@@ -18,20 +18,28 @@ Wrapped = Callable[[tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 @contextmanager
-def _around(module: nn.Module, change: Wrapped) -> Iterator[None]:
-    had, forward = "forward" in vars(module), module.forward
-
-    def instead(*args: Any, **kwargs: Any) -> Any:
-        return change(args, kwargs, forward(*args, **kwargs))
-
-    module.forward = instead
+def replaced(owner: Any, name: str, instead: Callable[..., Any]) -> Iterator[None]:
+    """While it lasts, a method of an object or a class is `instead`."""
+    had, method = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, instead)
     try:
         yield
     finally:
         if had:
-            module.forward = forward
+            setattr(owner, name, method)
         else:
-            del module.forward
+            delattr(owner, name)
+
+
+@contextmanager
+def _around(module: nn.Module, change: Wrapped) -> Iterator[None]:
+    forward = module.forward
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        return change(args, kwargs, forward(*args, **kwargs))
+
+    with replaced(module, "forward", instead):
+        yield
 
 
 class Steps:
@@ -61,11 +69,8 @@ class Steps:
             self._over = True
             return step(scheduler, *args, **kwargs)
 
-        kind.step = instead
-        try:
+        with replaced(kind, "step", instead):
             yield
-        finally:
-            kind.step = step
 
     def call_of(self, module: nn.Module) -> int:
         """How often this module was called in this step before."""

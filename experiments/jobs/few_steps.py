@@ -89,19 +89,11 @@ class Models(BaseModel):
         head = ["model", "steps", "guidance", "denoiser calls", "judge", "PSNR to the teacher's videos, dB"]
         rows = [head, ["---", *["---:"] * 5]]
         for way in self.ways:
-            psnr = "" if way.psnr is None else interval(way.psnr, "{:.2f}")
+            psnr = "" if way.psnr is None else way.psnr.shown("{:.2f}", always=True)
             judge = f"{way.judge.value:.1%}".replace("%", " %")
             rows.append([way.name, str(way.steps), f"{way.guidance_scale:g}", str(way.calls), judge, psnr])
-        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
         said = f"{self.prompts} held-out captions, each with the same noise for all; mean ± half the 95 % interval."
-        return f"{table}\n\n{said}\n"
-
-
-def interval(value: Interval, form: str) -> str:
-    """A mean with half its interval."""
-    if value.low is None or value.high is None:
-        return form.format(value.value)
-    return f"{form.format(value.value)} ± {form.format((value.high - value.low) / 2)}"
+        return f"{pages.table(rows)}\n\n{said}\n"
 
 
 def ways_of(student: Subject, teacher: Subject, plan: fc.Planned, seed: int) -> list[Way]:
@@ -190,7 +182,7 @@ def gains(results: standings.Results) -> str:
             computed = len(line.policy["computed"])
             psnrs = (fewer[str(computed)].quality["psnr"], line.quality["psnr"], line.difference_by_flops)
             speedup = "" if line.speedup_flops is None else f"{line.speedup_flops.value:.2f}x"
-            shown = ["" if value is None else interval(value, "{:.1f}") for value in psnrs]
+            shown = ["" if value is None else value.shown("{:.1f}", always=True) for value in psnrs]
             rows.append([f"{computed} of {results.steps}", speedup, *shown])
         elif line.label != FEWER:
             others.append(line)
@@ -199,8 +191,7 @@ def gains(results: standings.Results) -> str:
     wins, losses = words.count(YES), words.count(NO)
     idle = [f"{line.method} ({line.setting})" for line in others if line.idle]
     judge = min(line.judge.value for line in results.ran if line.judge is not None)
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"""{table}
+    return f"""{pages.table(rows)}
 
 - Of {len(acting)} settings of published methods that skip anything, {wins} beat fewer steps at equal FLOPs,
   {losses} lose to them, {len(acting) - wins - losses} are undecided or outside what was measured.

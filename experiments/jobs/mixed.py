@@ -20,7 +20,7 @@ of F and `.` alone. Nothing of the runtime takes part.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from fastercache.analysis.least_squares import ridge
 from fastercache.analysis.trajectory import Floats, gram
+from fastercache.experiments.jobs.by_hand import replaced
 from fastercache.tuner.planning.fitting import RIDGE
 from fastercache.tuner.planning.material import Material
 from fastercache.tuner.setting import Setting
@@ -153,14 +154,11 @@ class Mixer:
     def wrapped(self) -> Iterator[None]:
         """Lets modules be taken from and replaced while it lasts."""
         modules = dict(self.denoiser.named_modules())
-        wrapped = [(modules[name], name, modules[name].forward) for name in (*self._blocks, *self._kinds)]
-        for module, name, forward in wrapped:
-            module.forward = self._around(name, forward)
-        try:
+        with ExitStack() as stack:
+            for name in (*self._blocks, *self._kinds):
+                instead = self._around(name, modules[name].forward)
+                stack.enter_context(replaced(modules[name], "forward", instead))
             yield
-        finally:
-            for module, _, _ in wrapped:
-                del module.forward
 
     def _around(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         block = name in self._blocks
@@ -338,13 +336,8 @@ def _branches(setting: Setting, case: Any) -> tuple[Branch, Branch]:
     def ended(*args: Any, **kwargs: Any) -> Any:
         raise _Stop
 
-    pipe.transformer.forward, pipe.scheduler.step = noted, ended
-    try:
+    with replaced(pipe.transformer, "forward", noted), replaced(pipe.scheduler, "step", ended), suppress(_Stop):
         setting.generate(case)
-    except _Stop:
-        pass
-    finally:
-        del pipe.transformer.forward, pipe.scheduler.step
     if len(seen) == 1:  # both branches in one call, the unconditional one first
         seen = [_half(seen[0], 1), _half(seen[0], 0)]
     branches = []
@@ -370,9 +363,5 @@ def decoded(setting: Setting, case: Any, end: Tensor) -> Tensor:
             answer.append(forward(*args, **kwargs))
         return answer[0]
 
-    pipe.transformer.forward = once
-    pipe.scheduler.step = lambda *args, **kwargs: (end,)
-    try:
+    with replaced(pipe.transformer, "forward", once), replaced(pipe.scheduler, "step", lambda *_, **__: (end,)):
         return setting.generate(case)
-    finally:
-        del pipe.transformer.forward, pipe.scheduler.step

@@ -240,10 +240,8 @@ def _compared(
 ) -> dict[str, Any]:
     """The best whole-step plan and the best word of all at one budget, on held-out prompts."""
     whole, mixed = (kept.searches[f"{count} {arm}"] for arm in ("whole", "mixed"))
-    values = {
-        arm: held_out(setting, mixer, others, held, one.word) for arm, one in (("whole", whole), ("mixed", mixed))
-    }
-    gain = mean_interval([a - b for a, b in zip(values["mixed"], values["whole"], strict=True)])
+    values = {word: held_out(setting, mixer, others, held, word) for word in {whole.word, mixed.word}}
+    gain = mean_interval([a - b for a, b in zip(values[mixed.word], values[whole.word], strict=True)])
     return {
         "count": count,
         "speedup_flops": len(whole.word) / count,
@@ -252,7 +250,7 @@ def _compared(
                 "word": one.word,
                 "flops": cost(one.word, shares),
                 "search_score_db": -one.score * DECIBELS,
-                "psnr": mean_interval(values[arm])._asdict(),
+                "psnr": mean_interval(values[one.word])._asdict(),
             }
             for arm, one in (("whole", whole), ("mixed", mixed))
         },

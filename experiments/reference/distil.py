@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from fastercache.experiments.reference.export import machine
 from fastercache.experiments.reference.progress import console, tracked
 from fastercache.experiments.reference.spec import DISTILLED, Distilled
 from fastercache.experiments.reference.text import CaptionTable, build_tokenizer
+from fastercache.experiments.reference.training import begun, finished
 from fastercache.experiments.reference.trajectories import Trajectories, join, part_of, trace
 
 app = typer.Typer(add_completion=False)
@@ -75,14 +75,8 @@ def distil(
     device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = "",
 ) -> None:
     """Distil a few-step model from a reference model and export it to OUT/NAME."""
-    out = out or Path("runs") / name
-    if name not in DISTILLED:
-        raise typer.BadParameter(f"unknown model {name!r}, expected one of: {', '.join(DISTILLED)}")
-    spec, checkpoint = DISTILLED[name], out / "checkpoint.pt"
-    if checkpoint.exists() and not resume:
-        raise typer.BadParameter(f"{checkpoint} exists: pass --resume to continue it or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    out, chosen = begun(name, DISTILLED, out, resume, device)
+    spec = DISTILLED[name]
     teacher: Any = load(spec.teacher).to(chosen)
     if compiled:
         teacher.transformer.compile()
@@ -91,15 +85,7 @@ def distil(
     distiller = Distiller(
         spec, teacher.transformer, teacher.text_encoder, table, trajectories, chosen, compiled=compiled
     )
-    if checkpoint.exists():
-        distiller.load(checkpoint)
-    saved = time.monotonic()
-    training = tracked(distiller.run(spec.updates), spec.updates, name, distiller.step, lambda p: f"loss {p.loss:.4f}")
-    for _ in training:
-        if time.monotonic() - saved > 60 * minutes:
-            distiller.save(checkpoint)
-            saved = time.monotonic()
-    distiller.save(checkpoint)
+    finished(distiller, name, out, minutes)
     export_student(distiller, out / name)
     console.print(f"wrote {out / name}")
 

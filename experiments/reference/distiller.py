@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,19 +11,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fastercache.experiments.reference import latte
 from fastercache.experiments.reference.spec import Distilled
 from fastercache.experiments.reference.text import MAX_TOKENS, CaptionTable
-from fastercache.experiments.reference.trainer import Progress, cosine_factor
+from fastercache.experiments.reference.training import Training
 from fastercache.experiments.reference.trajectories import Ladder, Trajectories
-from fastercache.policies.documents import replacing
 
 
-class Distiller:
+class Distiller(Training):
     """Trains a transformer, which begins as the teacher, to take a trajectory's next step in one evaluation.
 
     The loss is the mean squared error of v. For a cosine schedule the steps multiply v with nearly equal numbers, so
     it weighs the errors of the latents that the steps reach equally.
-    ``run(until)`` yields ``Progress`` for each update; ``state`` / ``load_state`` carry everything that the next
-    update depends on.
     """
+
+    smoothing = 0.98
 
     def __init__(
         self,
@@ -40,33 +35,27 @@ class Distiller:
         *,
         compiled: bool = False,
     ) -> None:
-        self.spec, self.trajectories, self.device, self.compiled = spec, trajectories, device, compiled
+        self.spec, self.trajectories, self.compiled = spec, trajectories, compiled
         self.transformer, self.text_encoder, self.table = transformer.to(device), text_encoder.to(device), table
         self.ladder = Ladder(spec.generation.num_inference_steps)
         self.text_encoder.requires_grad_(False)
-        self.parameters: dict[str, nn.Parameter] = {}
+        trained: dict[str, nn.Parameter] = {}
         for name, value in self.transformer.named_parameters():
             value.requires_grad_(spec.frozen not in name)
             if value.requires_grad:
-                self.parameters[name] = value
-        self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
+                trained[name] = value
         # Muon, which trains the teachers, orthogonalises in bfloat16: on a CPU without such instructions that would
         # take longer than the rest of an update
-        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=spec.rate, betas=(0.9, 0.98), weight_decay=0.0)
-        self.generator = torch.Generator().manual_seed(spec.seed)
-        self.step = 0
-        self.loss = float("nan")
-        self.seconds = 0.0
-
-    def run(self, until: int) -> Iterator[Progress]:
-        """Train up to update ``until`` (exclusive) of the spec's schedule."""
-        while self.step < until:
-            factor, started = cosine_factor(self.step, self.spec.warm_up, self.spec.updates), time.monotonic()
-            loss = self._update(factor)
-            self.seconds += time.monotonic() - started
-            self.loss = loss if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * loss
-            self.step += 1
-            yield Progress(self.step, self.loss, factor)
+        optimiser = torch.optim.AdamW(trained.values(), lr=spec.rate, betas=(0.9, 0.98), weight_decay=0.0)
+        super().__init__(
+            trained,
+            [optimiser],
+            torch.Generator().manual_seed(spec.seed),
+            steps=spec.updates,
+            warm_up=spec.warm_up,
+            ema=spec.ema,
+            device=device,
+        )
 
     def _picks(self) -> tuple[Tensor, int]:
         """Trajectories of a batch and the number of tokens of its captions.
@@ -92,7 +81,7 @@ class Distiller:
         ]
         return output.chunk(2, dim=1)[0]
 
-    def _update(self, factor: float) -> float:
+    def losses(self) -> tuple[Tensor, Tensor]:
         spec, generator = self.spec, self.generator
         picks, length = self._picks()
         # every step of the schedule equally often in a batch
@@ -116,44 +105,4 @@ class Distiller:
                     latents = torch.where((index > 0).view(-1, 1, 1, 1, 1).to(self.device), made, latents)
             target = self.ladder.velocity(latents, reached, index)
             loss = (self._velocity(latents, index, embeddings) - target).square().mean()
-        self.optimiser.zero_grad(set_to_none=True)
-        for group in self.optimiser.param_groups:
-            group["lr"] = spec.rate * factor
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
-        self.optimiser.step()
-        decay = min(spec.ema, (self.step + 1) / (self.step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
-        return float(loss.detach())
-
-    def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs, as plain values and tensors."""
-        return {
-            "step": self.step,
-            "loss": self.loss,
-            "seconds": self.seconds,
-            "weights": {name: value.detach() for name, value in self.parameters.items()},
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what ``state`` returned."""
-        self.step, self.loss, self.seconds = state["step"], state["loss"], state["seconds"]
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                value.copy_(state["weights"][name])
-                self.average[name].copy_(state["average"][name])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"])
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint."""
-        with replacing(path, "checkpoint") as temporary:
-            torch.save(self.state(), temporary)
-
-    def load(self, path: Path) -> None:
-        """Read a checkpoint."""
-        self.load_state(torch.load(path, weights_only=True, map_location=self.device))
+        return loss, loss

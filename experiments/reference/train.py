@@ -6,7 +6,6 @@ text encoder, export as a diffusers folder. Interrupt at will; ``--resume`` cont
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from fastercache.experiments.reference.families import family_of
 from fastercache.experiments.reference.progress import console, tracked
 from fastercache.experiments.reference.spec import SPECS, Spec
 from fastercache.experiments.reference.trainer import Pool, Trainer, build_pool, load_pool, save_pool
+from fastercache.experiments.reference.training import begun, finished
 
 app = typer.Typer(add_completion=False)
 
@@ -59,26 +59,12 @@ def train(
     device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = "",
 ) -> None:
     """Train a reference model and export it to OUT/NAME."""
-    out = out or Path("runs") / name
-    if name not in SPECS:
-        raise typer.BadParameter(f"unknown model {name!r}, expected one of: {', '.join(SPECS)}")
-    spec, checkpoint = SPECS[name], out / "checkpoint.pt"
-    if checkpoint.exists() and not resume:
-        raise typer.BadParameter(f"{checkpoint} exists: pass --resume to continue it or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    out, chosen = begun(name, SPECS, out, resume, device)
+    spec = SPECS[name]
     autoencoder = _autoencoder(spec, out, chosen)
     console.print(f"autoencoder: {family_of(spec).reconstruction_psnr(autoencoder.cpu(), spec):.1f} dB on test videos")
     trainer = Trainer(spec, _pool(spec, out, autoencoder.to(chosen), chosen), chosen, compiled=compiled)
-    if checkpoint.exists():
-        trainer.load(checkpoint)
-    saved = time.monotonic()
-    training = tracked(trainer.run(spec.steps), spec.steps, name, trainer.step, lambda p: f"loss {p.loss:.4f}")
-    for _ in training:
-        if time.monotonic() - saved > 60 * minutes:
-            trainer.save(checkpoint)
-            saved = time.monotonic()
-    trainer.save(checkpoint)
+    finished(trainer, name, out, minutes)
     export(trainer, autoencoder.cpu(), out / name)
     console.print(f"wrote {out / name}")
 

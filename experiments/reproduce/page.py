@@ -86,20 +86,15 @@ def figures(results: Findings) -> str:
             one.name,
             _setting(one, results.steps),
             f"{one.speedup_flops:.3f}×",
-            _plain(one.speedup_wall, "{:.2f}×"),
+            _plain(one.speedup_wall, "{:.2f}", "×"),
         ]
         cells += [*quality, "-" if one.judge is None else f"{one.judge:.0%}", spread(one.over_fewer, "{:+.2f} dB")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + ("\n\nDid not run:\n\n" + "\n".join(refused) if refused else "")
 
 
-def _plain(value: Interval | None, form: str) -> str:
-    """`41.20 ± 0.35`, or the value alone where there is no interval, or one of no width."""
-    if value is None:
-        return "-"
-    if value.low is None or value.high is None or value.low == value.high:
-        return form.format(value.value)
-    return f"{form.format(value.value)} ± {form.format((value.high - value.low) / 2).removesuffix('×')}"
+def _plain(value: Interval | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else value.shown(form, unit)
 
 
 def _setting(one: Variant, steps: int) -> str:

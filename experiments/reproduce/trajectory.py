@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fastercache.experiments.jobs.by_hand import replaced
+
 
 class Trajectory:
     """What the solver was given and returned at each step of an uncached run."""
@@ -19,25 +21,18 @@ class Trajectory:
 
 
 @contextmanager
-def _stepping(pipe: Any, replaced: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """While it lasts, the solver's result is what `replaced` makes of (guided output, result)."""
+def _stepping(pipe: Any, made: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """While it lasts, the solver's result is what `made` makes of (guided output, result)."""
     scheduler = pipe.scheduler
     before = scheduler.step
 
     def step(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
         found = before(model_output, *args, **kwargs)
         first = found[0] if isinstance(found, tuple) else found.prev_sample
-        return (replaced(model_output, first), *(found[1:] if isinstance(found, tuple) else ()))
+        return (made(model_output, first), *(found[1:] if isinstance(found, tuple) else ()))
 
-    held = vars(scheduler).get("step")
-    scheduler.step = step
-    try:
+    with replaced(scheduler, "step", step):
         yield
-    finally:
-        if held is None:
-            del scheduler.step
-        else:
-            scheduler.step = held
 
 
 def uncached(pipe: Any, generate: Callable[[], object]) -> Trajectory:

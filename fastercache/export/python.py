@@ -73,7 +73,9 @@ VARIANCE = $VARIANCE  # whether inputs were fitted to be added to an output that
 
 
 def before_variance(output, shape):
-    """The part of an output before a learned variance, which DiT, PixArt and Latte return; None where there is none."""
+    """The part of an output that has a shape: all, or what is before a learned variance, as Latte has it; or None."""
+    if output.shape == shape:
+        return output
     if output.ndim != len(shape):
         return None
     unlike = [axis for axis in range(output.ndim) if output.shape[axis] != shape[axis]]
@@ -94,7 +96,7 @@ def mix(how, terms, kept):
         return first.lerp(*values[1])
     total = (first.to(torch.promote_types(first.dtype, torch.float32)) if how == "wide" else first) * weight
     for value, weight in values[1:]:
-        (total if value.shape == total.shape else before_variance(total, value.shape)).add_(value, alpha=weight)
+        before_variance(total, value.shape).add_(value, alpha=weight)
     return total.to(first.dtype)
 
 

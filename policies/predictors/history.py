@@ -131,7 +131,7 @@ def weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
     first = values[0]
     total = first.to(torch.promote_types(first.dtype, torch.float32)) * weights[0]
     for weight, value in zip(weights[1:], values[1:], strict=True):
-        (total if value.shape == total.shape else before_variance(total, value.shape)).add_(value, alpha=weight)
+        before_variance(total, value.shape).add_(value, alpha=weight)
     return total.to(first.dtype)
 
 

@@ -30,7 +30,7 @@ import fastercache as fc
 from fastercache.analysis.metrics import metric_called
 from fastercache.analysis.trajectory import Floats, Trajectory
 from fastercache.policies.errors import InvalidPolicy, ScheduleMismatch
-from fastercache.policies.predictors.fitted import Fitted, Stretch
+from fastercache.policies.predictors.fitted import Fitted
 from fastercache.tuner.planning.damage import Damage
 from fastercache.tuner.planning.fitting import Memory, Sampler, SearchRun, beginning, fit, replay
 from fastercache.tuner.planning.rehearsal import GROWTH
@@ -59,7 +59,7 @@ def decisions(plan: fc.Planned) -> tuple[Decision, ...]:
     return tuple(Decision(s, s + 1, j - 1) for s, j in zip(plan.computed, ends, strict=True) if j > s + 1)
 
 
-def weights_of(plan: fc.Planned, sampler: Sampler) -> tuple[Stretch, ...]:
+def weights_of(plan: fc.Planned, sampler: Sampler) -> Fitted:
     """The fitted weights of a plan.
 
     Raises:
@@ -82,7 +82,7 @@ def weights_of(plan: fc.Planned, sampler: Sampler) -> tuple[Stretch, ...]:
         serving += [stretch for stretch in stretches if decision.first < stretch.start <= decision.last]
         if not serving or any(s.after != decision.after or len(s.outputs) > past for s in serving):
             raise ScheduleMismatch(f"this plan has no weights for steps {decision}: plan it again")
-    return stretches
+    return plan.stand_in
 
 
 def predicted(trajectory: Trajectory, sampler: Sampler, plan: fc.Planned) -> Floats:
@@ -188,8 +188,7 @@ def truth(
     Raises:
         InvalidPolicy, ScheduleMismatch: see `weights_of`.
     """
-    stretches, skipped = weights_of(plan, sampler), decisions(plan)
-    variance = plan.stand_in.variance if isinstance(plan.stand_in, Fitted) else True
+    fitted, skipped = weights_of(plan, sampler), decisions(plan)
     psnr, memory = metric_called("psnr"), Memory()
     errors, quality, calls = [], [], 0
     for decision in (None, *skipped):
@@ -200,12 +199,12 @@ def truth(
             runs,
             sampler,
             plan.computed,
-            stretches,
+            fitted.stretches,
             exact=exact,
             memory=memory,
             keep=decision is None,
             finish=True,
-            variance=variance,
+            variance=fitted.variance,
         )
         errors.append(found.errors)
         pairs = zip(found.results, videos, strict=True)

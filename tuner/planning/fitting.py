@@ -222,10 +222,10 @@ def replay(
     """Run prompts under a plan with given weights.
 
     Args:
-        variance: as `Fitted.variance` says, for weights of an older version.
         exact: see `fit`.
         memory: outputs known from a run with the same beginning *and the same weights up to there*.
         keep: whether what is computed is added to the memory. finish: whether the generations are run to their end.
+        variance: what `Fitted.variance` says of these weights.
     """
     depth = max((len(s.outputs) for s in stretches), default=1)
     work = _Work(sampler, [run.reference for run in runs], depth, RIDGE, variance)
