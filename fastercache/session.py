@@ -130,10 +130,12 @@ class Session(Shown):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.finish()
-            self._call_ended(None)
-        self.detach()
+        try:
+            if kind is None:
+                self.finish()
+                self._call_ended(None)
+        finally:
+            self.detach()
 
     def detach(self) -> None:
         """Restore every forward and drop every cached value. Calling it again does nothing."""
@@ -323,6 +325,8 @@ class Session(Shown):
 
     def _call_ended(self, error: BaseException | None) -> None:
         """The pipeline's call has ended, wherever its run stood."""
+        if error is None:
+            self._check_finite(last=True)
         self._forget_run()
         if error is None and self._unchecked is not None:
             warn_if_idle(self._unchecked, self._plan.table if self._plan is not None else None)
@@ -447,12 +451,7 @@ class Session(Shown):
         writer = self._writer
         if writer is None:
             return
-        try:
-            for denoiser in self._denoisers:
-                denoiser.finite.check()
-        except NotFinite:
-            self._forget_run()
-            raise
+        self._check_finite(last=index == writer.trace.run.count - 1)
         held: dict[int, int] = {}
         for denoiser in self._denoisers:
             denoiser.release(index)
@@ -469,6 +468,14 @@ class Session(Shown):
             self._caller.forget()
             for denoiser in self._denoisers:
                 denoiser.clear()
+
+    def _check_finite(self, last: bool) -> None:
+        try:
+            for denoiser in self._denoisers:
+                denoiser.finite.check(last)
+        except NotFinite:
+            self._forget_run()
+            raise
 
     def _close_trace(self) -> None:
         """The present run is over, complete or not."""

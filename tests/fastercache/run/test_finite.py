@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import fastercache as fc
+from fastercache.run.finite import Sent
 from fastercache.testing.subject import held_bytes
 from tests.fastercache.naive import specimen
 
@@ -60,7 +62,66 @@ def test_half_precision_does_not_overflow_the_sum() -> None:
     watch = FiniteWatch()
     big = torch.full((8,), 60000.0, dtype=torch.float16)
     watch.see(Step(0, 1, 900.0), ("cond",), [], [big, None, torch.ones(2, dtype=torch.int64)])
-    watch.check()
+    watch.check(last=True)
+
+
+class Slow:
+    """The mark of a device that is two steps behind, and what was asked of it."""
+
+    def __init__(self, journal: list[str]) -> None:
+        self.journal, self.asked = journal, 0
+
+    def query(self) -> bool:
+        self.asked += 1
+        return self.asked > 2
+
+    def synchronize(self) -> None:
+        self.journal.append("waited")
+
+
+@pytest.mark.parametrize(("at", "told", "waited"), [(1, [False] * 5, 0), (4, [*[False] * 5, True], 3)])
+def test_a_device_that_is_behind_is_waited_for_at_the_end_only(
+    at: int, told: list[bool], waited: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mark is asked for twice before it has arrived: step 1 is read at step 4, step 4 at the run's end."""
+    sent, journal = Sent.of, []
+    monkeypatch.setattr(Sent, "of", lambda parts: replace(sent(parts), arrived=Slow(journal)))
+    s = specimen("latte")
+    ended: list[bool] = []
+    with fc.attach(s.pipe, fc.NoCache(sites="denoiser")) as session:
+        monkeypatch.setattr(session, "_check_finite", heard(session._check_finite, ended))
+        handle = spoiled(s.pipe.transformer.proj_out, at, math.nan)
+        with pytest.raises(fc.NotFinite, match=rf"step {at} of 6 "):
+            s.generate()
+        handle.remove()
+        assert ended == told
+    assert journal.count("waited") == waited
+
+
+def heard(check: Any, ended: list[bool]) -> Any:
+    def noted(last: bool) -> None:
+        ended.append(last)
+        check(last)
+
+    return noted
+
+
+def test_a_call_that_ends_early_is_still_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was on its way when the pipeline returned before its last step is read then."""
+    sent, journal = Sent.of, []
+    monkeypatch.setattr(Sent, "of", lambda parts: replace(sent(parts), arrived=Slow(journal)))
+    s = specimen("wan")
+
+    def interrupt(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step == 2
+        return kwargs
+
+    with fc.attach(s.pipe, fc.NoCache(sites="denoiser")):
+        handle = spoiled(s.pipe.transformer.proj_out, 4, math.nan)
+        with pytest.raises(fc.NotFinite, match=r"step 2 of 6 .*branches cond"):
+            s.generate(callback_on_step_end=interrupt)
+        handle.remove()
+    assert journal == ["waited"] * 2  # step 0 had arrived
 
 
 def test_a_session_keeps_the_last_few_traces() -> None:
