@@ -22,7 +22,7 @@ from torch import Tensor
 from fastercache.analysis.response import Response, probe
 from fastercache.analysis.trajectory import Floats, Trajectory, gram
 from fastercache.policies.errors import RecordingError
-from fastercache.policies.predictors.history import before_variance, variance_axis
+from fastercache.policies.predictors.history import before_variance, joined, variance_axis
 from fastercache.run.sampler import Denoisers, Lane, SamplerStep
 
 MAX_BYTES = 4 << 30
@@ -255,15 +255,17 @@ def _recording(steps: Sequence[SamplerStep], response: Response) -> Recording:
 def _parts(step: SamplerStep) -> list[Tensor]:
     """The step's raw outputs by branch, each of the shape of F_k; empty where they do not have it row by row."""
     found: list[Tensor] = []
-    shape = step.output.shape
     for call in step.calls:
         raw = call.outputs[0]
-        if raw is None or raw.ndim != len(shape) or raw.shape[0] % shape[0]:
+        if raw is None:
+            return []
+        shape = joined(step.output.shape, raw.ndim)
+        if raw.ndim != len(shape) or raw.shape[0] % shape[0]:
             return []
         for rows in raw.split(shape[0]):
             if rows.shape != shape and variance_axis(rows.shape, shape) is None:
                 return []
-            found.append(before_variance(rows, shape))
+            found.append(before_variance(rows, shape).reshape(step.output.shape))
     return found
 
 

@@ -361,7 +361,8 @@ class Session(Shown):
         writer = TraceWriter(run, plan, rows, latent, self._book)
         kind = type(denoiser.module)  # shapes are known of the denoiser that is called, and of another of its class
         known = {site for site in plan.assigned if type(self._owner(site).module) is kind}
-        self._memory = self._forecast.of(plan, known, denoiser.measure(args, kwargs), denoiser.branches.groups)
+        shapes, told = denoiser.measure(args, kwargs), denoiser.branches
+        self._memory = self._forecast.of(plan, known, shapes, told.groups, told.cond_last)
         if self._dry:
             raise _DryRun
         try:

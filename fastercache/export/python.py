@@ -119,6 +119,8 @@ def main_input(args, kwargs):
 
 def pair(value, source, stream):
     """A computed output to be kept, with the denoiser's input where that may be added to it."""
+    if source.ndim > value.ndim:  # (videos, frames, ...) goes in, (videos * frames, ...) comes out
+        source = source.flatten(0, source.ndim - value.ndim)
     if stream or (source.shape != value.shape and (not VARIANCE or before_variance(value, source.shape) is None)):
         return value.clone(), None
     return value.clone(), source.clone()

@@ -90,6 +90,7 @@ class Cost:
         outputs: shape and dtype of each tensor a hooked module returned; the denoiser's own under `""`.
         changed: modules whose returned tensors the model later changed in place.
         turns: how often the call called each hooked module.
+        repeated: modules that returned one tensor in two places, as a UNet's block does with its last one.
     """
 
     total: int
@@ -97,6 +98,7 @@ class Cost:
     outputs: dict[str, list[Shape]]
     changed: frozenset[str]
     turns: dict[str, int]
+    repeated: frozenset[str]
 
     def computed(self, skipped: list[tuple[str, float]]) -> int:
         """FLOPs of a call that skipped these shares of these modules' rows."""
@@ -237,7 +239,9 @@ def _count(
     notes.note("", output)
     notes.settle()
     inclusive = {path: notes.inclusive.get(path, 0) for path in hooks}
-    return Cost(counter.total, inclusive, notes.outputs, frozenset(notes.changed), notes.turns)
+    return Cost(
+        counter.total, inclusive, notes.outputs, frozenset(notes.changed), notes.turns, frozenset(notes.repeated)
+    )
 
 
 @contextmanager
@@ -290,6 +294,7 @@ class _Notes:
         self.outputs: dict[str, list[Shape]] = {}
         self.changed: set[str] = set()
         self.turns: dict[str, int] = {}
+        self.repeated: set[str] = set()
         self._held: deque[tuple[str, Tensor, int]] = deque()
 
     def handler(self, path: str) -> Handler:
@@ -306,6 +311,8 @@ class _Notes:
         tensors = [t for t in flatten_output(output) if t is not None]
         self.outputs.setdefault(path, []).extend((tuple(t.shape), t.dtype) for t in tensors)
         self.turns[path] = self.turns.get(path, 0) + 1
+        if len({id(t) for t in tensors}) < len(tensors):
+            self.repeated.add(path)
         self._held.extend((path, t, t._version) for t in tensors if not t.is_inference())
         while len(self._held) > self.HELD:
             self._check(*self._held.popleft())

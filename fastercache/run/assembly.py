@@ -53,9 +53,11 @@ class Assembly:
         if index != self._step:
             self._step, self._outputs, self._computed, self._seen = index, {}, set(), {}
 
-    def release(self, keep_conditional: bool) -> None:
-        """The step has ended."""
-        self._before = self._outputs.get(COND) if keep_conditional else None
+    def release(self, index: int, cond_last: bool) -> None:
+        """Step `index` has ended. `cond_last`: the conditional call of a step comes after another."""
+        cond = self._outputs.get(COND)
+        needed = cond_last and self.guidance is not None and self.guidance.may_reuse(index + 1)
+        self._before = [None if s is None else s.clone() for s in cond] if needed and cond is not None else None
         self._outputs, self._computed, self._seen = {}, set(), {}
 
     def held(self) -> dict[int, int]:

@@ -207,10 +207,13 @@ class Denoiser:
             if isinstance(unit, ModuleUnit):
                 unit.turns = cost.turns.get(unit.path, 1)
 
+        def place(site: Site) -> str:
+            if site.kind in (Kind.DENOISER, Kind.BRANCH):
+                return ""
+            return self.blocks[slice(*site.span)][-1].path if site.kind is Kind.STACK else site.path
+
         def values(site: Site) -> list[Shape]:
-            path = self.blocks[slice(*site.span)][-1].path if site.kind is Kind.STACK else site.path
-            outer = site.kind in (Kind.DENOISER, Kind.BRANCH)
-            rows = [((s[0] // parts, *s[1:]), dtype) for s, dtype in cost.outputs.get("" if outer else path, ())]
+            rows = [((s[0] // parts, *s[1:]), dtype) for s, dtype in cost.outputs.get(place(site), ())]
             if site.kind is not Kind.BRANCH:
                 return rows
             empty = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in rows]
@@ -218,11 +221,12 @@ class Denoiser:
             return [(tuple(t.shape), t.dtype) for t in grids]
 
         x = leading_tensor(args, kwargs)
-        return ValueShapes(values, ((x.shape[0] // parts, *x.shape[1:]), x.dtype))
+        source = (x.shape[0] // parts, *x.shape[1:]), x.dtype
+        return ValueShapes(values, source, lambda site: place(site) in cost.repeated)
 
     def release(self, index: int) -> None:
         """Step `index` has ended: drop what no later step reads."""
-        self.assembly.release(self.branches.cond_last)
+        self.assembly.release(index, self.branches.cond_last)
         for unit in self.units.values():
             unit.release(index)
 

@@ -37,9 +37,10 @@ class MemoryPlan:
     """Cached bytes of a run.
 
     Attributes:
-        per_step: bytes held at the end of each step; for a dynamic policy an upper bound at every step.
+        per_step: bytes held at the end of each step; an upper bound unless `exact`.
         by_site: the most bytes each site holds at the end of any step.
-        exact: whether these are the bytes a run will hold (static policy), or a bound (dynamic policy).
+        exact: whether these are the bytes a run will hold, or a bound: of a dynamic policy, and of a module that
+            returns one tensor twice, as a UNet's block does. All calls of the run are taken to have the first one's shapes.
     """
 
     per_step: list[int]
@@ -68,10 +69,14 @@ def _mib(size: int) -> str:
 
 @dataclass(frozen=True)
 class ValueShapes:
-    """One branch's rows of what a predictor is given: a site's value, and the denoiser's input."""
+    """One branch's rows of what a predictor is given: a site's value, and the denoiser's input.
+
+    `repeated`: whether a site's value holds one tensor in two places, which may then be kept once.
+    """
 
     values: Callable[[Site], list[Shape]]
     input: Shape
+    repeated: Callable[[Site], bool] = lambda site: False
 
     def seen(self, site: Site, signal: Signal | None) -> Shape | None:
         """Of a signal, None for none: hidden states have the shape of the site's first value."""
@@ -87,11 +92,16 @@ class ValueShapes:
 
 
 def plan_static(
-    table: Table, shapes: ValueShapes, calls: Sequence[tuple[Branch, ...]], dtype: torch.dtype | None
+    table: Table,
+    shapes: ValueShapes,
+    calls: Sequence[tuple[Branch, ...]],
+    dtype: torch.dtype | None,
+    cond_last: bool = False,
 ) -> MemoryPlan:
     """Play a compiled table through real histories of tensors without storage content (the `meta` device).
 
-    `calls`: the branches of each denoiser call of a step.
+    `calls`: the branches of each denoiser call of a step. `cond_last`: whether the conditional one comes after another,
+    which is then predicted from the conditional output of the step before.
     """
     count, order = table.run.count, table.run.branches
     per_step = [0] * count
@@ -115,9 +125,13 @@ def plan_static(
                     given = None if seen is None else _empty(seen, len(kept))
                     history.add(table.run.steps[i], kept, values, own=True, seen=given)
             history.release(partial(_unread, last, i))
-            per_step[i] += history.nbytes
-            by_site[site.name] = max(by_site[site.name], history.nbytes)
-    return MemoryPlan(per_step, by_site, exact=True)
+            held = history.nbytes
+            if cond_last and site.kind is Kind.BRANCH and any(codes[b][i + 1 : i + 2] == [Code.REUSED] for b in order):
+                held += _conditional(shapes, site)
+            per_step[i] += held
+            by_site[site.name] = max(by_site[site.name], held)
+    shared = any(shapes.repeated(site) for s, site in enumerate(table.sites) if table.reuses(s))
+    return MemoryPlan(per_step, by_site, exact=not shared)
 
 
 def bound_dynamic(
@@ -126,6 +140,7 @@ def bound_dynamic(
     shapes: ValueShapes,
     dtype: torch.dtype | None,
     count: int,
+    cond_last: bool = False,
 ) -> MemoryPlan:
     """What a dynamic policy can hold at most: at every site and branch its predictor's whole past, and as many watched
     or computed values as its rule says that it remembers."""
@@ -138,6 +153,8 @@ def bound_dynamic(
         history.add(Step(0, count, 0.0), (COND,), values, own=True, seen=None if seen is None else _empty(seen, 1))
         others = len(branches) - 1 if site.kind is Kind.BRANCH else len(branches)
         by_site[site.name] = history.nbytes * predictor.depth * others
+        if cond_last and site.kind is Kind.BRANCH:
+            by_site[site.name] += _conditional(shapes, site)
         if isinstance(one.rule, WatchingRule):
             given = shapes.seen(site, one.rule.signal)
             largest = max(_empty(shape, 1).nbytes for shape in (*shapes.values(site), *([given] if given else [])))
@@ -154,23 +171,33 @@ class MemoryForecast:
         self._made: tuple[RunPlan, Any, MemoryPlan] | None = None  # what the newest was made for, and it
 
     def of(
-        self, plan: RunPlan, sites: Collection[Site], shapes: ValueShapes, calls: Sequence[tuple[Branch, ...]]
+        self,
+        plan: RunPlan,
+        sites: Collection[Site],
+        shapes: ValueShapes,
+        calls: Sequence[tuple[Branch, ...]],
+        cond_last: bool,
     ) -> MemoryPlan:
-        """Bytes held at some of a plan's sites: those whose shapes are known. `calls` as in `plan_static`."""
+        """Bytes held at some of a plan's sites: those whose shapes are known. The last two as in `plan_static`."""
         if plan.table is None:
             mine = {site: one for site, one in plan.assigned.items() if site in sites}
-            return bound_dynamic(mine, plan.run.branches, shapes, self._dtype, plan.run.count)
+            return bound_dynamic(mine, plan.run.branches, shapes, self._dtype, plan.run.count, cond_last)
         own = [i for i, site in enumerate(plan.assigned) if site in sites]
         governed = [plan.table.sites[i] for i in own]
         # A site that is never reused holds nothing: its shapes are not asked for, since some are unknown (of the
         # branches' difference on packed tokens).
         used = [site for site, i in zip(governed, own, strict=True) if plan.table.reuses(i)]
-        made_for = {site.name: (shapes.values(site), shapes.input) for site in used}, tuple(calls)
+        made_for = {site.name: (shapes.values(site), shapes.input) for site in used}, tuple(calls), cond_last
         if self._made is None or self._made[0] is not plan or self._made[1] != made_for:
             predictors = tuple(plan.table.predictors[i] for i in own)
             table = Table(plan.run, tuple(governed), plan.table.codes[own], predictors)
-            self._made = plan, made_for, plan_static(table, shapes, calls, self._dtype)
+            self._made = plan, made_for, plan_static(table, shapes, calls, self._dtype, cond_last)
         return self._made[2]
+
+
+def _conditional(shapes: ValueShapes, site: Site) -> int:
+    """Bytes of one conditional output, by those of a difference to it."""
+    return sum(_empty(shape, 1).nbytes for shape in shapes.values(site))
 
 
 def _unread(last: Mapping[Branch, Mapping[int, int]], now: int, step: int, branch: Branch) -> bool:

@@ -106,7 +106,7 @@ class History:
         own: bool,
         seen: Tensor | None = None,
     ) -> None:
-        """Keep a computed value. `own=False` copies: the tensors are views of something larger, or will be changed.
+        """Keep a computed value. `own=False` copies: the tensors are others' too, or will be changed.
 
         `seen`: what the predictor needs, in the same row order.
         """
@@ -134,9 +134,11 @@ class History:
                 if id(seen) not in copies:
                     copies[id(seen)] = tensor.clone()
                 return copies[id(seen)]
-            return tensor.clone() if tensor.untyped_storage()._cdata in foreign else tensor
+            storage = tensor.untyped_storage()
+            # A slice, as the text's part of a joint attention's output, would keep all of what it was cut from.
+            return tensor.clone() if storage._cdata in foreign or storage.nbytes() > tensor.nbytes else tensor
 
-        return map_tensors(kept, copied) if foreign else kept
+        return map_tensors(kept, copied)
 
     def _stored(self, tensor: Tensor) -> Tensor:
         """A tensor in the cache's dtype and on its device."""

@@ -81,6 +81,12 @@ class Unit:
         """What was noted for a branch at a step of this run."""
         return self.rows[self._index[branch]][step.index] == Code.REUSED
 
+    def may_reuse(self, index: int) -> bool:
+        """Whether some branch is reused at step `index`, as a static plan knows; a dynamic policy may at any step."""
+        if self.history is None or index >= self.state.run.count:
+            return False
+        return self.plan is None or any(reused[index] for reused in self.plan.reused)
+
     def mark(self, step: Step, branches: Sequence[Branch]) -> None:
         """Note that these branches were computed and nothing of them is kept."""
         for branch in branches:

@@ -22,6 +22,8 @@ from fastercache.policies.methods.static_interval import NoCache
 from fastercache.policies.schedule import Code, compile_policy
 from fastercache.policies.vocabulary import COND, Kind
 from fastercache.policies.wrappers import WarmUp
+from fastercache.run.memory import MemoryPlan
+from fastercache.run.store import tensors_in
 from fastercache.run.trace import Trace
 from fastercache.session import Session
 from fastercache.testing.loop import Captured, Incompatible
@@ -36,6 +38,7 @@ class Own(NamedTuple):
 
     Attributes:
         output, trace: its latents and decisions.
+        memory: what the run was told to hold before it began.
         guidance: how the pipeline calls its denoiser.
         held: bytes found at the end of each step; left: those found after the run.
         state: what the pipeline and its modules hold after the session.
@@ -43,6 +46,7 @@ class Own(NamedTuple):
 
     output: Tensor
     trace: Trace
+    memory: MemoryPlan
     guidance: Guidance
     held: list[int]
     left: int
@@ -57,12 +61,14 @@ class Uncached(NamedTuple):
         kinds: of its sites.
         coupled: whether its branches are told by their place in one call.
         steps: of the run; image-to-image takes fewer than asked for.
+        alike: whether all calls have arguments of the same shapes, but for their rows: no branch's text is longer.
     """
 
     captured: Captured | Incompatible
     kinds: list[str]
     coupled: bool
     steps: int
+    alike: bool
 
 
 class Checker:
@@ -100,9 +106,9 @@ class Checker:
         with self.attach() as session:
             with weighing(self.specimen, session) as held:
                 output = self.specimen.generate()
-            trace, left = session.last, held_after(session)
+            trace, memory, left = session.last, session.plan(), held_after(session)
             guidance: Guidance = session.guidance if len(trace.run.branches) > 1 else "none"
-        return Own(output, trace, guidance, held, left, state_of(self.specimen))
+        return Own(output, trace, memory, guidance, held, left, state_of(self.specimen))
 
     def law_1(self) -> Verdict:
         """Without reuse nothing changes, whatever is hooked."""
@@ -259,8 +265,14 @@ class Checker:
         return Verdict(8, same(own.output, applied), "" if same(own.output, applied) else _far(applied, own.output))
 
     def law_9(self) -> Verdict:
-        """The bytes found by walking references are the bytes reported, at every step."""
+        """The bytes found by walking references are those reported, at every step, and those told before the run."""
         own = self.own
+        told, reported = own.memory, own.trace.bytes_per_step
+        if self.uncached.alike:  # what is told is of a run whose calls are all as large as its first
+            if told.exact and told.per_step != reported:
+                return Verdict(9, False, f"told {told.per_step} before the run, reported {reported}")
+            if max(reported, default=0) > told.peak:
+                return Verdict(9, False, f"told at most {told.peak} bytes before the run, reported {reported}")
         if own.held[: own.trace.run.count - 1] != own.trace.bytes_per_step[:-1]:
             return Verdict(9, False, f"held {own.held}, reported {own.trace.bytes_per_step}")
         if own.left:
@@ -282,7 +294,12 @@ class Checker:
             captured = Captured.of(first, told, given)
         except Incompatible as reason:
             captured = reason
-        return Uncached(captured, kinds, told.coupled, run.count)
+        shapes = {
+            (type(module), tuple(t.shape[1:] for t in tensors_in([*args, *kwargs.values()])))
+            for module, (args, kwargs) in calls
+        }
+        alike = len(shapes) == len({kind for kind, _ in shapes})
+        return Uncached(captured, kinds, told.coupled, run.count, alike)
 
     def _guides(self, captured: Captured) -> bool:
         """Whether the policy predicts one branch from another."""

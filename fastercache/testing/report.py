@@ -15,7 +15,7 @@ LAWS = {
     6: "the trace's FLOPs equal torch's flop counter on the real run",
     7: "a run frozen to its schedule replays bit for bit",
     8: "saved, loaded and applied, the output is the same bit for bit",
-    9: "stored bytes equal what the trace reports",
+    9: "stored bytes equal what the trace reports and what was told before the run",
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastercache.policies.base import Config, Now, Past, Predictor
 from fastercache.policies.errors import ScheduleMismatch
-from fastercache.policies.predictors.history import variance_axis, weighted
+from fastercache.policies.predictors.history import joined, variance_axis, weighted
 from fastercache.policies.registry import register
 from fastercache.policies.signals import Signal
 
@@ -100,9 +100,10 @@ def adds_input(output: Sequence[int], source: Sequence[int], variance: bool | No
         ScheduleMismatch: if the shapes do not fit; if a learned variance makes them differ and the weights, which are
             of an older version, do not say what they were fitted for.
     """
-    if tuple(output) == tuple(source):
+    rows = joined(source, len(output))
+    if tuple(output) == rows:
         return True
-    if variance_axis(output, source) is None:
+    if variance_axis(output, rows) is None:
         raise ScheduleMismatch(
             f"the weights add the denoiser's input {tuple(source)} to its output {tuple(output)}, which has another "
             "shape: plan again on this pipeline"

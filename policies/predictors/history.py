@@ -126,13 +126,27 @@ def combination(history: Sequence[Past], weights: Sequence[float]) -> Tensor:
 def weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
     """sum_i w_i F_i for any weights, in one pass over memory for each value, accumulated in float32 at least.
 
-    A value that is half as long as the first one along an axis is added to the half that `before_variance` names.
+    A value that is half as long as the first one along an axis is added to the half that `before_variance` names; one
+    that has more axes is read with its leading ones joined (`joined`).
     """
     first = values[0]
     total = first.to(torch.promote_types(first.dtype, torch.float32)) * weights[0]
     for weight, value in zip(weights[1:], values[1:], strict=True):
-        before_variance(total, value.shape).add_(value, alpha=weight)
+        more = len(value.shape) > len(total.shape)
+        rows = value.reshape(joined(value.shape, len(total.shape))) if more else value
+        before_variance(total, rows.shape).add_(rows, alpha=weight)
     return total.to(first.dtype)
+
+
+def joined(shape: Sequence[int], axes: int) -> tuple[int, ...]:
+    """A shape with its leading axes joined until so many are left; as it is where it has no more.
+
+    Vchitect-2.0's denoiser takes latents of shape (videos, frames, C, H, W) and returns (videos * frames, C, H, W).
+    """
+    if len(shape) <= axes:
+        return tuple(shape)
+    ahead = len(shape) - axes + 1
+    return (math.prod(shape[:ahead]), *shape[ahead:])
 
 
 def variance_axis(output: Sequence[int], shape: Sequence[int]) -> int | None:

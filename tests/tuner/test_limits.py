@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fastercache as fc
+from fastercache import zoo
 from fastercache.bounds import read_limit
 from fastercache.experiments import cli
 from fastercache.experiments.jobs import certifying, planning, searching
@@ -16,7 +18,8 @@ from fastercache.experiments.pipelines import Subject
 from fastercache.policies.predictors.fitted import Fitted, Stretch
 from fastercache.tuner import Budget, InvalidBudget, tune
 from fastercache.tuner.certify import each
-from fastercache.tuner.planning.room import history_within
+from fastercache.tuner.planning.room import _fullest, history_within, made_use_of
+from fastercache.tuner.planning.seconds import _every_second
 from fastercache.tuner.record import Outcome
 from fastercache.tuner.setting import Setting, run
 
@@ -144,6 +147,22 @@ def test_as_many_past_outputs_as_there_is_room_for(setting: Setting, monkeypatch
     assert history_within(setting, case, read_limit("cache<=1GiB")) == 5 == history_within(setting, case, None)
     with pytest.raises(fc.BudgetNotMet, match=f"caches {bytes_of[1]:,} bytes, more than cache<={bytes_of[1] - 1}B"):
         history_within(setting, case, read_limit(f"cache<={bytes_of[1] - 1}B"))
+
+
+@pytest.mark.parametrize(
+    ("family", "source"), [("wan-i2v", False), ("cogvideox-i2v", False), ("vchitect-2.0", True), ("latte", True)]
+)
+@pytest.mark.parametrize("made", [partial(_fullest, STEPS, 2), partial(_every_second, STEPS, 2)])
+def test_a_plan_that_nothing_was_fitted_for_runs_where_inputs_cannot_be_added(
+    family: str, source: bool, made: Any
+) -> None:
+    """Behind these latents stand an image's channels, which outputs have not: inputs are then left out."""
+    s = zoo.build(family)
+    with fc.attach(s.pipe, fc.NoCache(sites="denoiser")) as session:
+        told = made_use_of(session, made, s.call(steps=STEPS))
+        assert session.policy == made(float(source))
+        s.generate(steps=STEPS)
+        assert told.peak == session.last.cached_bytes > 0
 
 
 def subject(setting: Setting) -> Subject:

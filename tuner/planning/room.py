@@ -6,9 +6,13 @@ limit of the cache is a limit of K.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
 import fastercache as fc
 from fastercache.bounds import Limit
-from fastercache.policies.errors import BudgetNotMet
+from fastercache.policies.errors import BudgetNotMet, ScheduleMismatch
 from fastercache.policies.predictors.fitted import Fitted, Stretch
 from fastercache.tuner.setting import Case, Setting
 
@@ -31,8 +35,7 @@ def history_within(setting: Setting, case: Case, limit: Limit | None) -> int:
         steps = len(session.plan(**call).per_step)
         needed = 0
         for history in range(min(HISTORY, steps - 1), 0, -1):
-            session.use(_fullest(steps, history))
-            needed = session.plan(**call).peak
+            needed = made_use_of(session, partial(_fullest, steps, history), call).peak
             if needed <= limit.most:
                 return history
     raise BudgetNotMet(
@@ -41,7 +44,21 @@ def history_within(setting: Setting, case: Case, limit: Limit | None) -> int:
     )
 
 
-def _fullest(steps: int, history: int) -> fc.Planned:
+def made_use_of(session: fc.Session, made: Callable[[float], fc.Planned], call: Mapping[str, Any]) -> fc.MemoryPlan:
+    """Let a session run a plan that nothing was fitted for, and tell what a call then holds.
+
+    `made` is given the weight of the denoiser's input: 0 where inputs cannot be added to outputs, as with a latent that
+    has an image's channels behind its own. Weights that are fitted leave it out there too.
+    """
+    session.use(made(1.0))
+    try:
+        return session.plan(**call)
+    except ScheduleMismatch:
+        session.use(made(0.0))
+        return session.plan(**call)
+
+
+def _fullest(steps: int, history: int, source: float) -> fc.Planned:
     """A plan that holds as much as any with so many past outputs."""
-    stretch = Stretch(after=history - 1, start=history, outputs=(1.0 / history,) * history, input=1.0)
+    stretch = Stretch(after=history - 1, start=history, outputs=(1.0 / history,) * history, input=source)
     return fc.Planned(steps=steps, computed=tuple(range(history)), stand_in=Fitted(stretches=(stretch,), variance=True))

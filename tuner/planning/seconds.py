@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastercache.model.hooks import MethodTap
 from fastercache.policies.errors import BudgetNotMet, MeasurementError
 from fastercache.policies.predictors.fitted import Fitted, Stretch
 from fastercache.run.writer import now
-from fastercache.tuner.planning.room import HISTORY
+from fastercache.tuner.planning.room import HISTORY, made_use_of
 from fastercache.tuner.setting import Case, Setting, run_under
 
 RUNS = 2
@@ -59,7 +60,7 @@ class Seconds:
             steps = len(session.plan(**setting.arguments(case)).per_step)
             if steps < 4:
                 raise MeasurementError(f"steps are timed in calls of at least 4, found {steps}: plan by FLOPs")
-            session.use(_every_second(steps, history))
+            made_use_of(session, partial(_every_second, steps, history), setting.arguments(case))
             tap = MethodTap(scheduler, "step", lambda result: ends.append(now()))
             try:
                 for turn in range(1 + RUNS):
@@ -115,13 +116,13 @@ class Seconds:
         return asdict(self)
 
 
-def _every_second(steps: int, history: int) -> fc.Planned:
+def _every_second(steps: int, history: int, source: float) -> fc.Planned:
     """A plan that computes every second step, and mixes as many past outputs as there are, up to `history`."""
     computed = tuple(range(0, steps, 2))
     stretches = []
     for i in range(1, steps, 2):
         kept = min(history, (i + 1) // 2)
-        stretches.append(Stretch(after=i - 1, start=i, outputs=(1.0 / kept,) * kept, input=1.0))
+        stretches.append(Stretch(after=i - 1, start=i, outputs=(1.0 / kept,) * kept, input=source))
     return fc.Planned(steps=steps, computed=computed, stand_in=Fitted(stretches=tuple(stretches), variance=True))
 
 

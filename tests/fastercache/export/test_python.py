@@ -67,11 +67,13 @@ def agree(specimen: Any, policy: fc.Policy, **call: Any) -> tuple[Any, TunedConf
 
 
 @pytest.mark.parametrize(
-    "family", ["latte", "wan", "flux", "ltx-2", "cosmos", "svd", "pixart-pag", "hunyuan-video-1.5", "sdxl-i2i"]
+    "family",
+    ["latte", "wan", "flux", "ltx-2", "cosmos", "svd", "pixart-pag", "hunyuan-video-1.5", "sdxl-i2i", "vchitect-2.0"],
 )
 def test_a_fitted_plan(family: str) -> None:
     """Guidance batched, separate, absent and in three passes; video and sound; a scheduler stepped twice; a part of the
-    scheduler's list; an input with more channels than the output, which no weights can be for."""
+    scheduler's list; an input with more channels than the output, which no weights can be for; frames in an axis of
+    their own going in and not coming out."""
     specimen = zoo.build(family)
     with fc.attach(specimen.pipe, fc.NoCache(sites="denoiser")) as session:
         specimen.generate(steps=STEPS)

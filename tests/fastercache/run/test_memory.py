@@ -34,6 +34,49 @@ def test_a_static_plan_is_what_the_run_holds(latte: Specimen, name: str, dtype: 
         assert planned.peak == session.last.cached_bytes > 0
 
 
+@pytest.mark.parametrize("name", ["modules", "denoiser", "branch", "pair"])
+def test_a_plan_knows_the_output_that_a_later_conditional_call_leaves_behind(name: str) -> None:
+    """Vchitect-2.0 calls the unconditional branch first: only a policy that predicts it keeps the output of the step
+    before, and only for a step that reads it."""
+    s = zoo.build("vchitect-2.0")
+    with fc.attach(s.pipe, POLICIES[name]) as session:
+        planned = session.plan(**s.call(steps=12))
+        s.generate(steps=12)
+        trace = session.last
+    assert planned.exact and planned.per_step == trace.bytes_per_step
+    if name == "branch":  # two bands of a difference, and the conditional output of the step before a reuse
+        reused = [*(trace.codes[0, trace.run.branches.index("uncond")] == fc.Code.REUSED), False]
+        output = 4 * s.generate(steps=1).numel()
+        assert planned.per_step == [3 * output * bool(reused[k + 1]) for k in range(12)]
+
+
+def test_what_a_slice_was_cut_from_is_not_kept() -> None:
+    """The last joint attention of SD3 returns the text's part as a slice of text and image together."""
+    s = zoo.build("sd3")
+    site = "transformer_blocks.2.attn"
+    shapes: list[torch.Size] = []
+
+    def seen(_: Any, args: Any, output: Any) -> None:
+        shapes[:] = [part.shape for part in output]
+        assert output[1].untyped_storage().nbytes() > output[1].nbytes
+
+    handle = s.pipe.transformer.get_submodule(site).register_forward_hook(seen)
+    s.generate(steps=1)
+    handle.remove()
+    with fc.attach(s.pipe, fc.StaticInterval(sites=site, interval=3)) as session:
+        s.generate()
+        assert session.last.cached_bytes == 4 * sum(shape.numel() for shape in shapes)
+
+
+def test_a_block_that_returns_one_tensor_twice_keeps_it_once() -> None:
+    """So the plan is a bound there, and says so. A UNet's down block returns its last state alone and among all."""
+    s = zoo.build("sdxl")
+    with fc.attach(s.pipe, fc.StaticInterval(sites="block", interval=2)) as session:
+        s.generate()
+        planned = session.plan()
+    assert not planned.exact and planned.peak >= session.last.cached_bytes > 0
+
+
 def test_a_site_that_is_never_reused_holds_nothing_and_needs_no_shapes() -> None:
     """Stable Audio's output (B, C, L) has no height and width, which the branches' difference would be stored by."""
     s = zoo.build("stable-audio")

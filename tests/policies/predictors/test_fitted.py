@@ -56,6 +56,20 @@ def test_the_input_is_added_to_the_prediction_before_a_learned_variance() -> Non
     np.testing.assert_allclose(left_out.predict(past, Now(steps[1])).numpy(), 0.9 * output, rtol=1e-12)
 
 
+def test_an_input_with_frames_in_an_axis_of_their_own_is_added_frame_by_frame() -> None:
+    """(2, 3, 4, 5), two videos of three frames, goes in; (6, 4, 5) comes out, or (6, 8, 5) with a learned variance."""
+    rng = np.random.default_rng(0)
+    source = rng.normal(size=(2, 3, 4, 5))
+    steps = Run.of(6).steps
+    for channels in (4, 8):
+        output = rng.normal(size=(6, channels, 5))
+        expected = 0.9 * output
+        for frame in range(6):
+            expected[frame, :4] += 0.1 * source[frame // 3, frame % 3]
+        past = [Past(steps[0], FITTED.keep(torch.from_numpy(output), torch.from_numpy(source)))]
+        np.testing.assert_allclose(FITTED.predict(past, Now(steps[1])).numpy(), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("shape", "said"),
     [((2, 6, 5), "do not say whether"), ((2, 4, 5), "which has another shape"), ((4, 3, 5), "which has another shape")],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Floats = NDArray[np.float64]
+Answer = Literal["plain", "variance", "joined"]
 STEPS, SHAPE = 8, (1, 3, 4, 4)
 
 
@@ -22,22 +23,28 @@ def formula(x: Any, t: float, library: Any = torch) -> Any:
 
 
 class Denoiser(nn.Module):
-    """The formula as a module with a parameter, so that it has a device; on demand with a learned variance."""
+    """The formula as a module with a parameter, so that it has a device.
 
-    def __init__(self, variance: bool = False) -> None:
+    Its answer is as `Answer` says: of the latent's shape, with a learned variance behind, or with both leading axes in
+    one.
+    """
+
+    def __init__(self, answer: Answer = "plain") -> None:
         super().__init__()
-        self.one, self.variance = nn.Parameter(torch.ones(())), variance
+        self.one, self.answer = nn.Parameter(torch.ones(())), answer
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         output = formula(hidden_states, float(timestep)) * self.one
-        return (torch.cat([output, output.square() + 7.0], 1) if self.variance else output,)
+        if self.answer == "variance":
+            output = torch.cat([output, output.square() + 7.0], 1)
+        return (output.flatten(0, 1) if self.answer == "joined" else output,)
 
 
 class Pipe:
     """Call it with a seed: the last latent. The sampler uses what stands before a learned variance."""
 
-    def __init__(self, scheduler: Any = None, variance: bool = False) -> None:
-        self.transformer = Denoiser(variance)
+    def __init__(self, scheduler: Any = None, answer: Answer = "plain") -> None:
+        self.transformer = Denoiser(answer)
         self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0)
 
     def __call__(self, seed: int, steps: int = STEPS) -> Tensor:
@@ -47,7 +54,8 @@ class Pipe:
             source = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
             with torch.no_grad():
                 output = self.transformer(source, timestep=t, return_dict=False)[0]
-            x = self.scheduler.step(output[:, : x.shape[1]], t, x, return_dict=False)[0]
+            used = output[:, : x.shape[1]] if self.transformer.answer == "variance" else output
+            x = self.scheduler.step(used, t, x, return_dict=False)[0]
         return x
 
 

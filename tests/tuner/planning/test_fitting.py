@@ -18,7 +18,7 @@ from fastercache.experiments.jobs.planning_families import recorded
 from fastercache.policies.errors import FasterCacheError
 from fastercache.policies.methods.planned import Planned
 from fastercache.tuner.planning.fitting import FittedRuns, Memory, Sampler, SearchRun, fit
-from tests.tuner.planning.bare import STEPS, Loops, Pipe
+from tests.tuner.planning.bare import STEPS, Answer, Loops, Pipe
 
 Floats = NDArray[np.float64]
 SEEDS = (0, 1, 2)
@@ -68,13 +68,16 @@ def steered(plan: tuple[int, ...], history: int, seeds: tuple[int, ...] = SEEDS)
     return Loops.run(seeds, rule), weights
 
 
-@pytest.mark.parametrize(("history", "variance"), [(1, False), (2, False), (3, False), (2, True)])
-def test_weights_equal_least_squares_in_a_bare_loop(history: int, variance: bool) -> None:
+@pytest.mark.parametrize(
+    ("history", "answer"), [(1, "plain"), (2, "plain"), (3, "plain"), (2, "variance"), (2, "joined")]
+)
+def test_weights_equal_least_squares_in_a_bare_loop(history: int, answer: Answer) -> None:
     """The steering target: x_j of the cached run is brought to the uncached run's, whatever was wrong before.
 
-    Also where a learned variance stands behind the prediction, so that outputs are longer than inputs.
+    Also where a learned variance stands behind the prediction, so that outputs are longer than inputs, and where
+    outputs have one axis less than inputs.
     """
-    pipe = Pipe(variance=variance)
+    pipe = Pipe(answer=answer)
     sampler, runs = material(pipe)
     found = fit(pipe, runs, sampler, PLAN, history=history)
     cached, weights = steered(PLAN, history)
@@ -88,9 +91,9 @@ def test_weights_equal_least_squares_in_a_bare_loop(history: int, variance: bool
     assert found.calls == len(PLAN) * len(SEEDS) and found.complete and found.ends == [1, 3, 6, 8]
 
 
-@pytest.mark.parametrize("variance", [False, True])
-def test_no_other_weights_of_the_last_stretch_do_better(variance: bool) -> None:
-    pipe = Pipe(variance=variance)
+@pytest.mark.parametrize("answer", ["plain", "variance", "joined"])
+def test_no_other_weights_of_the_last_stretch_do_better(answer: Answer) -> None:
+    pipe = Pipe(answer=answer)
     sampler, runs = material(pipe)
     found = fit(pipe, runs, sampler, PLAN, history=2)
     best = float(np.sum(found.errors[-1]))
