@@ -44,6 +44,20 @@ def test_of_equally_cheap_trials_the_better_one_is_chosen() -> None:
     assert cheapest([trial(0, 0.5, 41.0), trial(1, 0.5, 43.0), trial(2, 0.5, 42.0)], BUDGET).number == 1
 
 
+def test_a_trial_that_meets_the_budget_with_nothing_to_spare_is_no_better_than_its_like() -> None:
+    """A violation or a margin of exactly 0 is a figure like any other."""
+    assert cheapest([trial(0, 0.5, 40.0), trial(1, 0.5, 40.5)], BUDGET).number == 1
+    assert [t.number for t in front([trial(0, 0.5, 39.5), trial(1, 0.5, 40.0)])] == [1]
+    assert [t.number for t in front([trial(0, 0.5, 40.0), trial(1, 0.5, 39.5), trial(2, 0.6, 40.0)])] == [0]
+    assert [t.number for t in front([trial(0, 0.5, 39.5), trial(1, 0.6, 40.0), trial(2, 0.7, 39.8)])] == [0, 1]
+
+
+def test_what_reuses_so_little_that_only_rounding_tells_saves_nothing() -> None:
+    with pytest.raises(fc.BudgetNotMet, match="no policy that saves anything"):
+        cheapest([trial(0, 1.0 - 1e-10, 50.0)], BUDGET)
+    assert cheapest([trial(0, 1.0 - 1e-8, 50.0)], BUDGET).number == 0
+
+
 def test_the_closest_miss_is_named_and_a_measured_one_before_a_projected_one() -> None:
     missed = [trial(1, 0.5, 30.0), trial(2, 0.25, 39.0), trial(3, 0.4, 35.0), trial(4, 0.3, 39.5, Outcome.STOPPED)]
     with pytest.raises(

@@ -231,6 +231,22 @@ def test_what_is_no_tensor_stays_in_its_place() -> None:
         assert told_by(found) == [uncond, cond] and (word, nothing) == ("kept", None)
 
 
+def test_of_several_outputs_the_first_is_told_and_a_difference_needs_both() -> None:
+    """Video and sound: the second output has no difference where one of the calls gave none."""
+    rows = [(WHOLE, "cond", "CC"), (WHOLE, "uncond", "CC"), (GUIDANCE, "uncond", "CR")]
+    played = Played(rows, watched=(WHOLE, GUIDANCE))
+    step = played.run.steps[0]
+    outputs: dict[str, tuple[Any, Any]] = {"cond": (numbers(10.0), None), "uncond": (numbers(3.0), numbers(7.0))}
+    for branch, output in outputs.items():
+        call = Call(step, (branch,), 1, numbers(0))
+        assert played.assembly.finish(call, played.run.branches, {}, (branch,), output, {}) is output
+    assert [one[:3] for one in played.told] == [
+        ("denoiser", "cond", 10.0), ("branch", "uncond", -7.0), ("denoiser", "uncond", 3.0),
+    ]  # fmt: skip
+    history = played.units[GUIDANCE].history
+    assert history is not None and history.entries[0].values[1] is None
+
+
 @pytest.mark.parametrize("output", [([numbers(1.0)],), {"sample": [numbers(1.0)]}])
 def test_a_list_of_samples_is_refused(output: Any) -> None:
     played = Played([(WHOLE, "cond", "CR")])

@@ -94,6 +94,7 @@ def test_sigmas_stand_beside_their_timesteps_as_far_as_there_are_any() -> None:
         (2, 700.0, {}, [700.0, 500.0]),
         (3, 500.0, {}, [700.0, 500.0, 300.0]),  # so many do not remain after it: the last three
         (4, 900.0, {}, [900.0, 700.0, 500.0, 300.0]),
+        (4, 700.0, {}, [900.0, 700.0, 500.0, 300.0]),
         (1, 900.0, {}, [900.0]),
         (5, 900.0, {}, [900.0, 700.0, 500.0, 300.0]),  # more than are listed: it counts something else
         (0, 700.0, {}, [700.0, 500.0, 300.0]),

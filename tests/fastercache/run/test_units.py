@@ -123,6 +123,42 @@ def test_a_unit_is_idle_where_nothing_is_put_in_or_kept_and_nobody_watches() -> 
     assert not dynamic.idle(call_of(run, 0)) and not dynamic.quiet
 
 
+class Asked:
+    """A jury that would reuse everything, and notes what it is asked and taught."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, tuple[str, ...]]] = []
+        self.taught: list[tuple[int, tuple[str, ...], Any]] = []
+
+    def ask(self, step: fc.Step, branches: tuple[str, ...], source: Any) -> tuple[str, ...]:
+        self.asked.append((step.index, branches))
+        return branches
+
+    def teach(self, step: fc.Step, branches: tuple[str, ...], value: Any) -> None:
+        self.taught.append((step.index, branches, value))
+
+
+def test_a_dynamic_rule_is_asked_and_taught_and_its_values_stay() -> None:
+    _, run = unit_of(cond="CC", uncond="CC")
+    jury: Any = Asked()
+    unit = Unit(MODULE, MODULE.name, Duty(History(fc.Hold()), jury=jury), RunState(run))
+    first, second = call_of(run, 0), call_of(run, 1)
+    assert unit.decide(first, unit.source(first)) == (), "nothing is there yet"
+    value = torch.zeros(2, 3)
+    unit.keep(first, ("cond",), [None, value[:1]])
+    assert unit.decide(second, unit.source(second)) == ("cond",)
+    assert jury.asked == [(0, ORDER), (1, ORDER)]
+    ((index, branches, taught),) = jury.taught
+    assert (index, branches) == (0, ("cond",)) and taught.shape == (1, 3)
+    unit.keep(first, ORDER, [None])
+    assert jury.taught[1:] == [(0, ORDER, None)]
+    for index in range(2):
+        unit.release(index)
+    assert unit.history is not None and unit.history.has("cond"), "only a plan knows what no step reads any more"
+    unit.forget()
+    assert unit.jury is None and not unit.history.has("cond")
+
+
 def test_watchers_are_told_each_branch_its_own_rows() -> None:
     told: list[Observation] = []
     twice: list[str] = []
