@@ -195,7 +195,7 @@ class Block(torch.nn.Module):
 
 def module_unit(io: BlockIO | None = None, watchers: tuple[Any, ...] = (), **steps: str) -> tuple[ModuleUnit, Run]:
     given, run = duty(MODULE, watchers, **steps)
-    return ModuleUnit(MODULE, MODULE.name, given, RunState(run), io), run
+    return ModuleUnit(MODULE, MODULE.name, given, RunState(run), io, text_first=False), run
 
 
 def at(unit: Any, run: Run, index: int, rows: int = 1, branches: tuple[str, ...] = ORDER) -> Call:
@@ -297,6 +297,22 @@ def test_a_residual_that_nobody_reads_is_not_computed(
     assert found == computed
 
 
+def test_a_residual_that_watchers_are_told_is_computed_whatever_the_plan_keeps() -> None:
+    told: list[float] = []
+    unit, run = module_unit(BlockIO.of(Block()), (lambda one: told.extend(one.value.unique().tolist()),), cond="CC")
+    at(unit, run, 0)
+    unit.handle(lambda x: x + 1, (torch.ones(2, 3, 1),), {})
+    assert told == [1.0, 1.0]
+    dynamic = ModuleUnit(
+        MODULE, MODULE.name, Duty(History(fc.Hold()), jury=Asked()), RunState(run), BlockIO.of(Block()),  # type: ignore[arg-type]
+        text_first=False,
+    )  # fmt: skip
+    at(dynamic, run, 0)
+    dynamic.handle(lambda x: x + 1, (torch.ones(2, 3, 1),), {})
+    at(dynamic, run, 1)
+    assert dynamic.handle(Doubling(), (torch.full((2, 3, 1), 5.0),), {}).unique().tolist() == [6.0]
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_several_calls_of_a_module_in_one_denoiser_call_are_decided_at_the_first(kept: bool) -> None:
     """CogView4 calls its feed-forward for the image, then for the text: both are put in at the second step. By hand:
@@ -359,8 +375,10 @@ def stack_unit(watchers: tuple[Any, ...] = (), text_first: bool = False, **steps
     return StackUnit(STACK, ["blocks.0", "blocks.1"], given, RunState(run), [io, io], layouts, text_first), run
 
 
-def through(unit: StackUnit, image: Tensor, text: Tensor, ran: list[int]) -> tuple[Tensor, Tensor]:
-    """Both blocks: 1 and 2 are added to the image, 10 and 20 to the text."""
+def through(
+    unit: StackUnit, image: Tensor, text: Tensor, ran: list[int], between: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Both blocks: 1 and 2 are added to the image, 10 and 20 to the text. `between`: images that left the first."""
 
     def block(position: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         def forward(hidden_states: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -371,6 +389,8 @@ def through(unit: StackUnit, image: Tensor, text: Tensor, ran: list[int]) -> tup
 
     for position in range(2):
         image, text = unit.handler(position)(block(position), (image, text), {})
+        if between is not None and position == 0:
+            between.append(image)
     return image, text
 
 
@@ -383,8 +403,10 @@ def test_a_run_of_blocks_is_passed_through_and_its_residuals_are_added_at_its_en
     through(unit, image, text, ran)
     assert not unit.skips(call) and ran == [0, 1] and call.skipped == []
     call = at(unit, run, 1)
-    got, got_text = through(unit, image + 100, text + 1000, ran)
+    between: list[Tensor] = []
+    got, got_text = through(unit, image + 100, text + 1000, ran, between)
     assert unit.skips(call) and ran == [0, 1]
+    assert between[0].unique().tolist() == [100.0], "blocks but the last pass on what they are given"
     assert got.unique().tolist() == [103.0] and got_text.unique().tolist() == [1030.0]
     assert call.skipped == [("blocks.0", 1.0), ("blocks.1", 1.0)]
     at(unit, run, 2)
@@ -438,3 +460,112 @@ def test_streams_of_one_shape_are_told_by_the_familys_order(text_first: bool) ->
             x, y = output[::-1] if text_first else output
     assert (x.unique().tolist(), y.unique().tolist()) == ([3.0], [28.0])
     assert unit.streams == [[1, 0] if text_first else [0, 1]] * 2
+
+
+def layered(layouts: list[Any], watchers: tuple[Any, ...] = (), **steps: str) -> tuple[StackUnit, Run]:
+    """A run of blocks whose hidden states lie so."""
+    given, run = duty(STACK, watchers, **steps)
+    paths = [f"blocks.{i}" for i in range(len(layouts))]
+    return StackUnit(STACK, paths, given, RunState(run), [BlockIO.of(Block())] * len(layouts), layouts, False), run
+
+
+def test_blocks_of_one_stream_are_put_in_as_tensors() -> None:
+    unit, run = layered(["rows"] * 3, cond="CCR", uncond="CCR")
+    x = torch.zeros(2, 3, 1)
+    ran: list[int] = []
+
+    def block(position: int) -> Callable[[Tensor], Tensor]:
+        return lambda hidden_states: ran.append(position) or hidden_states + 10**position  # type: ignore[func-returns-value]
+
+    for index in range(3):
+        at(unit, run, index)
+        y = x + index
+        for position in range(3):
+            y = unit.handler(position)(block(position), (y,), {})
+        assert isinstance(y, Tensor) and y.unique().tolist() == [111.0 + index]
+    assert ran == [0, 1, 2] * 2
+
+
+def test_between_layouts_the_residual_is_of_the_same_tokens() -> None:
+    """Latte: a spatial block has (B*F, N, D), a temporal one (B*N, F, D). By hand on the grid (B, F, N): a block of
+    each, and the value that the token of frame f at place n has in the end."""
+    unit, run = layered(["frames", "tokens"], cond="CR", uncond="CR")
+    frames, places = 3, 4
+    grid = torch.arange(2.0 * frames * places).reshape(2, frames, places)
+    weight = torch.arange(1.0, 1 + frames).reshape(1, frames, 1)  # what a token gains depends on its frame
+
+    def spatial(values: Tensor) -> Tensor:
+        return values.reshape(2 * frames, places, 1)
+
+    def temporal(values: Tensor) -> Tensor:
+        return values.transpose(1, 2).reshape(2 * places, frames, 1)
+
+    def block(values: Tensor) -> Tensor:  # a temporal one
+        return values + 10 * weight.reshape(1, frames, 1)
+
+    for index in range(2):
+        given = grid + 100 * index
+        at(unit, run, index)
+        x = unit.handler(0)(lambda values: values + 1, (spatial(given),), {})
+        if index == 0:
+            assert torch.equal(x, spatial(given + 1))
+        x = temporal(x.reshape(2, frames, places))  # as the denoiser does between the two
+        x = unit.handler(1)(block, (x,), {})
+        assert torch.equal(x, temporal(given + 1 + 10 * weight))
+
+
+@pytest.mark.parametrize("layout", ["joined", "joined_last"])
+def test_streams_that_end_as_one_have_one_residual(layout: str) -> None:
+    """The first block has image and text apart, the last one behind each other, in the order that its layout says."""
+    unit, run = layered(["rows", layout], cond="CR", uncond="CR")
+    image, text = torch.full((2, 3, 1), 1.0), torch.full((2, 2, 1), 5.0)
+
+    def apart(hidden_states: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden_states + 1, encoder_hidden_states + 10
+
+    for index in range(2):
+        at(unit, run, index)
+        x, y = unit.handler(0)(apart, (image + 100 * index, text + 1000 * index), {})
+        both = torch.cat([y, x] if layout == "joined" else [x, y], dim=1)
+        got = unit.handler(1)(lambda values: values + 0.5, (both,), {})
+        expected = [image + 100 * index + 1.5, text + 1000 * index + 10.5]
+        assert torch.equal(got, torch.cat(expected[::-1] if layout == "joined" else expected, dim=1))
+
+
+def test_a_run_that_is_joined_throughout_has_one_stream() -> None:
+    unit, run = layered(["joined", "joined"], cond="CR", uncond="CR")
+    for index in range(2):
+        at(unit, run, index)
+        x = torch.full((2, 5, 1), 1.0 + index)
+        for position in range(2):
+            x = unit.handler(position)(lambda values: values + 2, (x,), {})
+        assert x.unique().tolist() == [5.0 + index]
+
+
+def test_a_last_block_without_a_text_returns_none() -> None:
+    unit, run = layered(["rows", "rows"], cond="CR", uncond="CR")
+    image, text = torch.zeros(2, 3, 1), torch.zeros(2, 2, 1)
+    for index in range(2):
+        at(unit, run, index)
+        x, y = unit.handler(0)(lambda a, b: (a + 1, b + 10), (image + index, text), {})
+        x, y = unit.handler(1)(lambda a, b: (a + 1, None), (x, y), {})
+        assert x.unique().tolist() == [2.0 + index] and y is None
+
+
+def test_a_run_of_blocks_is_asked_with_the_hidden_states_that_enter_it() -> None:
+    later = Site("stack[1:3]", Kind.STACK, None, 1, (1, 3))
+    run = Run.of(2, sites=[later])
+    seen: list[Tensor] = []
+
+    class Watches(Asked):
+        def ask(self, step: fc.Step, branches: tuple[str, ...], source: Any) -> tuple[str, ...]:
+            seen.append(source(fc.Signal.PROBE))
+            return ()
+
+    given = Duty(History(fc.Hold()), jury=Watches())  # type: ignore[arg-type]
+    io = BlockIO.of(Block())
+    unit = StackUnit(later, ["blocks.1", "blocks.2"], given, RunState(run), [io, io], ["rows", "rows"], False)
+    at(unit, run, 0)
+    image, text = torch.zeros(2, 3, 1), torch.ones(2, 2, 1)
+    through(unit, image, text, [])
+    assert len(seen) == 1 and torch.equal(seen[0], image)
