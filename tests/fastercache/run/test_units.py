@@ -503,8 +503,14 @@ def test_between_layouts_the_residual_is_of_the_same_tokens() -> None:
     def block(values: Tensor) -> Tensor:  # a temporal one
         return values + 10 * weight.reshape(1, frames, 1)
 
+    again, again_run = layered(["tokens", "frames"], cond="CR", uncond="CR")  # and the other way round
     for index in range(2):
         given = grid + 100 * index
+        at(again, again_run, index)
+        x = again.handler(0)(block, (temporal(given),), {})
+        x = spatial(x.reshape(2, places, frames).transpose(1, 2))
+        x = again.handler(1)(lambda values: values + 1, (x,), {})
+        assert torch.equal(x, spatial(given + 1 + 10 * weight))
         at(unit, run, index)
         x = unit.handler(0)(lambda values: values + 1, (spatial(given),), {})
         if index == 0:
