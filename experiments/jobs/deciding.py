@@ -110,7 +110,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
             "fastercache/run/test_clock fastercache/run/test_schedulers fastercache/run/test_early_end",
             "fastercache/run/clock",
         ),
-        *_of("fastercache/run/test_signals", "fastercache/run/signals"),
+        *_of("fastercache/run/test_jury fastercache/run/test_signals", "fastercache/run/signals"),
         *_of("fastercache/run/test_store", "fastercache/run/rows"),
         *_of("fastercache/model/test_rows", "fastercache/model/rows"),
         *_of("fastercache/model/test_branch_finder fastercache/model/test_branches", "fastercache/model/branches"),

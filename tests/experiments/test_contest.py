@@ -79,7 +79,12 @@ def test_defaults() -> None:
 
 def test_heats_are_of_about_the_same_size_and_begin_elsewhere_at_each_prompt() -> None:
     """The golden ratio's multiples modulo 1 are 0, 0.618, 0.236 and 0.854: of 5 entries the first is 0, 3, 1 and 4."""
-    assert [heats(list("abcde"), i)[0] for i in range(4)] == [list("abcde"), list("deabc"), list("bcdea"), list("eabcd")]
+    assert [heats(list("abcde"), i)[0] for i in range(4)] == [
+        list("abcde"),
+        list("deabc"),
+        list("bcdea"),
+        list("eabcd"),
+    ]
     sizes = {15: [15], 16: [8, 8], 30: [15, 15], 31: [11, 11, 9], 1: [1], 0: [0]}
     for count, expected in sizes.items():
         assert [len(heat) for heat in heats([str(n) for n in range(count)], 0)] == expected
@@ -162,16 +167,16 @@ def test_the_error_of_one_prompt_is_none_to_speak_of(subject: Subject, tmp_path:
 def test_what_the_judges_say_is_a_share(
     subject: Subject, tmp_path: Path, runs: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "judged", lambda subject, videos, prompts: [bool(video.mean() > 0.55) for video in videos])
+    monkeypatch.setattr(
+        module, "judged", lambda subject, videos, prompts: [bool(video.mean() > 0.55) for video in videos]
+    )
     runs.figures = lambda name, i: usual(name, i) | {"level": 0.6 if name == "second" and i else 0.5}
     contest = Contest(subject, ENTRIES, PROMPTS[:3], tmp_path, keep=0)
     contest.run()
     assert contest.row("second").judge == pytest.approx(2 / 3) and contest.row("third").judge == 0.0
 
 
-def test_only_a_lenient_contest_goes_on_without_an_entry(
-    subject: Subject, tmp_path: Path, runs: Ran
-) -> None:
+def test_only_a_lenient_contest_goes_on_without_an_entry(subject: Subject, tmp_path: Path, runs: Ran) -> None:
     def refusing(which: str) -> Callable[[str, int], dict[str, Any]]:
         def figures(name: str, i: int) -> dict[str, Any]:
             if name == which:

@@ -65,7 +65,5 @@ def test_the_resamplings_are_the_same_each_time() -> None:
     assert inspect.signature(verdict.ratio_interval).parameters["draws"].default == 2000
     few = [ratios[i] for i in range(10)]
     drawn = np.random.default_rng(0).integers(0, 6, (10, 6)).tolist()
-    assert few == [
-        statistics.median(over[i] for i in row) / statistics.median(under[i] for i in row) for row in drawn
-    ]
+    assert few == [statistics.median(over[i] for i in row) / statistics.median(under[i] for i in row) for row in drawn]
     assert verdict.ratio_interval(over, under, draws=10).low == pytest.approx(np.quantile(few, 0.025))

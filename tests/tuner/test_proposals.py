@@ -147,7 +147,9 @@ def test_the_six_best_of_the_pool_are_varied_twice_and_the_best_is_proposed() ->
     assert len(made.crossed) == 6
     first, climbs = made.moved[:10], made.moved[10:]
     assert {width for _, width in first} == {0.15} and [width for _, width in climbs] == [0.08] * 8
-    assert {tag for tag, _ in climbs[:4]} <= {6, 7, 8, 9, 10, 11} and {tag for tag, _ in climbs[4:]} <= set(range(10, 16))
+    assert {tag for tag, _ in climbs[:4]} <= {6, 7, 8, 9, 10, 11} and {tag for tag, _ in climbs[4:]} <= set(
+        range(10, 16)
+    )
     spread = Followed(admits=True)
     tags = set()
     for seed in range(30):

@@ -17,6 +17,7 @@ import fastercache as fc
 from fastercache import zoo
 from fastercache.tuner import Budget, Evaluator, Outcome, Study, export, tune
 from fastercache.tuner.codec import Notes
+from fastercache.tuner.evaluate import Evaluation
 from fastercache.tuner.record import SPENT, Record
 from fastercache.zoo.videos import latte
 from tests.tuner.conftest import CALL, HELD_OUT, SEARCH
@@ -87,6 +88,7 @@ def test_states_are_honest(finished: Study) -> None:
             assert (max(trial.constraints.values()) <= 0) == record.feasible
         else:
             assert trial.state is TrialState.PRUNED and not record.feasible
+            assert trial.intermediate_values == {0: record.ratio}, "its place in a plot"
         if record.outcome is Outcome.STOPPED:
             assert 0 < len(record.values["psnr"]) < len(SEARCH) and max(trial.constraints.values()) > 0
         if record.outcome is Outcome.DOMINATED:
@@ -173,6 +175,26 @@ def test_certificate_counts_prompts_used_for_nothing_else(finished: Study, monke
     assert (1 - made.rate) ** 3 + 3 * made.rate * (1 - made.rate) ** 2 == pytest.approx(0.2)
     with pytest.raises(fc.ConfigUnreadable, match="disjoint"):
         finished.certify(HELD_OUT)
+
+
+def test_a_prompt_that_just_keeps_the_budget_is_no_miss(finished: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finished, "budget", Budget.parse("psnr>=40"))
+    values = Evaluation({"psnr": [40.0, 39.5, 41.0]})
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self, policy, cases: values)
+    assert finished.certify(["one more", "and another", "a third"], fc.NoCache()).violations == 1
+    with pytest.raises(fc.ConfigUnreadable, match="no held-out prompts"):
+        finished.verify(fc.NoCache(), prompts=[])
+
+
+def test_guidance_is_that_of_the_pipelines_own_call(finished: Study, tiny_latte: Any, tmp_path: Path) -> None:
+    assert finished.guidance == "batched"
+    unguided = study(tiny_latte, tmp_path, trials=0, call={**CALL, "guidance_scale": 1.0})
+    assert unguided.guidance == "none"
+
+
+def test_where_not_even_the_defaults_can_be_applied_there_is_nothing_to_search(tiny_latte: Any, tmp_path: Path) -> None:
+    with pytest.raises(fc.NoSiteMatched, match="spans no block"):
+        study(tiny_latte, tmp_path, trials=3, fixed={**SIMPLE, "sites": "stack[50:60]"})
 
 
 def test_a_budget_no_trial_meets_names_the_closest_miss(tiny_latte: Any, tmp_path: Path) -> None:

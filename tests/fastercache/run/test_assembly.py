@@ -1,4 +1,4 @@
-"""The denoiser and branch sites by themselves: which rows are asked for, put in and kept, on outputs worked out by hand.
+"""The denoiser and branch sites by themselves: which rows are asked for, put in and kept, worked out by hand.
 
 An output is a number for each branch, as a tensor (rows, 1, 1, 1): its last two axes are height and width already.
 """
@@ -162,7 +162,11 @@ def test_watchers_are_told_outputs_and_differences_computed_or_not() -> None:
     played.call(0, ROWS, uncond=3.0, cond=10.0)
     played.end(0)
     played.call(1, ROWS, cond=20.0)
-    assert played.told[:3] == [("branch", "uncond", -7.0, C), ("denoiser", "uncond", 3.0, C), ("denoiser", "cond", 10.0, C)]
+    assert played.told[:3] == [
+        ("branch", "uncond", -7.0, C),
+        ("denoiser", "uncond", 3.0, C),
+        ("denoiser", "cond", 10.0, C),
+    ]
     assert played.told[3] == ("branch", "uncond", -7.0, R)
     assert [one[:3] for one in played.told[4:]] == [("denoiser", "uncond", 13.0), ("denoiser", "cond", 20.0)]
     unwatched = Played(rows, watched=(WHOLE,))

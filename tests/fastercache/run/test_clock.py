@@ -66,7 +66,9 @@ def test_the_first_timestep_tells_where_a_run_starts(listed: list[float], given:
     clock = Heard(Scheduler(listed)).clock
     clock.begin(given)
     assert timesteps(clock) == pytest.approx(listed[first:])
-    assert [(step.index, step.count) for step in clock.steps] == [(i, len(clock.steps)) for i in range(len(clock.steps))]
+    assert [(step.index, step.count) for step in clock.steps] == [
+        (i, len(clock.steps)) for i in range(len(clock.steps))
+    ]
 
 
 def test_a_scheduler_that_says_where_it_begins_is_believed() -> None:
