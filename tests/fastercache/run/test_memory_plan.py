@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import fastercache as fc
 from fastercache.policies.vocabulary import Kind, Run, Site
 from fastercache.run.memory import CacheTooLarge, MemoryForecast, MemoryPlan, Shape, ValueShapes, plan_static
 from fastercache.run.plan import RunPlan
+from tests.fastercache.run.test_store import Keeping
 
 MODULE, OTHER = (Site(f"blocks.{i}.ff", Kind.MODULE, fc.Role.FF, i, (i, i + 1)) for i in range(2))
 GUIDANCE, WHOLE = Site("branch", Kind.BRANCH), Site("denoiser", Kind.DENOISER)
@@ -21,22 +20,6 @@ ONE = 2 * 5 * 4
 """Bytes of one branch's rows of a module's value: 2 x 5 floats."""
 SEEN = 2 * 7 * 4
 """Bytes of the input's."""
-
-
-class Keeping(fc.Hold):
-    """Keeps the denoiser's input beside each value."""
-
-    name: ClassVar[str] = "keeping"
-
-    @property
-    def needs(self) -> fc.Signal:
-        return fc.Signal.INPUT
-
-    def keep(self, value: Tensor, seen: Tensor | None) -> Any:
-        return value, seen
-
-    def predict(self, past: Sequence[fc.Past], now: fc.Now) -> Tensor:
-        raise AssertionError("only its bytes are asked for")
 
 
 def shapes(*more: Shape) -> ValueShapes:
