@@ -60,8 +60,7 @@ class Compose(Parts):
     policies: tuple[AnyPolicy, ...] = Field(description="the policies that act side by side, each on sites of its own")
 
     def __init__(self, policies: Sequence[Any] = (), **fields: Any) -> None:
-        given = tuple(policies) if isinstance(policies, list) else policies
-        super().__init__(**{"policies": given, **fields})
+        super().__init__(**{"policies": policies, **fields})
 
     @model_validator(mode="after")
     def _not_empty(self) -> Compose:

@@ -54,15 +54,15 @@ def hoeffding_bentkus(mean_loss: float, n: int, bound: float, maximum: float = 1
     """
     if n < 1 or maximum <= 0 or not 0.0 <= mean_loss <= maximum:
         raise InvalidCertificate(f"needs n >= 1 and a mean loss in [0, {maximum:g}], found {mean_loss:g} of n={n}")
-    risk, level = min(mean_loss / maximum, 1.0), bound / maximum
+    risk, level = mean_loss / maximum, bound / maximum
     _level(level, "bound / maximum")
     capped = min(risk, level)
-    divergence = (capped * math.log(capped / level) if capped > 0 else 0.0) + (
-        (1 - capped) * math.log((1 - capped) / (1 - level)) if capped < 1 else 0.0
-    )
+    divergence = (1 - capped) * math.log((1 - capped) / (1 - level))  # capped at the level, which is below 1
+    if capped > 0:
+        divergence += capped * math.log(capped / level)
     hoeffding = math.exp(-n * divergence)
     bentkus = math.e * float(binom.cdf(math.ceil(n * risk - 1e-12), n, level))
-    return min(hoeffding, bentkus, 1.0)
+    return min(hoeffding, bentkus)  # the first is at most 1
 
 
 def fixed_sequence(p_values: Sequence[float], level: float = 0.05) -> int:

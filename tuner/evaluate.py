@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,7 +136,7 @@ class Evaluator:
         found = measure(video[None], self.reference(case)[None], metrics=self.metrics, prompts=[case.prompt])
         values = {name: float(found[name][0]) for name in self.metrics}
         for name, value in values.items():
-            if not value == value or value in (float("inf"), float("-inf")):
+            if not math.isfinite(value):
                 raise NotFinite(f"{name} of '{case.prompt:.60}' (seed {case.seed}) is {value}")
         return values
 

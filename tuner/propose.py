@@ -165,7 +165,7 @@ class Proposer:
             if isinstance(parameter.distribution, CategoricalDistribution):
                 return from_unit(parameter, rng.random())
             place = to_unit(parameter, params[parameter.name])
-            return from_unit(parameter, float(np.clip(place + rng.normal(0.0, width), 0.0, 1.0)))
+            return from_unit(parameter, place + rng.normal(0.0, width))
 
         return self.space.draw(value)
 

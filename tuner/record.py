@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import itemgetter
 from typing import Any
 
 import optuna
@@ -124,14 +125,18 @@ def cheapest(found: Sequence[Record], budget: Budget) -> Record:
     Raises:
         BudgetNotMet: with the closest miss.
     """
-    saving = [r for r in found if r.ratio is not None and r.ratio < 1.0 - SAME]
-    feasible = [r for r in saving if r.feasible]
+    judged = [
+        (r.ratio, r.violation, r)
+        for r in found
+        if r.ratio is not None and r.ratio < 1.0 - SAME and r.violation is not None
+    ]
+    feasible = [one for one in judged if one[-1].feasible]
     if feasible:
-        return min(feasible, key=lambda r: (r.ratio or 1.0, r.violation or 0.0))
-    missed = [r for r in saving if r.outcome is Outcome.MEASURED] or [r for r in saving if r.violation is not None]
+        return min(feasible, key=itemgetter(0, 1))[-1]
+    missed = [one for one in judged if one[-1].outcome is Outcome.MEASURED] or judged
     if not missed:
         raise BudgetNotMet(f"no policy that saves anything was measured against {budget}: run more trials")
-    closest = min(missed, key=lambda r: r.violation or 0.0)
+    closest = min(missed, key=itemgetter(1))[-1]
     projected = "" if closest.outcome is Outcome.MEASURED else ", as projected from its first prompts,"
     tried = sum(r.outcome in SPENT for r in found)
     raise BudgetNotMet(
@@ -143,9 +148,13 @@ def cheapest(found: Sequence[Record], budget: Budget) -> Record:
 
 def front(found: Sequence[Record]) -> list[Record]:
     """The measured records that no other beats in both FLOPs and margin, cheapest first."""
-    measured = [r for r in found if r.outcome is Outcome.MEASURED and r.margin is not None]
-    result: list[Record] = []
-    for record in sorted(measured, key=lambda r: (r.ratio or 1.0, -(r.margin or 0.0))):
-        if not result or (record.margin or 0.0) > (result[-1].margin or 0.0):
-            result.append(record)
-    return result
+    measured = [
+        (r.ratio, -r.margin, r)
+        for r in found
+        if r.outcome is Outcome.MEASURED and r.ratio is not None and r.margin is not None
+    ]
+    result: list[tuple[float, float, Record]] = []
+    for one in sorted(measured, key=itemgetter(0, 1)):
+        if not result or one[1] < result[-1][1]:
+            result.append(one)
+    return [record for *_, record in result]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +163,7 @@ class Study(Framed):
         can beat the incumbent any more. Trials that were resumed count; trials skipped without a video do not."""
         started = time.monotonic()
         self._enqueue_seeds()
-        recovered = -float(HEARTBEAT)
+        recovered = -math.inf
         fruitless = 0
         self.ended = f"{counted(trials, 'trial')} done"
         try:
@@ -235,7 +237,7 @@ class Study(Framed):
         forecast = self._proposer.forecast(policy) if policy.static else None
         if forecast is not None:
             note(trial, forecast=forecast.ratio)
-            incumbent = min((r.ratio or 1.0 for r in self.records if r.feasible), default=1.0)
+            incumbent = min((r.ratio for r in self.records if r.feasible and r.ratio is not None), default=1.0)
             if forecast.ratio >= 1.0 - SAME and incumbent >= 1.0 - SAME:
                 return self._tell_exact(trial)
             if forecast.ratio >= incumbent - SAME:
@@ -312,13 +314,13 @@ class Study(Framed):
     # -- results -----------------------------------------------------------------------------------------------------
     def _facts(self) -> dict[str, object]:
         found = self.records
-        kept = [record for record in found if record.feasible and record.ratio]
-        best = min(kept, key=lambda record: record.ratio or 1.0, default=None)
+        kept = [(1.0 / record.ratio, record) for record in found if record.feasible and record.ratio]
+        speedup, best = max(kept, key=itemgetter(0), default=(None, None))
         return {
             "budget": str(self.budget),
             "trials": len(found),
             "within budget": len(kept),
-            "best": "none yet" if best is None or best.ratio is None else f"{1.0 / best.ratio:.2f}x",
+            "best": "none yet" if speedup is None else f"{speedup:.2f}x",
             "best policy": None if best is None else best.policy,
             "search prompts": len(self.search),
         }

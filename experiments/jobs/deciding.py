@@ -32,7 +32,10 @@ _METHODS = (
     "policies/methods/test_methods policies/methods/test_dynamic policies/methods/test_presets "
     "policies/methods/test_published policies/test_off"
 )
-_RUN = "fastercache/run/test_store fastercache/test_laws fastercache/run/test_planned"
+_RUN = (
+    "fastercache/run/test_units fastercache/run/test_assembly fastercache/run/test_store fastercache/run/test_transfer "
+    "fastercache/test_laws fastercache/run/test_planned"
+)
 _PLAN = "tuner/planning/test_damage tuner/planning/test_rehearsal tuner/planning/test_scale tuner/planning/test_search"
 
 ROOMS: dict[str, tuple[Deciding, ...]] = {
@@ -99,12 +102,18 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
             "fastercache/run/module_unit",
             "fastercache/run/assembly",
         ),
-        *_of("fastercache/run/test_store fastercache/run/test_memory", "fastercache/run/memory"),
-        *_of("fastercache/run/test_schedulers fastercache/run/test_early_end", "fastercache/run/clock"),
-        *_of("fastercache/run/test_signals", "fastercache/run/signals"),
+        *_of(
+            "fastercache/run/test_memory_plan fastercache/run/test_store fastercache/run/test_memory",
+            "fastercache/run/memory",
+        ),
+        *_of(
+            "fastercache/run/test_clock fastercache/run/test_schedulers fastercache/run/test_early_end",
+            "fastercache/run/clock",
+        ),
+        *_of("fastercache/run/test_jury fastercache/run/test_signals", "fastercache/run/signals"),
         *_of("fastercache/run/test_store", "fastercache/run/rows"),
         *_of("fastercache/model/test_rows", "fastercache/model/rows"),
-        *_of("fastercache/model/test_branches", "fastercache/model/branches"),
+        *_of("fastercache/model/test_branch_finder fastercache/model/test_branches", "fastercache/model/branches"),
         *_of("fastercache/model/test_grids", "fastercache/model/grids"),
     ),
     "planner": (
@@ -135,14 +144,18 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
     ),
     "tuner": (
         *_of("tuner/test_budget tuner/test_early", "tuner/budget"),
-        *_of("tuner/test_study tuner/test_sequential", "tuner/study"),
-        *_of("tuner/test_evaluate tuner/test_early", "tuner/evaluate"),
-        *_of("tuner/test_propose", "tuner/propose"),
-        *_of("tuner/test_simulate", "tuner/simulate"),
-        *_of("tuner/test_record tuner/test_study", "tuner/record"),
+        *_of("tuner/test_defaults tuner/test_study tuner/test_sequential", "tuner/study"),
+        *_of("tuner/test_defaults tuner/test_evaluate tuner/test_early", "tuner/evaluate"),
+        *_of("tuner/test_defaults tuner/test_proposals tuner/test_propose", "tuner/propose"),
+        *_of("tuner/test_defaults tuner/test_simulate", "tuner/simulate"),
+        *_of("tuner/test_defaults tuner/test_record tuner/test_study", "tuner/record"),
     ),
-    "certificate": _of("tuner/test_certify tuner/test_sequential", "tuner/certify"),
-    "verdict": _of("experiments/test_bench", "experiments/bench/verdict", "experiments/bench/contest"),
+    "certificate": _of("tuner/test_defaults tuner/test_certify tuner/test_sequential", "tuner/certify"),
+    "verdict": _of(
+        "experiments/test_verdict experiments/test_contest experiments/test_bench",
+        "experiments/bench/verdict",
+        "experiments/bench/contest",
+    ),
     "analysis": (
         *_of("analysis/test_measures", "analysis/measures"),
         *_of("analysis/test_quality", "analysis/quality"),

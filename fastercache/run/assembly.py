@@ -30,7 +30,7 @@ class Assembly:
         self.family = family
         self.whole: Unit | None = None
         self.guidance: Unit | None = None
-        self._step = -1
+        self._step: int | None = None
         self._outputs: dict[Branch, Streams] = {}  # this step's outputs by branch
         self._computed: set[Branch] = set()  # those of them that were computed
         self._seen: dict[Branch, Tensor] = {}  # what the predictor of differences needs of this step, by branch
@@ -45,8 +45,7 @@ class Assembly:
 
     def clear(self) -> None:
         """Forget the run."""
-        self._step, self._outputs, self._computed, self._before = -1, {}, set(), None
-        self._seen = {}
+        self._outputs, self._computed, self._seen, self._before = {}, set(), {}, None
 
     def enter(self, index: int) -> None:
         """A call of step `index` begins."""

@@ -137,7 +137,7 @@ class Denoiser:
         path = site.path
         text_first = bool(self.family and self.family.text_first)
         if site.kind is Kind.MODULE:
-            return ModuleUnit(site, path, duty, state, None)
+            return ModuleUnit(site, path, duty, state, None, text_first)
         if site.kind is Kind.BLOCK:
             io = None if is_unet(self.module) else BlockIO.of(module_at(self.module, path))
             return ModuleUnit(site, path, duty, state, io, text_first)

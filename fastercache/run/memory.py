@@ -202,7 +202,7 @@ def _conditional(shapes: ValueShapes, site: Site) -> int:
 
 def _unread(last: Mapping[Branch, Mapping[int, int]], now: int, step: int, branch: Branch) -> bool:
     """Whether no step after `now` reads what was stored at `step`."""
-    return last[branch].get(step, -1) <= now
+    return last[branch][step] <= now
 
 
 def _empty(shape: Shape, branches: int) -> torch.Tensor:

@@ -40,7 +40,7 @@ class ModuleUnit(Unit):
     """A module's output: the kinds `module` and `block`; for blocks the value is the residual they add."""
 
     def __init__(
-        self, site: Site, path: str, duty: Duty, state: RunState, io: BlockIO | None, text_first: bool = False
+        self, site: Site, path: str, duty: Duty, state: RunState, io: BlockIO | None, text_first: bool
     ) -> None:
         super().__init__(site, path, duty, state)
         self.io = io  # None for a plain module, whose value is its output

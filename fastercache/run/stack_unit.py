@@ -42,7 +42,7 @@ class StackUnit(Unit):
         state: RunState,
         ios: list[BlockIO],
         layouts: list[Layout],
-        text_first: bool = False,
+        text_first: bool,
     ) -> None:
         super().__init__(site, paths[0], duty, state)
         self.paths, self.ios, self.layouts, self.text_first = paths, ios, layouts, text_first

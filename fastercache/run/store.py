@@ -196,14 +196,15 @@ class History:
         """
         histories = [[e for e in self.entries if b in e.branches][-self.depth :] for b in branches]
         first = histories[0]
+        newest = first[-1]
         shared = all(h == first for h in histories[1:]) and all(e.branches == branches for e in first)
         shared = shared and self.predictor.needs is None
         result: list[Tensor | None] = []
-        for s in range(len(first[-1].values)):
-            if first[-1].values[s] is None:
+        for s, kept in enumerate(newest.values):
+            if kept is None:
                 result.append(None)
                 continue
-            origin = first[-1].origin[s]
+            origin = newest.origin[s]
             if shared:
                 value = self._predict([Past(e.step, e.values[s]) for e in first], Now(step), origin)
             else:

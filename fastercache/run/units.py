@@ -94,9 +94,9 @@ class Unit:
 
     def release(self, index: int) -> None:
         """Drop what only step `index` needed, and values that no later step reads (a static plan knows those)."""
-        if self.plan is not None and self.history is not None and self.history.entries:
+        if self.plan is not None and self.history is not None:
             last = self.plan.last_read
-            self.history.release(lambda step, branch: last[self._index[branch]].get(step, -1) <= index)
+            self.history.release(lambda step, branch: last[self._index[branch]][step] <= index)
 
     # -- one call ----------------------------------------------------------------------------------------------------
     def decide(self, call: Call, source: Source) -> tuple[Branch, ...]:

@@ -96,7 +96,7 @@ class DynamicReuse(SitePolicy, StaticRule[int | None]):
             first = anchor(run.count, self.start)
             while first < run.count - 1 and due(run.steps[first], self.interval, self.start, self.offset):
                 first += 1
-            weight = Ramp(start=run.steps[min(first, run.count - 1)].progress)
+            weight = Ramp(start=run.steps[first].progress)
         else:
             weight = self.weight
         return Difference(weight=weight, order=self.order, gap=self.interval)

@@ -147,12 +147,12 @@ class AdaptiveGuidance(SitePolicy, WatchingRule[_Drift | None]):
         return state is not None and within(step, self.start, self.stop) and step.index < state.due
 
     def update(self, state: _Drift | None, step: Step, value: Tensor) -> _Drift:
-        due = step.index + 1
+        distance = 1
         if state is not None:
             change = self._change(value, state.delta) / (step.index - state.step)
             reach = self.threshold / change if change > 0 else float(self.max_interval)
-            due = step.index + min(max(int(reach), 1), self.max_interval)
-        return _Drift(step.index, value, due)
+            distance = min(max(int(reach), 1), self.max_interval)
+        return _Drift(step.index, value, step.index + distance)
 
     def _change(self, new: Tensor, old: Tensor) -> float:
         if self.band == "all" or new.shape != old.shape:

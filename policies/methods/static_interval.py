@@ -35,7 +35,7 @@ class NoCache(SitePolicy, StaticRule[None]):
 
 def anchor(run_count: int, start: float) -> int:
     """Index of the first step whose progress is at least `start`."""
-    return min(max(math.ceil(start * (run_count - 1) - 1e-9), 0), run_count)
+    return math.ceil(start * (run_count - 1) - 1e-9)
 
 
 def due(step: Step, interval: int, start: float, offset: int | None) -> bool:

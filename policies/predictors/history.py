@@ -115,7 +115,8 @@ def combination(history: Sequence[Past], weights: Sequence[float]) -> Tensor:
     if not pairs:
         return newest
     if len(pairs) == 1:
-        mixed: Tensor = pairs[0][1].lerp(newest, weights[-1])
+        ((_, older),) = pairs
+        mixed: Tensor = older.lerp(newest, weights[-1])
         return mixed
     total = newest * weights[-1]
     for weight, value in pairs:

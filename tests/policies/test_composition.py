@@ -39,6 +39,7 @@ from fastercache.policies import (
     register,
 )
 from fastercache.policies.registry import predictors
+from fastercache.policies.wrappers import citations_of
 
 SITES = (
     Site("blocks.0.attn1", Kind.MODULE, Role.SPATIAL, 0, (0, 1)),
@@ -224,3 +225,19 @@ def test_a_taken_name_is_refused() -> None:
 
     with pytest.raises(InvalidPolicy, match="taken"):
         register(Thief)
+
+
+def test_every_work_behind_a_policy_is_cited_once() -> None:
+    """Of parts in parts and of what is wrapped, those further in last; CFG-Cache and dynamic reuse are of one paper."""
+    cfg, reuse, fora = CFGCache(), DynamicReuse(), StaticInterval(sites="ff")
+    wrapped = MaxConsecutive(inner=WarmUp(inner=fora, steps=2), limit=1)
+    assert citations_of(Compose([Compose([wrapped, reuse]), cfg])) == [cfg.citation, fora.citation]
+    assert citations_of(cfg) == [cfg.citation] and citations_of(NoCache()) == []
+
+
+def test_a_composition_takes_any_sequence_of_policies() -> None:
+    parts = (StaticInterval(sites="ff"), CFGCache())
+    assert Compose(list(parts)) == Compose(parts) and Compose(list(parts)).policies == parts
+    for wrong in ("ff", 3, None):
+        with pytest.raises(InvalidPolicy, match="policies"):
+            Compose(wrong)  # type: ignore[arg-type]

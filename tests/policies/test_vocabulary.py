@@ -223,3 +223,35 @@ def test_a_part_of_the_stack_spans_what_a_slice_of_its_blocks_holds(
     assert site.span == (spanned[0], spanned[-1] + 1) and site.depth == spanned[0]
     inside = {s.depth for s in model(blocks) if s.kind is Kind.BLOCK and s.inside(site)}
     assert inside == set(spanned)
+
+
+def test_a_site_and_a_step_say_nothing_that_they_were_not_given() -> None:
+    site, step = Site("denoiser", Kind.DENOISER), Step(1, 4, 500.0)
+    assert (site.role, site.depth, site.span, site.denoiser) == (None, -1, (0, 0), "")
+    assert (step.sigma, step.denoiser) == (None, "")
+    assert [Step(i, 5, 0.0).progress for i in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0] and Step(
+        0, 1, 0.0
+    ).progress == 0.0
+    run = Run.of(4)
+    assert [s.timestep for s in run.steps] == pytest.approx([999.0, 666.0, 333.0, 0.0]) and run.sites == ()
+    assert Run.of(1).steps[0].timestep == 999.0
+
+
+@pytest.mark.parametrize(
+    ("sites", "says"),
+    [
+        ([Site("denoiser", Kind.DENOISER)], "the model has 0 blocks"),
+        ([Site("denoiser", Kind.DENOISER), Site("blocks.0", Kind.BLOCK, None, 0, (0, 1))], "the model has 1 block in"),
+        ([], "the model has 0 blocks"),
+        (
+            [
+                Site("a/blocks.0", Kind.BLOCK, None, 0, (0, 1), "a"),
+                Site("b/blocks.1", Kind.BLOCK, None, 1, (1, 2), "b"),
+            ],
+            "the model has 1 block in a and 2 blocks in b",
+        ),
+    ],
+)
+def test_blocks_are_counted_for_each_denoiser(sites: list[Site], says: str) -> None:
+    with pytest.raises(NoSiteMatched, match=says):
+        select("stack[0:1]", sites)

@@ -188,3 +188,59 @@ def test_what_a_quantile_asks_of_the_prompts(percent: int, higher: bool) -> None
     assert fewest == (n - percent + 1 if higher else percent)
     assert term.asked == pytest.approx(1 - percent / 100 if higher else percent / 100)
     assert (term.lenient is not None) is (term.asked is not None and term.asked < 0.5)
+
+
+@pytest.mark.parametrize("text", ["psnr>=0", "psnr>=100", "ssim>=1", "lpips<=0", "lpips<=1000"])
+def test_the_ends_of_a_metrics_range_can_be_asked_for(text: str) -> None:
+    assert str(Budget.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("psnr>=100.1", "psnr ranges from 0 to 100,"),
+        ("psnr>=-0.1", "psnr ranges from 0 to 100,"),
+        ("lpips<=-0.1", "lpips ranges from 0 to any number,"),
+        ("psnr", "for example psnr>=40"),
+        ("lpips", "for example lpips<=0.05"),
+        ("p90:psnr>=40,p90:psnr>=41", "bounds p90:psnr twice"),
+        ("q0.1(lpips)<=0.1,q0.1(lpips)<=0.2", r"bounds q0.1\(lpips\) twice"),
+        ("cache<=1GiB,psnr>=30,cache<=2GiB", "limits the cache twice"),
+        ("cache<=1GiB", "asks for no quality"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_figures(text: str, says: str) -> None:
+    with pytest.raises(InvalidBudget, match=says):
+        Budget.parse(text)
+
+
+def test_a_budget_says_what_was_reached() -> None:
+    budget = Budget.parse("psnr>=30,p50:lpips<=0.1,q0.5(ssim)>=0.9,cache<=2GiB,time<=8s")
+    values = {"psnr": [29.0, 30.02345], "lpips": [0.2, 0.05], "ssim": [0.5, 0.75]}
+    assert budget.describe(values) == "psnr 29.51, p50:lpips 0.05, q0.5(ssim) 0.5"
+    missed = {"psnr>=30": 0.488275, "p50:lpips<=0.1": -0.05, "q0.5(ssim)>=0.9": 0.4}
+    assert budget.violations(values) == pytest.approx(missed)
+    assert [limit.what for limit in budget.limits] == ["cache", "time"] and Budget.parse("psnr>=30").limits == ()
+    assert budget.words.endswith(
+        "and at most 2 GiB of cached values and at most 8 s for a call of the pipeline on this machine"
+    )
+    with pytest.raises(InvalidBudget, match="cannot be judged without a single value"):
+        budget.violation({**values, "psnr": []})
+
+
+def test_the_margin_is_the_smallest_slack_in_decibels() -> None:
+    """PSNR is in decibels already; of SSIM 0.9 and 0.99 the shortfalls from 1 are a tenth of each other: 10 dB."""
+    budget = Budget.parse("psnr>=30,ssim>=0.9")
+    assert budget.margin({"psnr": [42.0], "ssim": [0.99]}) == pytest.approx(10.0, abs=1e-6)
+    assert budget.margin({"psnr": [33.0], "ssim": [0.99]}) == pytest.approx(3.0)
+
+
+def test_what_is_left_is_filled_with_the_best_or_with_what_can_be_expected() -> None:
+    budget = Budget.parse("psnr>=30,lpips<=0.1")
+    known = {"psnr": [20.0], "lpips": [0.3]}
+    assert budget.completed(known, 3) == {"psnr": [20.0, 100.0, 100.0], "lpips": [0.3, 0.0, 0.0]}
+    assert budget.completed({}, 1) == {"psnr": [100.0], "lpips": [0.0]}
+    ceiling = {"psnr": [35.0, 36.0], "lpips": [0.01, 0.02]}
+    assert budget.completed(known, 3, ceiling) == {"psnr": [20.0, 35.0, 36.0], "lpips": [0.3, 0.01, 0.02]}
+    assert budget.can_still_be_met({"psnr": [20.0], "lpips": [0.0]}, 2, {"psnr": [40.0], "lpips": [0.2]})
+    assert not budget.can_still_be_met({"psnr": [20.0], "lpips": [0.0]}, 2, {"psnr": [39.9], "lpips": [0.2]})

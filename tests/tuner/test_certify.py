@@ -67,6 +67,19 @@ def test_fixed_sequence_stops_at_the_first_failure() -> None:
     assert fixed_sequence([]) == 0
 
 
+def test_the_ends_of_what_can_be_counted() -> None:
+    """One prompt, no miss or nothing but misses, and levels that are just reached."""
+    assert clopper_pearson(0, 1) == pytest.approx(0.95) and clopper_pearson(1, 1) == 1.0
+    assert binomial_p_value(1, 1, 0.5) == 1.0 and binomial_p_value(0, 1, 0.3) == pytest.approx(0.7)
+    assert prompts_needed(0.96) == 1  # 1 - 0.05 = 0.95 of all prompts at most
+    assert prompts_needed(0.98, violations=1) == 2  # 0.95^(1/2) = 0.9747
+    assert prompts_needed(0.97, violations=1) == 3
+    assert fixed_sequence([0.05]) == 1 and fixed_sequence([0.5], 0.5) == 1
+    assert hoeffding_bentkus(1.0, 5, 0.5) == hoeffding_bentkus(0.5, 5, 0.5) == 1.0
+    assert hoeffding_bentkus(0.0, 1, 0.3) == pytest.approx(0.7)  # 1 - a, below e (1 - a)
+    assert hoeffding_bentkus(0.0, 1, 1.5, maximum=2.0) == pytest.approx(0.25)
+
+
 def test_certificate_counts_misses() -> None:
     made = certificate([False] * 58 + [True], "psnr>=30")
     assert (made.prompts, made.violations) == (59, 1)
@@ -81,8 +94,24 @@ def test_certificate_counts_misses() -> None:
     [
         lambda: clopper_pearson(3, 2),
         lambda: clopper_pearson(0, 0),
+        lambda: clopper_pearson(-1, 5),
+        lambda: clopper_pearson(1, 5, 0.0),
+        lambda: clopper_pearson(1, 5, 1.0),
+        lambda: binomial_p_value(3, 2, 0.5),
+        lambda: binomial_p_value(-1, 5, 0.5),
+        lambda: binomial_p_value(0, 0, 0.5),
+        lambda: binomial_p_value(0, 1, 0.0),
+        lambda: binomial_p_value(0, 1, 1.0),
         lambda: prompts_needed(0.0),
+        lambda: prompts_needed(1.0),
         lambda: hoeffding_bentkus(2.0, 5, 0.5),
+        lambda: hoeffding_bentkus(1.5, 5, 0.5),
+        lambda: hoeffding_bentkus(-0.1, 5, 0.5),
+        lambda: hoeffding_bentkus(0.5, 0, 0.5),
+        lambda: hoeffding_bentkus(0.0, 5, 0.5, maximum=0.0),
+        lambda: hoeffding_bentkus(0.5, 5, 1.0),
+        lambda: hoeffding_bentkus(0.5, 5, 0.0),
+        lambda: fixed_sequence([0.1], 0.0),
         lambda: fixed_sequence([0.1], 1.0),
     ],
 )

@@ -13,6 +13,7 @@ import fastercache as fc
 from fastercache.analysis import metrics
 from fastercache.analysis.metrics import Metric
 from fastercache.tuner import Evaluator, Setting, run
+from fastercache.tuner.evaluate import Evaluation
 from tests.tuner.conftest import CALL, SEARCH
 
 
@@ -97,6 +98,32 @@ def test_stopping_ends_after_the_prompt_that_decided(evaluator: Evaluator, monke
     made = count_runs(monkeypatch, evaluator)
     result = evaluator.evaluate(fc.FasterCache(), cases, lambda v: "enough" if len(v["psnr"]) == 2 else None)
     assert result.stopped == "enough" and made == SEARCH
+
+
+def test_nobody_is_asked_to_stop_after_the_last_prompt(evaluator: Evaluator) -> None:
+    asked: list[int] = []
+
+    def stop(values: Any) -> str | None:
+        asked.append(len(values["psnr"]))
+        return "enough" if len(values["psnr"]) == 2 else None
+
+    assert evaluator.evaluate(fc.NoCache(), evaluator.cases(SEARCH), stop).stopped is None
+    assert asked == [1]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_figure_that_is_no_number_is_refused_with_the_prompt_and_its_seed(
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    found = {"psnr": torch.tensor([30.0]), "ssim": torch.tensor([value])}
+    monkeypatch.setattr("fastercache.tuner.evaluate.measure", lambda *args, **more: found)
+    case = evaluator.cases(SEARCH)[1]
+    with pytest.raises(fc.NotFinite, match=rf"ssim of 'a blue two' \(seed 1\) is {value}"):
+        evaluator.quality(evaluator.reference(case), case)
+
+
+def test_what_was_not_run_costs_what_the_uncached_run_does() -> None:
+    assert Evaluation({}).ratio == 1.0 and Evaluation({}, flops=1, flops_full=4).ratio == 0.25
 
 
 def test_the_pipeline_is_bare_for_references_and_afterwards(evaluator: Evaluator, tiny_latte: Any) -> None:

@@ -142,3 +142,37 @@ def test_features_are_the_mean_log_of_the_ages_in_four_stretches() -> None:
     stretches = [sum(logs[i : i + 2]) / 2 for i in range(0, 8, 2)]
     assert found.ratio == pytest.approx(1 - 0.4 * (5 + 4) / 16)
     assert found.features.tolist() == pytest.approx([0.0] * 4 + stretches + [found.ratio])  # cross comes before spatial
+
+
+def test_what_no_share_is_known_of_saves_nothing() -> None:
+    """A run of three blocks, of one of which nothing was counted; the denoiser and the branch are whole."""
+    blocks = [fc.Site(f"blocks.{i}", fc.Kind.BLOCK, None, i, (i, i + 1)) for i in range(3)]
+    stack = fc.Site("stack[0:2]", fc.Kind.STACK, None, 0, (0, 2))
+    whole = [fc.Site("denoiser", fc.Kind.DENOISER), fc.Site("branch", fc.Kind.BRANCH)]
+    model = CostModel(fc.Run.of(4, sites=[*blocks, stack, *whole]), (10,) * 4, {"blocks.1": 0.25, "blocks.2": 0.5})
+    assert [model.share(site) for site in (*blocks, stack, *whole)] == [0.0, 0.25, 0.5, 0.25, 1.0, 1.0]
+    assert model.share(stack) == 0.25, "as the first time"
+
+
+def test_a_run_of_fewer_steps_than_stretches_has_features_all_the_same() -> None:
+    """Of two steps the second and the fourth stretch hold one each, and the others nothing."""
+    site = fc.Site("b.0.a", fc.Kind.MODULE, fc.Role.SPATIAL, 0, (0, 1))
+    model = CostModel(fc.Run.of(2, sites=[site]), (10,) * 2, {"b.0.a": 0.5})
+    found = model.forecast(fc.StaticInterval(sites="b.0.a", interval=2)).features.tolist()
+    assert len(found) == BINS + 1 and found[-1] == pytest.approx(0.75)
+    assert sorted(found[:-1]) == [0.0, 0.0, 0.0, 1.0] and found[-2] + found[-3] == 1.0
+
+
+def test_of_two_experts_what_is_reused_before_the_first_own_step_is_computed() -> None:
+    """The second denoiser runs at steps 2, 3 and 5: a table that reuses from its second step on finds nothing there."""
+    first = fc.Site("a/denoiser", fc.Kind.DENOISER, denoiser="a")
+    second = fc.Site("b/denoiser", fc.Kind.DENOISER, denoiser="b")
+    run = fc.Run.of(6, branches=("cond",), sites=[first, second])
+    rows = tuple(fc.Row(sites=site.name, branch="cond", steps="CRCRRR") for site in (first, second))
+    own = {"a/": frozenset({0, 1, 4}), "b/": frozenset({3, 4, 5})}
+    model = CostModel(run, (10,) * 6, {}, own)
+    made = model.reached(fc.compile_policy(fc.Schedule(rows=rows), run))
+    letters = {
+        site.name: "".join("CR-"[code] for code in codes[0]) for site, codes in zip(made.sites, made.codes, strict=True)
+    }
+    assert letters == {"a/denoiser": "CR--R-", "b/denoiser": "---CCC"}

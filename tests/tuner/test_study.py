@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from optuna.trial import TrialState
 import fastercache as fc
 from fastercache import zoo
 from fastercache.tuner import Budget, Evaluator, Outcome, Study, export, tune
+from fastercache.tuner.codec import Notes
+from fastercache.tuner.evaluate import Evaluation
 from fastercache.tuner.record import SPENT, Record
 from fastercache.zoo.videos import latte
 from tests.tuner.conftest import CALL, HELD_OUT, SEARCH
@@ -85,6 +88,7 @@ def test_states_are_honest(finished: Study) -> None:
             assert (max(trial.constraints.values()) <= 0) == record.feasible
         else:
             assert trial.state is TrialState.PRUNED and not record.feasible
+            assert trial.intermediate_values == {0: record.ratio}, "its place in a plot"
         if record.outcome is Outcome.STOPPED:
             assert 0 < len(record.values["psnr"]) < len(SEARCH) and max(trial.constraints.values()) > 0
         if record.outcome is Outcome.DOMINATED:
@@ -93,6 +97,44 @@ def test_states_are_honest(finished: Study) -> None:
             assert record.ratio is not None and record.ratio < incumbent
         if record.feasible and record.ratio is not None:
             incumbent = min(incumbent, record.ratio)
+
+
+def test_each_trial_is_told_in_one_line(finished: Study) -> None:
+    for record in finished.records:
+        said = Notes.of(finished.optuna.trials[record.number]).words
+        assert record.ratio is not None and said is not None
+        expected = f"{record.policy!r}: {1 / record.ratio:.2f}x fewer FLOPs"
+        if record.outcome in (Outcome.MEASURED, Outcome.STOPPED):
+            mean = sum(record.values["psnr"]) / len(record.values["psnr"])
+            expected += f"; psnr {mean:.4g}, {'keeps' if record.feasible else 'misses'} {finished.budget}"
+        if record.reason is not None:
+            expected += f" ({record.reason})"
+        assert said == expected, record.outcome
+    kinds = {record.outcome for record in finished.records}
+    assert kinds >= {Outcome.MEASURED, Outcome.EXACT, Outcome.DOMINATED}
+
+
+def test_a_study_shown_in_a_notebook_tells_its_best(finished: Study) -> None:
+    facts, best = finished._facts(), finished.best()
+    assert facts["best"] == f"{best.speedup_flops:.2f}x" and facts["best policy"] == best.policy
+    assert facts["trials"] == len(finished.records) and facts["search prompts"] == len(SEARCH)
+    assert facts["within budget"] == sum(record.feasible for record in finished.records)
+
+
+def test_rows_hold_the_means_of_what_was_run(finished: Study) -> None:
+    for row, record in zip(finished.rows(), finished.records, strict=True):
+        assert (row["number"], row["within_budget"]) == (record.number, record.feasible)
+        if record.values:
+            assert row["psnr"] == pytest.approx(sum(record.values["psnr"]) / len(record.values["psnr"]))
+
+
+def test_the_proposer_learns_from_what_has_parameters_a_cost_and_a_margin(finished: Study) -> None:
+    told = [
+        (r.policy, r.ratio, r.margin, r.feasible)
+        for r in finished.records
+        if r.params and r.margin is not None  # not from what was skipped
+    ]
+    assert [(s.policy, s.ratio, s.margin, s.feasible) for s in finished.seen()] == told and told
 
 
 def test_front_holds_what_nothing_beats(finished: Study) -> None:
@@ -133,6 +175,26 @@ def test_certificate_counts_prompts_used_for_nothing_else(finished: Study, monke
     assert (1 - made.rate) ** 3 + 3 * made.rate * (1 - made.rate) ** 2 == pytest.approx(0.2)
     with pytest.raises(fc.ConfigUnreadable, match="disjoint"):
         finished.certify(HELD_OUT)
+
+
+def test_a_prompt_that_just_keeps_the_budget_is_no_miss(finished: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finished, "budget", Budget.parse("psnr>=40"))
+    values = Evaluation({"psnr": [40.0, 39.5, 41.0]})
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self, policy, cases: values)
+    assert finished.certify(["one more", "and another", "a third"], fc.NoCache()).violations == 1
+    with pytest.raises(fc.ConfigUnreadable, match="no held-out prompts"):
+        finished.verify(fc.NoCache(), prompts=[])
+
+
+def test_guidance_is_that_of_the_pipelines_own_call(finished: Study, tiny_latte: Any, tmp_path: Path) -> None:
+    assert finished.guidance == "batched"
+    unguided = study(tiny_latte, tmp_path, trials=0, call={**CALL, "guidance_scale": 1.0})
+    assert unguided.guidance == "none"
+
+
+def test_where_not_even_the_defaults_can_be_applied_there_is_nothing_to_search(tiny_latte: Any, tmp_path: Path) -> None:
+    with pytest.raises(fc.NoSiteMatched, match="spans no block"):
+        study(tiny_latte, tmp_path, trials=3, fixed={**SIMPLE, "sites": "stack[50:60]"})
 
 
 def test_a_budget_no_trial_meets_names_the_closest_miss(tiny_latte: Any, tmp_path: Path) -> None:
@@ -267,6 +329,86 @@ def test_a_trial_with_nan_fails_with_a_reason_and_the_search_goes_on(
     assert failed.source == "default" and failed.reason == "psnr is nan"
     assert tried.optuna.trials[failed.number].state is TrialState.FAIL
     assert any(r.outcome is Outcome.MEASURED for r in tried.records)
+    (learnt,) = [s for s in tried.seen() if s.policy == failed.policy]
+    assert (learnt.margin, learnt.feasible) == (-15.0, False), "it counts as a miss by far"
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *told: tuple[str, Outcome] | None) -> list[int]:
+    """Trials that end as a test says, by source and outcome, in turn and then without any record; how many there were
+    is noted."""
+    steps: list[int] = []
+
+    def step(self: Study) -> Any:
+        steps.append(1)
+        given = told[len(steps) - 1] if len(steps) <= len(told) else None
+        return None if given is None else SimpleNamespace(source=given[0], outcome=given[1])
+
+    monkeypatch.setattr(Study, "_step", step)
+    return steps
+
+
+SKIPPED, RAN = ("search", Outcome.DOMINATED), ("search", Outcome.MEASURED)
+
+
+@pytest.mark.parametrize(
+    ("told", "ran"),
+    [
+        ((), 3),
+        ((SKIPPED, SKIPPED, SKIPPED), 3),
+        ((SKIPPED, SKIPPED, RAN), 6),  # counted anew after a video
+        ((("default", Outcome.DOMINATED), ("preset:latte", Outcome.DOMINATED)), 5),  # a seed is no proposal
+        ((SKIPPED, ("search", Outcome.FAILED), None), 5),
+    ],
+)
+def test_the_search_ends_after_three_proposals_in_a_row_that_cannot_win(
+    tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: tuple[Any, ...], ran: int
+) -> None:
+    tried = study(tiny_latte, tmp_path, trials=0)
+    steps = scripted(monkeypatch, *told)
+    tried.optimise(trials=1)
+    assert len(steps) == ran and tried.ended == "3 proposals in a row could not be cheaper than the best"
+
+
+def test_a_sampler_that_knows_no_costs_may_take_a_hundred(
+    tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, changes in {"tpe": {"sampler": "tpe"}, "dynamic": {"policy": "first_block_cache", "fixed": {}}}.items():
+        tried = study(tiny_latte, tmp_path / name, trials=0, **changes)
+        assert tried.ended == "0 trials done"
+        steps = scripted(monkeypatch)
+        tried.optimise(trials=1)
+        assert len(steps) == 100 and tried.ended.startswith("100 proposals in a row"), name
+        monkeypatch.undo()
+
+
+def test_dead_workers_are_looked_for_at_the_beginning_and_now_and_then(
+    tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = study(tiny_latte, tmp_path, trials=0)
+    found: list[Any] = []
+    monkeypatch.setattr("fastercache.tuner.study.recover", found.append)
+    scripted(monkeypatch)
+    tried.optimise(trials=1)
+    assert found == [tried.optuna]
+    monkeypatch.setattr("fastercache.tuner.study.HEARTBEAT", -1)  # its time is always over
+    tried.optimise(trials=1)
+    assert len(found) == 1 + 3
+
+
+def test_the_seconds_of_a_trial_are_the_median_of_its_calls(
+    tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seconds = Evaluator.run, iter((9.0, 1.0, 4.0))
+
+    def timed(self: Evaluator, policy: fc.Policy, case: Any) -> Any:
+        return (*run(self, policy, case)[:2], next(seconds))
+
+    monkeypatch.setattr(Evaluator, "run", timed)
+    tried = tune(
+        tiny_latte, [*SEARCH, "a third"], budget="psnr>=1", trials=1, call=CALL, out=tmp_path, policy="static_interval",
+        fixed=SIMPLE,
+    )  # fmt: skip
+    assert [r.seconds for r in tried.records if r.outcome is Outcome.MEASURED] == [4.0]
 
 
 MILD = fc.StaticInterval(interval=3, start=0.5, **SIMPLE)

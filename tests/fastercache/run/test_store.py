@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +18,7 @@ from fastercache.policies.schedule import last_reads
 from fastercache.policies.vocabulary import Kind, Run, Site
 from fastercache.run.memory import ValueShapes, bound_dynamic
 from fastercache.run.rows import Rows
-from fastercache.run.store import History
+from fastercache.run.store import History, map_tensors, storages, tensors_in
 
 BRANCHES = ("cond", "uncond", "perturbed")
 COUNT = 9
@@ -166,3 +169,100 @@ def test_the_bound_of_a_dynamic_policy_is_its_predictors_past_and_what_its_rule_
     assert half.by_site["blocks.0.ff"] == own // 2 * past * 3 + seen * remembered * 3
     static = bound_dynamic({module: fc.Assigned(fc.StaticInterval(), fc.Hold())}, BRANCHES, shapes, None, COUNT)
     assert static.peak == own * 3
+
+
+class Keeping(fc.Predictor):
+    """Gives what was seen with the newest value plus ten times what is seen now; the value itself where nothing is."""
+
+    name: ClassVar[str] = "keeping_store"
+
+    @property
+    def needs(self) -> fc.Signal:
+        return fc.Signal.INPUT
+
+    def keep(self, value: Tensor, seen: Tensor | None) -> Any:
+        return value, seen
+
+    def predict(self, past: Sequence[fc.Past], now: fc.Now) -> Tensor:
+        value, seen = past[-1].value
+        assert (seen is None) is (now.seen is None)
+        found: Tensor = value if seen is None or now.seen is None else seen + 10 * now.seen
+        return found
+
+
+def column(*rows: float) -> Tensor:
+    return torch.tensor(rows)[:, None]
+
+
+@pytest.mark.parametrize("by_first", [True, False])
+def test_what_is_seen_belongs_to_the_first_stream_alone_where_it_is_said(by_first: bool) -> None:
+    """Branch by branch: of the rows (cond 1, uncond 2) seen then and (uncond 3, cond 4) seen now."""
+    history = History(Keeping(), seen_by_first=by_first)
+    seen = column(1.0, 2.0)
+    history.add(STEPS[0], ("cond", "uncond"), [column(5.0, 6.0), column(7.0, 8.0)], own=True, seen=seen)
+    seen.zero_()  # what was seen is not the cache's own
+    first, second = history.predict(STEPS[1], ("uncond", "cond"), column(3.0, 4.0))
+    assert first is not None and first.flatten().tolist() == [2 + 30, 1 + 40]
+    assert second is not None and second.flatten().tolist() == ([8, 7] if by_first else [2 + 30, 1 + 40])
+    one_row = 4
+    assert history.nbytes == 2 * one_row * 3, "two streams and, once for both, what was seen"
+
+
+def test_values_are_kept_in_the_caches_dtype_and_on_its_device_and_come_back_as_they_were() -> None:
+    history = History(fc.Linear(), torch.float16)
+    for i in range(2):
+        history.add(STEPS[i], ("cond",), [column(1.0 + i / 3).double(), None], own=True)
+    kept = history.entries[-1].values[0]
+    assert kept.dtype == torch.float16 and history.nbytes == 2 * 2
+    assert history.entries[-1].origin == [[(torch.float64, torch.device("cpu"))], []]
+    found, nothing = history.predict(STEPS[2], ("cond",))
+    halves = [float(torch.tensor(1.0 + i / 3, dtype=torch.float16)) for i in range(2)]
+    assert nothing is None and found is not None and found.dtype == torch.float64
+    assert float(found) == pytest.approx(2 * halves[1] - halves[0], rel=1e-12)
+    elsewhere = History(fc.Hold(), device=torch.device("meta"))
+    elsewhere.add(STEPS[0], ("cond",), [column(1.0)], own=True)
+    assert (
+        elsewhere.entries[0].values[0].device.type == "meta" and elsewhere.entries[0].values[0].dtype == torch.float32
+    )
+    plain = History(fc.Hold())
+    plain.add(STEPS[0], ("cond",), [column(1.0)], own=True)
+    assert plain.entries[0].values[0].device.type == "cpu"
+
+
+def test_a_stream_that_the_newest_call_did_not_give_is_not_put_in() -> None:
+    history = History(fc.Linear())
+    history.add(STEPS[0], ("cond",), [column(1.0), column(2.0)], own=True)
+    history.add(STEPS[1], ("cond",), [column(3.0), None], own=True)
+    found, nothing = history.predict(STEPS[2], ("cond",))
+    assert found is not None and found.tolist() == [[5.0]] and nothing is None
+
+
+def test_an_entry_goes_once_all_of_its_branches_are_unread() -> None:
+    history = History(fc.Linear())
+    history.add(STEPS[0], ("cond", "uncond"), [column(1.0, 2.0)], own=True)
+    history.add(STEPS[1], ("cond",), [column(3.0)], own=True)
+    history.release(lambda step, branch: branch == "cond" and step == 0)
+    assert [entry.step.index for entry in history.entries] == [0, 1], "one of its branches is read yet"
+    history.release(lambda step, branch: step == 0)
+    assert [entry.step.index for entry in history.entries] == [1]
+    assert history.has("cond") and not history.has("uncond")
+
+
+@dataclass
+class Holder:
+    first: Tensor
+    rest: Any
+
+
+def test_tensors_are_found_and_replaced_wherever_they_lie() -> None:
+    a, b, c = (torch.full((2,), float(i)) for i in range(3))
+    nested = {"x": [a, (b, "word")], "y": Holder(c, deque([a, None]))}
+    assert [float(t[0]) for t in tensors_in(nested)] == [0.0, 1.0, 2.0, 0.0]
+    assert (
+        tensors_in(Holder) == [] and tensors_in("word") == [] and tensors_in({a}) == [a] == tensors_in(frozenset({a}))
+    )
+    assert sum(storages(nested).values()) == 3 * 2 * 4, "a storage counts once"
+    assert storages([a, a[:1]]) == storages(a)
+    doubled = map_tensors({"x": [b, (c, "word")], "n": None}, lambda t: 2 * t)
+    assert doubled["x"][0].tolist() == [2.0, 2.0] and doubled["n"] is None
+    assert isinstance(doubled["x"], list) and isinstance(doubled["x"][1], tuple) and doubled["x"][1][1] == "word"

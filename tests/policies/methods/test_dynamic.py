@@ -43,7 +43,7 @@ from fastercache.policies import (
     load_policy,
 )
 from fastercache.policies.methods.dynamic import Memo, relative_l1
-from fastercache.policies.methods.seacache import noise_level
+from fastercache.policies.methods.seacache import _mean_relative_l1, noise_level
 from fastercache.policies.methods.teacache import polynomial
 from fastercache.policies.predictors.frequency import wiener
 from fastercache.policies.rules import WatchingRule, begin_all
@@ -425,3 +425,12 @@ def test_a_composition_watches_each_parts_own_signal() -> None:
     rules = {site.kind: one.rule for site, one in policy.assign(Run.of(5, sites=sites)).items()}
     signals = {kind: rule.signal for kind, rule in rules.items() if isinstance(rule, WatchingRule)}
     assert signals == {Kind.STACK: Signal.FIRST_BLOCK_RESIDUAL, Kind.DENOISER: Signal.INPUT}
+
+
+def test_a_change_from_nothing_is_without_bound() -> None:
+    """A row of zeros that becomes anything has changed by more than any threshold; one that stays has not."""
+    zeros, ones = torch.zeros(2, 3), torch.ones(2, 3)
+    assert _mean_relative_l1(ones, zeros) > 1e9 and _mean_relative_l1(zeros, zeros) == 0.0
+    assert _mean_relative_l1(zeros, ones) == 1.0 and _mean_relative_l1(torch.ones(2, 4), ones) == float("inf")
+    rows = torch.tensor([[1.0, 1.0], [4.0, 4.0]])  # changed by 1 of 1 and by 1 of 4
+    assert _mean_relative_l1(rows + 1, rows) == pytest.approx((1 + 0.25) / 2)

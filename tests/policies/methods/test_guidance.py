@@ -203,3 +203,46 @@ def test_reuse_of_both_branches(specimens: dict[str, Specimen], family: str) -> 
     for i in (1, 3, 5, 7):  # nothing ran: the conditional output is held, the other where it was computed last
         np.testing.assert_array_equal(got["cond"][i], got["cond"][i - 1])
         np.testing.assert_array_equal(got["uncond"][i], got["uncond"][i // 4 * 4])
+
+
+# A mean and a checkerboard, whose frequencies are the lowest and the highest there are.
+BOARD = torch.tensor([[(-1.0) ** (i + j) for j in range(10)] for i in range(10)]).reshape(1, 1, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("band", "change"),
+    [
+        ("low", 1 / 4),  # the mean goes from 4 to 5
+        ("high", 1.0),  # the checkerboard from 1 to 2
+        ("larger", 1.0),
+        ("all", 1 / 4),  # |1 +- 1| over |4 +- 1|, on average 1 over 4
+    ],
+)
+def test_the_drift_is_that_of_the_band_that_counts(band: Any, change: float) -> None:
+    old, new = 4 + BOARD, 5 + 2 * BOARD
+    rule = AdaptiveGuidance(band=band)
+    assert rule._change(new, old) == pytest.approx(change, rel=1e-5)
+    assert rule._change(old, old) == pytest.approx(0.0, abs=1e-6)
+    assert rule._change(torch.ones(1, 1, 10, 8), old) == float("inf")
+
+
+def test_the_next_full_step_is_due_before_the_difference_has_drifted_too_far() -> None:
+    """After the first full step nothing is known of its drift, so the next step is full too."""
+    rule = AdaptiveGuidance(band="all", threshold=0.35, max_interval=5, start=0.0)
+    steps = Run.of(20).steps
+    value = torch.ones(1, 1, 4, 4)
+
+    def reused(state: Any) -> list[int]:
+        return [i for i in range(state.step + 1, 20) if rule.reuse(state, steps[i], None)]
+
+    assert not rule.reuse(None, steps[0], None)
+    first = rule.update(None, steps[2], value)
+    assert reused(first) == [] and first.delta is value
+    assert reused(rule.update(first, steps[3], 1.1 * value)) == [4, 5], "0.1 a step: 3 steps until 0.35 is passed"
+    assert reused(rule.update(first, steps[4], 1.2 * value)) == [5, 6], "0.2 in two steps is 0.1 a step"
+    assert reused(rule.update(first, steps[3], value)) == [4, 5, 6, 7], "no drift: as seldom as is allowed"
+    assert reused(rule.update(first, steps[3], 1.01 * value)) == [4, 5, 6, 7]
+    assert reused(rule.update(first, steps[3], 3 * value)) == []
+    late = AdaptiveGuidance(band="all", threshold=0.35, max_interval=5, start=5 / 19, stop=6 / 19)
+    state = late.update(first, steps[3], value)
+    assert [i for i in range(4, 20) if late.reuse(state, steps[i], None)] == [5]

@@ -6,7 +6,7 @@ written down here a second time.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,6 +14,7 @@ import fastercache as fc
 from fastercache.policies import predictors
 from fastercache.policies.methods.adacache import CODEBOOKS
 from fastercache.policies.methods.meancache import PLANS
+from fastercache.policies.methods.teacache import COEFFICIENTS, polynomial
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "ab_cache": {"interval": 4, "start": 5 / 49, "stop": 1.0, "offset": None, "sites": "denoiser", "order": 3},
@@ -197,3 +198,50 @@ def test_adacache_codebooks_of_the_official_code() -> None:
         "open-sora-30-fast": {0.08: 6, 0.16: 5, 0.24: 4, 0.32: 3, 0.4: 2, 1.0: 1},
         "open-sora-30-slow": {0.08: 3, 0.16: 2, 0.24: 1, 0.32: 1, 0.4: 1, 1.0: 1},
     }
+
+
+def test_fastercache_bands_of_the_official_codes() -> None:
+    """Where the low band's extra weight ends and the high one's begins: index of the step, as a share of the last."""
+    wanted = {
+        "open-sora": (25 / 29, 19 / 29), "latte": (44 / 49, 44 / 49), "open-sora-plan": (130 / 149, 130 / 149),
+        "cogvideox": (40 / 49, 29 / 49), "mochi": (51 / 63, 30 / 63), "vchitect": (79 / 99, 60 / 99),
+    }  # fmt: skip
+    assert {name: (p.switch, p.switch_high) for name, p in fc.PRESETS.items()} == wanted
+
+
+def test_teacache_polynomials_of_the_official_code() -> None:
+    """github.com/ali-vilab/TeaCache, highest power first."""
+    assert COEFFICIENTS == {
+        "open-sora": (2.17546007e02, -1.18329252e02, 2.68662585e01, -4.59364272e-02, 4.84426240e-02),
+        "latte": (-2.46434137e03, 3.08044764e02, 8.07447667e01, -4.11385132e00, 1.11001402e-01),
+    }
+    assert polynomial((2.0, 3.0, 5.0), 2.0) == 2 * 4 + 3 * 2 + 5 and polynomial((), 2.0) == 0.0
+
+
+def test_constants_that_stand_where_nothing_was_measured() -> None:
+    stated = {name: dict(fc.policy_class(name).constants) for name in fc.known_policies()}
+    assert {name: constants for name, constants in stated.items() if constants} == {
+        "ertacache": {"errors": ((0.0,),), "gains": (), "offsets": ()},
+        "magcache": {"ratios": {"*": (1.0,)}},
+        "smoothcache": {"curves": {"ff": ((0.0,),)}},
+        "teacache": {"coefficients": (1.0, 0.0)},
+    }
+
+
+def test_what_a_watching_rule_remembers_and_for_whom_it_decides_unless_it_says() -> None:
+    class Bare(fc.SitePolicy, fc.WatchingRule[None]):
+        name: ClassVar[str] = "bare"
+
+        @property
+        def query(self) -> str:
+            return "stack"
+
+        @property
+        def signal(self) -> None:
+            return None
+
+        def reuse(self, state: None, step: fc.Step, seen: Any) -> bool:
+            return False
+
+    assert (Bare().remembers, Bare().decides) == (3, fc.Scope.BRANCH)
+    assert fc.AdaptiveGuidance().remembers == 1  # the difference at the last full step

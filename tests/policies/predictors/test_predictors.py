@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastercache.policies import Difference, Hermite, Hold, Linear, Now, Past, Predictor, Ramp, Run, Taylor
-from fastercache.policies.predictors.forecasts import FoCaForecast
+from fastercache.policies.predictors.forecasts import Aligned, FoCaForecast
 from fastercache.policies.predictors.history import derivatives
 
 RNG = np.random.default_rng(0)
@@ -116,3 +116,46 @@ def test_history_says_how_many_values_matter() -> None:
         n = predictor.depth
         full = predict(predictor, [0, 2, 3, 5, 8], arrays, 9)
         np.testing.assert_array_equal(full, predict(predictor, [0, 2, 3, 5, 8][-n:], arrays[-n:], 9))
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_foca_where_the_step_before_the_newest_value_was_skipped(horizon: int) -> None:
+    """Computed at 0, 2 and 4: the value at 3 is taken from the line through 0 and 2. The recursion written out."""
+    c, b, a = values(3)
+    anchor, at_three = (a - b) / 2, b + (b - c) / 2
+    forecasts = [at_three, a]  # P_-1 and P_0
+    for k in (1, 2, 3):
+        forecasts.append(a + k / 2 * (anchor + forecasts[-1] - forecasts[-2]))
+        expected = forecasts[1 + min(k, horizon)]
+        if k > horizon:
+            expected = a + (expected - a) * horizon / k
+        got = predict(FoCaForecast(horizon=horizon), [0, 2, 4], [c, b, a], 4 + k)
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_a_residual_moves_only_where_the_probe_is_known_throughout() -> None:
+    """p moved by 1 between the computed steps and by 1.5 now, so that g is 1.5 of the last change."""
+    older, newer = torch.zeros(2, 3), torch.ones(2, 3)
+    before, value, now = torch.full((2, 3), 4.0), torch.full((2, 3), 6.0), torch.full((2, 3), 1.5)
+
+    def predicted(p_older: torch.Tensor | None, p_newer: torch.Tensor | None, seen: torch.Tensor | None) -> list[float]:
+        kept = [Past(STEPS[1], (before, p_older)), Past(STEPS[3], (value, p_newer))]
+        found: list[float] = Aligned().predict(kept, Now(STEPS[4], seen)).unique().tolist()
+        return found
+
+    # r = 4 + 1.5 (6 - 4) = 7 of the site itself, and 0 + 1.5 of the probe, less the probe as it is
+    assert predicted(older, newer, now) == [7.0 + 1.5 - 1.5]
+    assert predicted(older, newer, 3 * now) == [4 + 2 * 2 + 2 * 1 - 4.5], "g is at most 2"
+    for p_older, p_newer, seen in (
+        (None, newer, now),
+        (older, None, now),
+        (older, newer, None),
+        (older, newer, torch.zeros(2, 4)),
+        (None, None, None),
+    ):
+        assert predicted(p_older, p_newer, seen) == [6.0]
+    alone = [Past(STEPS[3], (value, newer))]
+    assert Aligned().predict(alone, Now(STEPS[4], now)).unique().tolist() == [6.0 + 1.0 - 1.5]
+    text = [Past(STEPS[1], (torch.full((2, 1), 4.0), older)), Past(STEPS[3], (torch.full((2, 1), 6.0), newer))]
+    assert Aligned().predict(text, Now(STEPS[4], now)).unique().tolist() == [7.0], "of another shape than the probe"
+    assert Aligned().predict(text[1:], Now(STEPS[4], now)).unique().tolist() == [6.0]
