@@ -112,7 +112,9 @@ def made_up(monkeypatch: pytest.MonkeyPatch, courses: dict[Any, Any]) -> tuple[R
     return Referee("a pipeline", given, sampler, ((0, 1), (2, 3, 4)), 3), runs
 
 
-def course(*errors: float, ends: tuple[int, ...] = (1, 3, 6, 8), prompts: int = 2) -> tuple[list[int], list[list[float]]]:
+def course(
+    *errors: float, ends: tuple[int, ...] = (1, 3, 6, 8), prompts: int = 2
+) -> tuple[list[int], list[list[float]]]:
     return list(ends), [[error] * prompts for error in errors]
 
 
@@ -142,7 +144,7 @@ def test_a_run_is_given_up_where_it_is_five_decibels_behind(
         (TWO, GOOD): course(1.0, prompts=3, ends=(8,)),
         (TWO, POOR): course(1.0, prompts=3, ends=(8,)),
     }
-    judge, runs = made_up(monkeypatch, courses)
+    judge, _ = made_up(monkeypatch, courses)
     best = judge(GOOD, None)
     judged = judge(POOR, best)
     assert math.isfinite(judged.error) is (calls == 40)
@@ -170,7 +172,7 @@ def test_the_best_so_far_is_what_is_remembered(monkeypatch: pytest.MonkeyPatch) 
     """Neither the scores of a worse plan nor what only it computed are kept."""
     courses = {(group, plan): course(error, ends=(8,), prompts=len(group)) for group in (ONE, TWO)
                for plan, error in ((GOOD, 1e-3), (BETTER, 1e-4), (POOR, 1e-3))}  # fmt: skip
-    judge, runs = made_up(monkeypatch, courses)
+    judge, _ = made_up(monkeypatch, courses)
     memory = judge._memories[0]
     begun = {plan: plan[:3] for plan in (GOOD, BETTER, POOR)}
     memory.kept = {begun[GOOD]: [], begun[BETTER]: []}
