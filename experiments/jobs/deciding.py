@@ -117,7 +117,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of(f"tuner/planning/test_portfolio {_SET} tuner/planning/test_rehearsal", "tuner/planning/portfolio"),
         *_of(f"tuner/planning/test_front {_SET}", "tuner/planning/front"),
         *_of(f"tuner/planning/test_room {_SET} tuner/test_limits", "tuner/planning/room"),
-        *_of(f"tuner/planning/test_fixed {_SET} tuner/planning/test_planner", "tuner/planning/fixed"),
+        *_of(f"tuner/planning/test_fixed {_SET}", "tuner/planning/fixed"),
         *_of(f"tuner/planning/test_fitting {_SET} tuner/planning/test_refine", "tuner/planning/fitting"),
         *_of(f"tuner/planning/test_material {_SET}", "tuner/planning/material"),
         *_of(f"tuner/planning/test_lockstep {_SET} tuner/planning/test_fitting", "tuner/planning/lockstep"),
@@ -127,7 +127,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of(f"tuner/planning/test_attribution {_SET}", "tuner/planning/attribution"),
         *_of(f"{_SET} tuner/planning/test_planner", "tuner/planning/planner"),
         *_of(f"tuner/planning/test_opening {_SET}", "tuner/planning/opening"),
-        *_of(f"tuner/planning/test_within {_SET} tuner/planning/test_planner", "tuner/planning/within"),
+        *_of(f"tuner/planning/test_within {_SET}", "tuner/planning/within"),
     ),
     "tuner": (
         *_of("tuner/test_budget tuner/test_early", "tuner/budget"),

@@ -107,11 +107,13 @@ def test_lpips_gets_frames_in_minus_one_to_one_and_is_averaged_over_frames(monke
     class Network(torch.nn.Module):
         def __init__(self, net: str, verbose: bool) -> None:
             super().__init__()
-            assert net == "alex"
+            assert net == "alex" and not verbose
+            self.scale = torch.nn.Parameter(torch.ones(()))
 
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            assert x.shape[1:] == (3, 32, 32)
-            return (x - y).abs().mean(dim=(1, 2, 3), keepdim=True)
+            assert x.shape[1:] == (3, 32, 32) and not self.training
+            assert not self.scale.requires_grad and not torch.is_grad_enabled(), "it is measured with, not trained"
+            return self.scale * (x - y).abs().mean(dim=(1, 2, 3), keepdim=True)
 
     package = ModuleType("lpips")
     package.LPIPS = Network  # type: ignore[attr-defined]
@@ -119,6 +121,7 @@ def test_lpips_gets_frames_in_minus_one_to_one_and_is_averaged_over_frames(monke
     a, b = videos()
     expected = 2 * (a - b).abs().mean(dim=(2, 3, 4)).mean(1)
     torch.testing.assert_close(measure(a, b, ["lpips"])["lpips"], expected)
+    assert quality._lpips_network.cache_parameters()["maxsize"] == 2, "one on the processor and one on a device"
     quality._lpips_network.cache_clear()
 
 

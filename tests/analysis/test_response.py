@@ -219,7 +219,7 @@ class Made:
 
 def test_how_far_back_a_sampler_looks_is_counted() -> None:
     """Each latent is half the one before, a fifth of the newest output, and something of older ones."""
-    for weights in ((0.2,), (0.2, 0.1), (0.2, 0.0, 0.05), (0.2, 0.1, 0.05)):
+    for weights in ((0.2,), (0.2, 0.1), (0.2, 0.0, 0.05), (0.2, 0.1, 0.05), (0.2, 0.0, 8e-5)):
         seen: list[Tensor] = []
 
         def becomes(k: int, x: Tensor, output: Tensor, weights: Any = weights, seen: Any = seen) -> Tensor:
@@ -229,7 +229,7 @@ def test_how_far_back_a_sampler_looks_is_counted() -> None:
         response = probe(Made(becomes, steps=5))
         assert response.reach == len(weights) - 1, weights
         assert response.kind == ("memory" if len(weights) > 1 else "memoryless")
-        assert response.residual < 1e-9 and not response.stochastic
+        assert response.residual < 1e-7 and not response.stochastic
         if len(weights) == 1:
             np.testing.assert_allclose(response.scale, 0.5)
             np.testing.assert_allclose(response.gain, 0.2)
@@ -237,13 +237,13 @@ def test_how_far_back_a_sampler_looks_is_counted() -> None:
 
 
 def test_the_residual_is_relative_to_the_latents() -> None:
-    """A sampler whose latents are a hundred times as large is as far from being linear."""
+    """A sampler whose latents are much larger is as far from being linear."""
     found = []
-    for size in (1.0, 100.0):
+    for size in (0.01, 100.0):
         made = Made(lambda k, x, output, size=size: 0.9 * x + size * (0.3 * output + 0.02 * output**2), size)
         found.append(probe(made))
     assert found[0].residual == pytest.approx(found[1].residual, rel=1e-6) and found[0].kind == "nonlinear"
-    np.testing.assert_allclose(found[1].matrix[:, 1:], 100.0 * found[0].matrix[:, 1:], rtol=1e-6)
+    np.testing.assert_allclose(found[1].matrix[:, 1:], 1e4 * found[0].matrix[:, 1:], rtol=1e-6)
     np.testing.assert_allclose(found[1].matrix[:, 0], found[0].matrix[:, 0], rtol=1e-9)
 
 

@@ -29,7 +29,7 @@ from fastercache.zoo.specimen import Specimen
 STEPS, PROMPTS = 10, ("one", "two", "three")
 EFFORTS = (
     Effort(3, 9.0),
-    Effort(3, 12.0, ((0,), (1, 2))),
+    Effort(3, 12.0, ((0,), (1, 2, 3), (4, 5))),  # of three prompts
     Effort(3, 60.0, ((0,), (1,)), fitted=2),
 )
 
