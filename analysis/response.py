@@ -130,7 +130,7 @@ def probe(
     dense_x = size * torch.randn(shape, generator=generator, dtype=torch.float64)
     dense_f = torch.randn(n, *shape, generator=generator, dtype=torch.float64)
     moved = run(start + dense_x, outputs + dense_f) - base
-    inputs = torch.cat([dense_x[None], dense_f])[:, 0, :, :, 0].numpy()  # (n + 1, REPEATS, n + 1)
+    inputs = torch.cat([dense_x[None], dense_f]).reshape(base.shape).numpy()  # (n + 1, REPEATS, n + 1)
     expected = np.einsum("km,mre->kre", matrix, inputs)
     magnitude = np.sqrt(np.mean(np.square(base), axis=(1, 2)) + np.mean(np.square(expected), axis=(1, 2)))
     residual = float(np.max(np.abs(moved - expected).max(axis=(1, 2)) / np.maximum(magnitude, 1e-12)))
@@ -183,7 +183,7 @@ def _run(
                     f"{type(sampler).__name__} does not take outputs of the latent's shape: {error}"
                 ) from error
             latents.append(x)
-    return torch.stack(latents)[:, 0, :, :, 0].numpy().astype(np.float64), np.array(scales)
+    return torch.stack(latents).squeeze((1, 4)).numpy().astype(np.float64), np.array(scales)
 
 
 def _relations(matrix: Floats, tolerance: float) -> tuple[Floats, Floats, int]:

@@ -36,7 +36,8 @@ _RUN = (
     "fastercache/run/test_units fastercache/run/test_assembly fastercache/run/test_store fastercache/run/test_transfer "
     "fastercache/test_laws fastercache/run/test_planned"
 )
-_PLAN = "tuner/planning/test_damage tuner/planning/test_rehearsal tuner/planning/test_scale tuner/planning/test_search"
+_SET = "tuner/planning/test_constants"
+_DEFAULT = "analysis/test_constants"
 
 ROOMS: dict[str, tuple[Deciding, ...]] = {
     "policies": (
@@ -117,30 +118,25 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("fastercache/model/test_grids", "fastercache/model/grids"),
     ),
     "planner": (
-        *_of(
-            _PLAN,
-            "tuner/planning/damage",
-            "tuner/planning/paths",
-            "tuner/planning/rehearsal",
-            "tuner/planning/refine",
-            "tuner/planning/scale",
-            "tuner/planning/search",
-            "tuner/planning/portfolio",
-        ),
-        *_of("tuner/planning/test_front tuner/planning/test_planner", "tuner/planning/front", "tuner/planning/room"),
-        *_of("tuner/planning/test_fixed tuner/planning/test_planner", "tuner/planning/fixed"),
-        *_of("tuner/planning/test_fitting", "tuner/planning/fitting", "tuner/planning/material"),
-        *_of("tuner/planning/test_lockstep tuner/planning/test_fitting", "tuner/planning/lockstep"),
-        *_of("tuner/planning/test_referee", "tuner/planning/referee"),
-        *_of("tuner/planning/test_record", "tuner/planning/record"),
-        *_of("tuner/planning/test_seconds", "tuner/planning/seconds"),
-        *_of("tuner/planning/test_attribution", "tuner/planning/attribution"),
-        *_of(
-            "tuner/planning/test_planner tuner/planning/test_search",
-            "tuner/planning/planner",
-            "tuner/planning/opening",
-            "tuner/planning/within",
-        ),
+        *_of(f"tuner/planning/test_damage {_SET}", "tuner/planning/damage", "tuner/planning/paths"),
+        *_of(f"tuner/planning/test_rehearsal {_SET}", "tuner/planning/rehearsal"),
+        *_of(f"tuner/planning/test_refine {_SET}", "tuner/planning/refine"),
+        *_of(f"tuner/planning/test_scale {_SET}", "tuner/planning/scale"),
+        *_of(f"tuner/planning/test_search {_SET}", "tuner/planning/search"),
+        *_of(f"tuner/planning/test_portfolio {_SET} tuner/planning/test_rehearsal", "tuner/planning/portfolio"),
+        *_of(f"tuner/planning/test_front {_SET}", "tuner/planning/front"),
+        *_of(f"tuner/planning/test_room {_SET} tuner/test_limits", "tuner/planning/room"),
+        *_of(f"tuner/planning/test_fixed {_SET}", "tuner/planning/fixed"),
+        *_of(f"tuner/planning/test_fitting {_SET} tuner/planning/test_refine", "tuner/planning/fitting"),
+        *_of(f"tuner/planning/test_material {_SET}", "tuner/planning/material"),
+        *_of(f"tuner/planning/test_lockstep {_SET} tuner/planning/test_fitting", "tuner/planning/lockstep"),
+        *_of(f"tuner/planning/test_referee {_SET}", "tuner/planning/referee"),
+        *_of(f"tuner/planning/test_record {_SET}", "tuner/planning/record"),
+        *_of(f"tuner/planning/test_seconds {_SET}", "tuner/planning/seconds"),
+        *_of(f"tuner/planning/test_attribution {_SET}", "tuner/planning/attribution"),
+        *_of(f"{_SET} tuner/planning/test_planner", "tuner/planning/planner"),
+        *_of(f"tuner/planning/test_opening {_SET}", "tuner/planning/opening"),
+        *_of(f"tuner/planning/test_within {_SET}", "tuner/planning/within"),
     ),
     "tuner": (
         *_of("tuner/test_budget tuner/test_early", "tuner/budget"),
@@ -157,15 +153,17 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         "experiments/bench/contest",
     ),
     "analysis": (
-        *_of("analysis/test_measures", "analysis/measures"),
-        *_of("analysis/test_quality", "analysis/quality"),
-        *_of("analysis/test_metrics", "analysis/metrics"),
-        *_of("analysis/test_calibrate", "analysis/calibrate", "analysis/least_squares"),
-        *_of("analysis/test_predictability", "analysis/predictability"),
-        *_of("analysis/test_ranking", "analysis/ranking"),
-        *_of("analysis/test_record", "analysis/tape", "analysis/sketch"),
-        *_of("analysis/test_response", "analysis/response"),
-        *_of("analysis/test_sampling", "analysis/trajectory"),
+        *_of(f"analysis/test_measures {_DEFAULT}", "analysis/measures"),
+        *_of(f"analysis/test_quality {_DEFAULT} analysis/test_metrics", "analysis/quality"),
+        *_of(f"analysis/test_metrics {_DEFAULT}", "analysis/metrics"),
+        *_of(f"analysis/test_calibrate {_DEFAULT}", "analysis/calibrate"),
+        *_of("analysis/test_least_squares", "analysis/least_squares"),
+        *_of(f"analysis/test_predictability {_DEFAULT}", "analysis/predictability"),
+        *_of(f"analysis/test_ranking {_DEFAULT}", "analysis/ranking"),
+        *_of(f"analysis/test_tape {_DEFAULT} analysis/test_record", "analysis/tape"),
+        *_of("analysis/test_sketch analysis/test_tape analysis/test_bound", "analysis/sketch"),
+        *_of(f"analysis/test_response {_DEFAULT}", "analysis/response"),
+        *_of(f"analysis/test_sampling {_DEFAULT}", "analysis/trajectory"),
     ),
 }
 """Room -> its deciding modules."""

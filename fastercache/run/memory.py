@@ -40,7 +40,8 @@ class MemoryPlan:
         per_step: bytes held at the end of each step; an upper bound unless `exact`.
         by_site: the most bytes each site holds at the end of any step.
         exact: whether these are the bytes a run will hold, or a bound: of a dynamic policy, and of a module that
-            returns one tensor twice, as a UNet's block does. All calls of the run are taken to have the first one's shapes.
+            returns one tensor twice, as a UNet's block does. All calls of the run are taken to have the first one's
+            shapes.
     """
 
     per_step: list[int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 import fastercache as fc
-from fastercache.analysis.calibrate import Calibration, calibrate
+from fastercache.analysis.calibrate import Calibration, calibrate, distances, regressions
 from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, RecordingError
+from fastercache.policies.vocabulary import Kind, Role, Site
 from fastercache.zoo import build
 from fastercache.zoo.specimen import Specimen
 
@@ -160,9 +162,10 @@ def test_nothing_recorded_is_an_error(specimen: Specimen) -> None:
 
 def test_separate_guidance_calibrates_too() -> None:
     wan = build("wan")
-    with calibrate(wan.pipe, lags=2) as calibrator:
+    with calibrate(wan.pipe, lags=9) as calibrator:
         wan.generate(steps=5)
     found = calibrator.result()
+    assert len(found.errors) == len(found.gains) == len(found.curves["cross"]) == 4, "steps are at most 4 apart"
     assert (
         set(found.ratios) == {"cond", "uncond"} and found.steps == 5 and set(found.curves) == {"spatial", "cross", "ff"}
     )
@@ -216,5 +219,64 @@ def test_a_value_that_is_always_zero_is_told(latte: Specimen) -> None:
 def test_a_run_of_one_step_is_too_short(latte: Specimen) -> None:
     with calibrate(latte.pipe, lags=2) as calibrator:
         latte.generate(steps=1)
-    with pytest.raises(fc.RecordingError):
+    with pytest.raises(fc.RecordingError, match="found 1 step, expected 2 or more"):
         calibrator.result()
+
+
+def test_two_steps_are_enough(latte: Specimen) -> None:
+    with calibrate(latte.pipe) as calibrator:
+        latte.generate(steps=2)
+    found = calibrator.result()
+    assert found.steps == 2 and len(found.errors) == len(found.gains) == 1 and found.offsets[0][0] == 0.0
+    assert found.measured_for(()) and not found.further
+    with pytest.raises(RecordingError, match="this calibration lacks what magcache measures"):
+        found.own("magcache")
+
+
+class Made:
+    """Stands in for a profile of two sites, one branch and 5 steps, whose values are (sites 2, steps 5, elements 30).
+
+    The last two steps belong to another denoiser: nothing is known across.
+    """
+
+    sites = tuple(Site(f"blocks.{n}.attn1", Kind.MODULE, Role.SPATIAL, n, (0, 1)) for n in (0, 1))
+    branches, info, run = ("cond",), SimpleNamespace(lags=3), SimpleNamespace(count=5)
+
+    def __init__(self) -> None:
+        self.values = np.random.default_rng(0).normal(size=(2, 5, 30)).cumsum(axis=1)
+        self.values[:, 1] = 2.0  # constant over the elements, so there is no line through it
+        self.gram = np.einsum("ste,sue->stu", self.values, self.values)[:, None] / 30
+        self.gram[..., :3, 3:], self.gram[..., 3:, :3] = np.nan, np.nan
+
+    def lag(self, query: str, measure: str, lag: int, branch: str) -> Any:
+        """(runs 1, sites 2, steps 5)"""
+        assert (query, measure, branch) == ("spatial", "rel_l1", "cond")
+        found = np.full((1, 2, 5), np.nan)
+        for step in range(lag, 5):
+            if (step < 3) == (step - lag < 3):
+                change = np.abs(self.values[:, step] - self.values[:, step - lag]).mean(axis=1)
+                found[0, :, step] = change / np.abs(self.values[:, step]).mean(axis=1)
+        return found
+
+
+def test_distances_and_regressions_of_chosen_values() -> None:
+    profile: Any = Made()
+    values = profile.values
+    means = values.mean(axis=(0, 2))
+    curves, (gains, offsets) = distances(profile, "spatial"), regressions(profile, "spatial", means)
+    assert len(curves) == len(gains) == len(offsets) == 3
+    for lag in (1, 2, 3):
+        for step in range(5):
+            at = lag - 1, step
+            found = (curves[at[0]][step], gains[at[0]][step], offsets[at[0]][step])
+            if step < lag:
+                assert found == (0.0, 0.0, 0.0), at
+            elif (step < 3) != (step - lag < 3):
+                assert found == (1.0, 1.0, 0.0), at
+            else:
+                older, newer = values[:, step - lag].ravel(), values[:, step].ravel()
+                assert found[0] == pytest.approx(np.mean(profile.lag("spatial", "rel_l1", lag, "cond")[0, :, step]))
+                expected = np.polyfit(older, newer, 1) if np.ptp(older) else (1.0, newer.mean() - older.mean())
+                assert found[1:] == pytest.approx(tuple(expected)), at
+    profile.info.lags = 9
+    assert len(distances(profile, "spatial")) == len(regressions(profile, "spatial", means)[0]) == 4

@@ -84,3 +84,27 @@ def test_other_shapes_and_names_are_refused() -> None:
         measures.band_similarity(torch.ones(3), torch.ones(3))
     with pytest.raises(MeasurementError, match="did you mean 'rel_l1'"):
         measures.measure_of("rel_1")
+
+
+def test_what_is_opposite_and_what_is_parallel() -> None:
+    """Rounding takes no cosine out of [-1, 1]."""
+    for seed in range(100):
+        a = torch.randn(50, generator=torch.Generator().manual_seed(seed))
+        opposite, parallel = measures.similarity(-a, a), measures.similarity(1.7 * a, a)
+        assert opposite.tolist() == pytest.approx([-1.0, 2.0, 2.0], abs=1e-6) and float(opposite[0]) >= -1.0
+        assert parallel.tolist() == pytest.approx([1.0, 0.7, 0.7], abs=1e-6) and float(parallel[0]) <= 1.0
+    assert {name: one.identical for name, one in measures.MEASURES.items()} == dict(
+        zip(measures.ORDER, measures.similarity(a, a).tolist(), strict=True)
+    )
+
+
+def test_the_low_band_is_a_fifth_of_the_shorter_side() -> None:
+    a, b = pair(3, 12, 20)
+    torch.testing.assert_close(measures.band_similarity(a, b), measures.band_similarity(a, b, radius=2))
+    assert not torch.allclose(measures.band_similarity(a, b), measures.band_similarity(a, b, radius=3))
+    frame = measures.band_similarity(a[0], b[0])
+    torch.testing.assert_close(measures.band_similarity(a, b, batched=True)[0], frame)
+    with pytest.raises(MeasurementError, match=r"found \(12, 20\) and \(12, 20\)"):
+        measures.band_similarity(a[0], b[0], batched=True)
+    with pytest.raises(MeasurementError, match="one shape"):
+        measures.band_similarity(a, b[:2])

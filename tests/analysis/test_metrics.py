@@ -149,3 +149,70 @@ def test_an_installed_package_offers_metrics_and_a_broken_one_blocks_nothing(
     assert known_metrics()["bright"].reference_free
     with pytest.raises(MeasurementError, match=r"plug-in 'gone' .* ModuleNotFoundError"):
         metric_called("gone")
+
+
+def test_the_shipped_metrics() -> None:
+    """Range, better end, what matters as much as 1 dB of PSNR, what figures call it, and whether it is in dB."""
+    inf = math.inf
+    expected: dict[str, tuple[Any, ...]] = {
+        "psnr": (0.0, 100.0, "higher", 1.0, "PSNR (dB)", True, False),
+        "tpsnr": (0.0, 100.0, "higher", 1.0, "temporal PSNR (dB)", True, False),
+        "ssim": (-1.0, 1.0, "higher", 0.01, "SSIM", False, False),
+        "lpips": (0.0, inf, "lower", 0.01, "LPIPS", False, False),
+    }
+    for name, fields in expected.items():
+        one = metric_called(name)
+        assert (one.low, one.high, one.better, one.unit, one.label, one.decibel, one.reference_free) == fields
+    assert set(expected) <= set(known_metrics()) and list(known_metrics()) == sorted(known_metrics())
+    assert set(measure(*videos())) == {"psnr", "ssim"}
+
+
+def test_the_decibel_scale_in_numbers() -> None:
+    """Metrics in dB stand for themselves, the others for -10 log10 of their distance from the best, where it exists."""
+    psnr, ssim, lpips = (metric_called(name) for name in ("psnr", "ssim", "lpips"))
+    assert [psnr.to_decibel(v) for v in (30.0, 100.0, 120.0)] == [30.0, 100.0, 100.0]
+    assert [psnr.from_decibel(v) for v in (30.0, 120.0, -3.0)] == [30.0, 100.0, 0.0]
+    assert [ssim.to_decibel(v) for v in (1.0, 0.9, 1.0 - 1e-9, 0.0)] == pytest.approx([100.0, 10.0, 90.0, 0.0])
+    assert [ssim.from_decibel(v) for v in (10.0, 0.0, -20.0)] == pytest.approx([0.9, 0.0, -1.0])
+    assert [lpips.to_decibel(v) for v in (0.0, 0.001, 10.0)] == pytest.approx([100.0, 30.0, -10.0])
+    assert lpips.from_decibel(-10.0) == pytest.approx(10.0)
+    loss = made(decibel=True, low=-50.0, high=50.0)
+    assert (loss.to_decibel(7.0), loss.to_decibel(-120.0), loss.from_decibel(-7.0)) == (-7.0, 120.0, 7.0)
+    endless = {"low": -math.inf, "high": math.inf}
+    assert made(better="higher", **endless).to_decibel(0.5) == pytest.approx(5.0)
+    assert made(better="lower", **endless).to_decibel(0.5) == pytest.approx(-5.0)
+    assert made(better="higher", **endless).from_decibel(5.0) == pytest.approx(0.5)
+    assert made(low=0.5).best == 0.5 and made(low=0.5, better="higher").best == 1.0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"low": 1.0}, {"low": 2.0}, {"unit": 0.0}, {"unit": -0.1}, {"unit": math.inf}, {"low": math.nan}]
+)
+def test_a_metric_has_a_range_and_a_unit(changes: dict[str, float]) -> None:
+    with pytest.raises(InvalidMetric, match="needs low < high and a positive unit"):
+        made(**changes)
+    with pytest.raises(InvalidMetric, match="needs a function"):
+        made(fn=3)
+    assert made(unit=1e-9, low=0.999).unit == 1e-9
+
+
+def test_a_name_is_taken_by_another_metric_and_not_by_itself() -> None:
+    def fn(videos: Tensor, references: Tensor, prompts: Any) -> Tensor:
+        return videos.mean(dim=(1, 2, 3, 4))
+
+    first = register_metric(made("mine", fn))
+    again = register_metric(made("mine", fn, unit=0.2))
+    assert metric_called("mine") is again is not first
+    with pytest.raises(InvalidMetric, match="the name 'mine' is taken by the metric 'mine'"):
+        register_metric(made("mine", fn, label="other"))
+    with pytest.raises(InvalidMetric, match="Metric, found str"):
+        register_metric("mine")  # type: ignore[arg-type]
+
+
+def test_each_video_has_a_prompt() -> None:
+    heard: list[list[str]] = []
+    register_metric(made("reader", lambda videos, references, prompts: heard.append(prompts) or videos[:, 0, 0, 0, 0]))
+    a, b = videos()
+    assert measure(a, b, ["reader", "reader"])["reader"].dtype == torch.float32 and heard == [["", ""]]
+    with pytest.raises(MeasurementError, match="found 1 prompts and 2 videos"):
+        measure(a, b, ["reader"], ["x"])

@@ -107,11 +107,13 @@ def test_lpips_gets_frames_in_minus_one_to_one_and_is_averaged_over_frames(monke
     class Network(torch.nn.Module):
         def __init__(self, net: str, verbose: bool) -> None:
             super().__init__()
-            assert net == "alex"
+            assert net == "alex" and not verbose
+            self.scale = torch.nn.Parameter(torch.ones(()))
 
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            assert x.shape[1:] == (3, 32, 32)
-            return (x - y).abs().mean(dim=(1, 2, 3), keepdim=True)
+            assert x.shape[1:] == (3, 32, 32) and not self.training
+            assert not self.scale.requires_grad and not torch.is_grad_enabled(), "it is measured with, not trained"
+            return self.scale * (x - y).abs().mean(dim=(1, 2, 3), keepdim=True)
 
     package = ModuleType("lpips")
     package.LPIPS = Network  # type: ignore[attr-defined]
@@ -119,6 +121,7 @@ def test_lpips_gets_frames_in_minus_one_to_one_and_is_averaged_over_frames(monke
     a, b = videos()
     expected = 2 * (a - b).abs().mean(dim=(2, 3, 4)).mean(1)
     torch.testing.assert_close(measure(a, b, ["lpips"])["lpips"], expected)
+    assert quality._lpips_network.cache_parameters()["maxsize"] == 2, "one on the processor and one on a device"
     quality._lpips_network.cache_clear()
 
 
@@ -143,3 +146,44 @@ def test_frames_of_other_kinds_are_refused() -> None:
         quality.as_videos([[Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))]])
     with pytest.raises(NotFinite):
         quality.as_videos(torch.full((1, 1, 3, 8, 8), torch.nan))
+
+
+def test_temporal_psnr_of_two_frames_is_that_of_their_one_difference() -> None:
+    a, b = videos(n=3, frames=2)
+    error = ((a[:, 1] - a[:, 0]) - (b[:, 1] - b[:, 0])).double().square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(quality.temporal_psnr(a, b).double(), -10.0 * error.log10(), rtol=1e-4, atol=1e-4)
+    assert quality.temporal_psnr(a, a).tolist() == [100.0] * 3
+
+
+def test_values_may_leave_the_range_by_a_thousandth() -> None:
+    """Decoders round; anything further off is no picture."""
+    a = torch.full((1, 2, 3, 16, 16), 0.5)
+    for low, high in ((-9e-4, 1.0), (0.0, 1.0 + 9e-4)):
+        b = a.clone()
+        b[..., 0, 0], b[..., 0, 1] = low, high
+        assert quality.psnr(b, a).shape == (1,)
+        found = quality.as_videos(b)
+        assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0 and torch.equal(found, b.clamp(0, 1))
+    for value in (-1.1e-3, 1.0 + 1.1e-3):
+        b = a.clone()
+        b[0, 0, 0, 0, 0] = value
+        for first, second in ((b, a), (a, b)):
+            with pytest.raises(MeasurementError, match=r"in \[0, 1\], found values from"):
+                quality.psnr(first, second)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 4, 16, 16), (2, 3, 16, 16), (0, 2, 3, 16, 16), (1, 0, 3, 16, 16)])
+def test_what_is_no_video_is_refused(shape: tuple[int, ...]) -> None:
+    """Four channels, no frames' axis, no video, no frame."""
+    with pytest.raises(MeasurementError, match="expected videos and references of one shape"):
+        quality.psnr(torch.zeros(shape), torch.zeros(shape))
+
+
+def test_an_array_of_numbers_from_0_to_255_is_divided_by_255_and_an_image_is_read_in_colour() -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3), dtype=np.uint8)
+    expected = torch.from_numpy(levels.astype(np.float32) / 255).movedim(-1, -3)[None]
+    torch.testing.assert_close(quality.as_videos(levels), expected)
+    grey = Image.fromarray(levels[0, ..., 0])
+    torch.testing.assert_close(quality.as_videos([[grey]])[0, 0, 1], torch.from_numpy(levels[0, ..., 0] / 255).float())
+    with pytest.raises(MeasurementError, match=r"\(3, 8, 9\)"):
+        quality.as_videos(torch.zeros(3, 8, 9))

@@ -53,6 +53,7 @@ class Four:
         return [("bad", [0]), ("small", [1]), ("large", [2, 3]), ("lost", [4])]
 
     def predictability(self, group: str, intervals: Any) -> Predictability:
+        assert intervals == (2,)
         if group == "lost":
             raise RecordingError("not reached")
         return errors(0.4, 0.4) if group == "bad" else errors(0.01 if group == "small" else 0.02, 0.02)
@@ -65,3 +66,10 @@ def test_what_saves_most_is_told_first() -> None:
     assert [one.group for one in found] == ["large", "small", "bad"]
     assert [one.saves for one in found] == pytest.approx([0.2, 0.05, 0.0])
     assert ranked(profile, {"c": 0.2})[0].saves is None
+
+
+def test_of_two_stretches_of_one_length_the_first_is_told_at_the_first_interval() -> None:
+    one = errors(0.2, 0.04, 0.03, 0.2, 0.01, 0.02)
+    assert (finding("spatial", 4, one).first, finding("spatial", 4, one).last) == (3, 5)
+    both = Predictability(one.predictors, (2, 4), np.concatenate([one.errors, one.errors + 1.0], axis=1), 2, True)
+    assert finding("spatial", 4, both) == finding("spatial", 4, one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -200,3 +201,67 @@ def test_a_scheduler_whose_tables_are_on_a_gpu_is_probed_on_the_host(name: str) 
     np.testing.assert_array_equal(found.matrix, expected.matrix)
     np.testing.assert_array_equal(found.times, expected.times)
     assert type(scheduler.timesteps) is Elsewhere, "the scheduler is left as it is"
+
+
+class Made:
+    """A sampler by hand: `becomes(k, x, output)` is the next latent. Its latents are `size` times as large as usual."""
+
+    def __init__(self, becomes: Callable[[int, Tensor, Tensor], Tensor], size: float = 1.0, steps: int = 3) -> None:
+        self.becomes, self.init_noise_sigma, self.steps = becomes, size, steps
+        self.timesteps = torch.arange(float(steps), 0.0, -1.0)
+
+    def set_timesteps(self, steps: int) -> None:
+        self.timesteps = torch.arange(float(steps), 0.0, -1.0)
+
+    def step(self, output: Tensor, time: Any, x: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        return (self.becomes(len(self.timesteps) - int(time), x, output),)
+
+
+def test_how_far_back_a_sampler_looks_is_counted() -> None:
+    """Each latent is half the one before, a fifth of the newest output, and something of older ones."""
+    for weights in ((0.2,), (0.2, 0.1), (0.2, 0.0, 0.05), (0.2, 0.1, 0.05), (0.2, 0.0, 8e-5)):
+        seen: list[Tensor] = []
+
+        def becomes(k: int, x: Tensor, output: Tensor, weights: Any = weights, seen: Any = seen) -> Tensor:
+            seen[:] = [output, *seen[:k]]
+            return 0.5 * x + sum(w * past for w, past in zip(weights, seen, strict=False))
+
+        response = probe(Made(becomes, steps=5))
+        assert response.reach == len(weights) - 1, weights
+        assert response.kind == ("memory" if len(weights) > 1 else "memoryless")
+        assert response.residual < 1e-7 and not response.stochastic
+        if len(weights) == 1:
+            np.testing.assert_allclose(response.scale, 0.5)
+            np.testing.assert_allclose(response.gain, 0.2)
+            np.testing.assert_allclose(response.impulse, 0.2 * 0.5 ** np.arange(4, -1, -1.0), rtol=1e-9)
+
+
+def test_the_residual_is_relative_to_the_latents() -> None:
+    """A sampler whose latents are much larger is as far from being linear."""
+    found = []
+    for size in (0.01, 100.0):
+        made = Made(lambda k, x, output, size=size: 0.9 * x + size * (0.3 * output + 0.02 * output**2), size)
+        found.append(probe(made))
+    assert found[0].residual == pytest.approx(found[1].residual, rel=1e-6) and found[0].kind == "nonlinear"
+    np.testing.assert_allclose(found[1].matrix[:, 1:], 1e4 * found[0].matrix[:, 1:], rtol=1e-6)
+    np.testing.assert_allclose(found[1].matrix[:, 0], found[0].matrix[:, 0], rtol=1e-9)
+
+
+def test_a_ten_thousandth_of_bending_is_let_pass() -> None:
+    found = [probe(Made(lambda k, x, f, bend=bend: x + f + bend * f**2)) for bend in (1e-6, 1e-3)]
+    assert [(one.kind, one.reach) for one in found] == [("memoryless", 0), ("nonlinear", -1)]
+    assert found[1].residual / found[0].residual == pytest.approx(1000.0, rel=0.05)
+    assert found[0].residual < 1e-4 < found[1].residual
+    bent = Made(lambda k, x, f: x + f + 1e-3 * f**2)
+    assert probe(bent, tolerance=0.1).kind == "memoryless"
+    assert probe(Made(lambda k, x, f: x + f + 1e-6 * f**2), tolerance=1e-7).kind == "nonlinear"
+
+
+def test_the_run_that_is_probed_is_as_long_as_asked() -> None:
+    made = Made(lambda k, x, output: x + output)
+    assert probe(made).steps == 3 and probe(made, 6).steps == 6 and probe(made, 6, first=2).times.tolist() == [
+        4.0, 3.0, 2.0, 1.0,
+    ]  # fmt: skip
+    assert len(made.timesteps) == 3
+    with pytest.raises(ValueError, match="Made has no timesteps"):
+        probe(made, first=3)

@@ -271,3 +271,58 @@ def test_another_number_of_steps_from_the_recording(scheduler: Any) -> None:
     found = recorded.resampled(response.times, response.matrix)
     size = np.abs(wanted.products).max()
     np.testing.assert_allclose(found.products, wanted.products, atol=1e-6 * size)
+
+
+@pytest.mark.parametrize("points", [1, 2, 5, 6])
+def test_interpolation_takes_the_positions_around_the_wanted_one(points: int) -> None:
+    """As many on either side as there are; of an odd number one more above, at the ends the nearest."""
+    known = np.array([0.0, 1.0, 2.0, 4.0, 5.0, 7.0, 8.0, 9.0, 10.0])
+    for wanted in (0.5, 3.0, 6.0, 9.5, -1.0, 11.0):
+        below = int(np.sum(known < wanted))
+        first = min(max(below - points // 2, 0), len(known) - points)
+        weights = interpolation(known, np.array([wanted]), points)[0]
+        assert np.flatnonzero(weights).tolist() == list(range(first, first + points)), wanted
+        near = known[first : first + points]
+        for place, position in enumerate(near):
+            others = [other for other in near if other != position]
+            expected = np.prod([(wanted - other) / (position - other) for other in others])
+            assert weights[first + place] == pytest.approx(expected)
+    assert np.count_nonzero(interpolation(known, np.array([3.0]))) == 6
+    assert np.flatnonzero(interpolation(known[:3], np.array([1.5]))).tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(interpolation(known, known), np.eye(9))
+
+
+def test_a_trajectory_of_other_shapes_is_refused() -> None:
+    times = np.array([2.0, 1.0])
+    whole = Trajectory(np.zeros((1, 5, 5)), times, np.zeros((1, 4, 4)))
+    assert (whole.steps, whole.runs, whole.branches) == (2, 1, 2)
+    assert [whole.latent(k) for k in (0, 2)] == [0, 2] and [whole.output(k) for k in (0, 1)] == [3, 4]
+    for shape in ((1, 4, 4), (1, 5, 4), (5, 5)):
+        with pytest.raises(RecordingError, match=r"2 steps have products of shape \(P, 5, 5\)"):
+            Trajectory(np.zeros(shape), times, np.zeros((1, 0, 0)))
+    for shape in ((2, 4, 4), (1, 4, 2), (1, 2, 4), (1, 3, 3)):
+        with pytest.raises(RecordingError, match="products by branch have the shape"):
+            Trajectory(np.zeros((1, 5, 5)), times, np.zeros(shape))
+    one, two = (Trajectory(np.zeros((1, 5, 5)), times, np.zeros((1, n, n))) for n in (0, 4))
+    with pytest.raises(RecordingError, match="with and without guidance cannot be merged"):
+        Trajectory.merged([one, two])
+    with pytest.raises(RecordingError, match="different timesteps"):
+        Trajectory.merged([one, Trajectory(one.products, times + 0.5, one.by_branch)])
+    assert gram([]).shape == (0, 0)
+
+
+def test_products_by_branch_are_resampled_branch_by_branch() -> None:
+    """Raw outputs of two branches that are polynomials of time, of 6 steps and of 4."""
+    rng = np.random.default_rng(0)
+    coefficients = rng.normal(size=(2, 3, 20))
+
+    def recorded(times: np.ndarray[Any, Any]) -> Trajectory:
+        raw = np.concatenate([np.vander(times, 3) @ one for one in coefficients])
+        n = len(times)
+        return Trajectory(np.zeros((1, 2 * n + 1, 2 * n + 1)), times, (raw @ raw.T)[None])
+
+    times = np.linspace(1.0, 0.1, 6)
+    other = np.array([0.9, 0.55, 0.4, 0.15])
+    found = recorded(times).resampled(other, np.zeros((5, 5)))
+    np.testing.assert_allclose(found.by_branch, recorded(other).by_branch, rtol=1e-8)
+    np.testing.assert_array_equal(found.times, other)

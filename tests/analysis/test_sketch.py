@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastercache.analysis.sketch import Coordinates, Projection, projection_error
+from fastercache.analysis.sketch import Coordinates, Projection, Tokens, projection_error
 
 CPU = torch.device("cpu")
 
@@ -68,3 +68,28 @@ def test_vectors_that_fit_are_kept_whole() -> None:
     for summary in (Projection(10, 16, 0, CPU), Coordinates(10, 16, 0, CPU)):
         assert summary.width == 10
         assert torch.equal(summary(x), x)
+
+
+def test_a_draw_depends_on_its_seed_and_on_nothing_else() -> None:
+    """So that what was recorded with an older version can be compared: signs, shifts and places by hand."""
+    n, k, seed = 50, 8, 3
+    x = torch.arange(1.0, n + 1)
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (7 * k,), generator=generator, dtype=torch.int8).tolist()
+    shifts = torch.randint(0, k, (7, 1), generator=generator, dtype=torch.int32).flatten().tolist()
+    expected = [0.0] * k
+    for place in range(n):
+        row, column = divmod(place, k)
+        target = (column + shifts[row]) % k
+        expected[target] += float(x[place]) * (1.0 if signs[row * k + target] else -1.0)
+    assert Projection(n, k, seed, CPU)(x).tolist() == expected
+    drawn = torch.rand(k, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).tolist()
+    places = [int((stretch + share) * n / k) for stretch, share in enumerate(drawn)]
+    assert Coordinates(n, k, seed, CPU)(x).tolist() == [float(place + 1) for place in places]
+    drawn = torch.rand(k, generator=torch.Generator().manual_seed(seed + 2), dtype=torch.float64).tolist()
+    edges = [stretch * n // k for stretch in range(k + 1)]
+    chosen = [edges[s] + int(share * (edges[s + 1] - edges[s])) for s, share in enumerate(drawn)]
+    assert Tokens(n, 1, k, seed, CPU).of(x[:, None]).tolist() == [float(place + 1) for place in chosen]
+    fewer = Tokens(n, 1, k, seed, CPU).fewer(4)
+    drawn = torch.rand(4, generator=torch.Generator().manual_seed(seed + 3), dtype=torch.float64).tolist()
+    assert fewer.of(x[:, None]).tolist() == [float(chosen[2 * s + int(2 * share)] + 1) for s, share in enumerate(drawn)]

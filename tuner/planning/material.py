@@ -111,11 +111,12 @@ def _recorded(references: References, case: Case, place: Path, max_bytes: int) -
             f"one call of the pipeline made {len(found)} complete runs of its scheduler ({recorder.discarded} ended "
             "early): planning needs one; leave out arguments that end a run early or split it"
         )
+    [recording] = found
     profile = TrajectoryProfile.of(found, pipe)
     references.write(case, video)
-    save_values(place.with_suffix(".values.safetensors"), found[0].values)
+    save_values(place.with_suffix(".values.safetensors"), recording.values)
     profile.save(place)
-    return video, profile, SearchRun(generation(references, case), found[0].values)
+    return video, profile, SearchRun(generation(references, case), recording.values)
 
 
 def _read(references: References, case: Case, place: Path) -> Known | None:

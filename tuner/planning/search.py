@@ -123,7 +123,10 @@ def search(
 
 
 def moves(computed: Steps, steps: int) -> Iterator[Steps]:
-    """Plans of as many steps: one step one or two further, two neighbours together, or all from one step on."""
+    """Plans of as many steps: one step one or two further, two neighbours together, or all from one step on.
+
+    Several moves may lead to one plan.
+    """
     taken = set(computed)
     for q in range(1, len(computed)):
         for shift in (-2, -1, 1, 2):
@@ -132,11 +135,6 @@ def moves(computed: Steps, steps: int) -> Iterator[Steps]:
                 yield tuple(sorted((*computed[:q], single, *computed[q + 1 :])))
         for shift in (-1, 1):
             for last in (q + 2, len(computed)):
-                moved = [step + shift for step in computed[q:last]]
-                plan = (*computed[:q], *moved, *computed[last:])
-                if last <= len(computed) and last - q > 1 and _rising(plan, steps):
+                plan = (*computed[:q], *(step + shift for step in computed[q:last]), *computed[last:])
+                if plan[-1] < steps and all(a < b for a, b in itertools.pairwise(plan)):
                     yield plan
-
-
-def _rising(plan: Sequence[int], steps: int) -> bool:
-    return plan[0] == 0 and plan[-1] < steps and all(a < b for a, b in itertools.pairwise(plan))

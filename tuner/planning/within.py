@@ -81,7 +81,7 @@ class Within:
             following = self._fewest(above=count)
             last = planner.left < planner.cost(following) + planner.cost(min(following + 1, steps))
             count = self._fewest(SURE, above=count) if last else following
-        raise BudgetNotMet(self._unmet())
+        raise BudgetNotMet(self._unmet(count))
 
     def _look(self) -> float:
         """Two plans run on two prompts: how levels translate into dB over the budget.
@@ -122,11 +122,17 @@ class Within:
         single = [self.budget.margin({name: [v[i]] for name, v in values.items()}) for i in range(len(values["psnr"]))]
         return margin_of(single)
 
-    def _unmet(self) -> str:
-        """What to say where no plan was found."""
+    def _unmet(self, count: int) -> str:
+        """What to say where no plan was found. `count`: computed steps of the plan that would be run next."""
         planner, steps = self.planner, self.planner.steps
-        asked = f"{self.budget} on {counted(planner.prompts, 'search prompt')} with the margin for unseen ones"
+        prompts = counted(planner.prompts, "search prompt")
+        asked = f"{self.budget} on {prompts} with the margin for unseen ones"
         over = {count: self.budget.margin(known.quality) for count, known in planner.verified.items() if count < steps}
+        if not over and count < steps:
+            return (
+                f"{planner.effort.generations:g} generations are too few to run a plan on {prompts}, so none is known "
+                f"to keep {self.budget}: raise --effort, or give fewer prompts"
+            )
         if not over or max(over) + 1 >= steps:
             return f"no plan with fewer than {steps} computed steps keeps {asked}: lower the budget or the margin"
         count = max(over, key=lambda one: over[one])

@@ -205,3 +205,22 @@ def test_plans_without_weights_of_their_own_are_refused(recorded: Material, plan
     for computed in ((0, 2, 3, 5, 9), (0, 1, 3, 6, 9)):
         with pytest.raises(ScheduleMismatch, match="no weights for steps"):
             attribution.weights_of(plan.model_copy(update={"computed": computed}), recorded.sampler)
+
+
+def test_gains_are_decibels_of_the_video(
+    specimen: Specimen, recorded: Material, plan: fc.Planned, truth: tuple[attribution.Truth, int, list[int]]
+) -> None:
+    found = truth[0]
+    with fc.attach(specimen.pipe, plan):
+        made = [run.generate(specimen.pipe).double() for run in recorded.runs]
+    errors = [(a - b.double()).square().flatten(1).mean(1) for a, b in zip(made, recorded.videos, strict=True)]
+    np.testing.assert_allclose(found.psnr, [float((-10.0 * error.log10()).mean()) for error in errors], atol=1e-3)
+    assert found.psnr_without.shape == (len(SKIPPED), len(PROMPTS))
+    for gain, without in zip(found.gains, found.psnr_without, strict=True):
+        assert gain == pytest.approx((without[0] - found.psnr[0] + without[1] - found.psnr[1]) / 2)
+
+
+def test_half_is_held_by_what_holds_half() -> None:
+    assert attribution.holding(np.array([0.25, 0.25, 0.5])) == [2]
+    assert attribution.holding(np.array([0.25, 0.25, 0.5]), 0.75) == [2, 0]
+    np.testing.assert_allclose(attribution.shares(np.array([1.0, 3.0])), [0.25, 0.75])

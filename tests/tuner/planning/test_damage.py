@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastercache.analysis.trajectory import Trajectory, gram
+from fastercache.tuner.planning import paths as module
 from fastercache.tuner.planning.damage import Damage
 from fastercache.tuner.planning.paths import plans
 
@@ -142,6 +145,8 @@ def test_two_hundred_steps_take_bounded_work(monkeypatch: pytest.MonkeyPatch) ->
 
     def counting(self: Damage, recent: NDArray[np.int64]) -> Floats:
         looked.append(len(recent))
+        assert (np.diff(recent, axis=1)[recent[:, 1:] >= 0] < 0).all(), "no step stands twice in a history"
+        assert (recent[:, 1:][recent[:, :-1] < 0] == -1).all(), "what is missing stands last"
         return original(self, recent)
 
     monkeypatch.setattr(Damage, "stretches", counting)
@@ -150,3 +155,104 @@ def test_two_hundred_steps_take_bounded_work(monkeypatch: pytest.MonkeyPatch) ->
     assert len(found[10][0].computed) == 10
     even = tuple(range(0, 200, 20))
     assert found[10][0].damage < damage.of(even)
+
+
+def ridged(columns: list[Floats], target: Floats, strength: float) -> float:
+    """The squared error of a ridge on unit columns: a row more for each column, as large as it."""
+    matrix = np.stack(columns, axis=1)
+    rows = np.vstack([matrix, np.sqrt(strength) * np.diag(np.linalg.norm(matrix, axis=0))])
+    weights = np.linalg.lstsq(rows, np.r_[target, np.zeros(len(columns))], rcond=None)[0]
+    return float(np.sum((matrix @ weights - target) ** 2))
+
+
+@pytest.mark.parametrize("latent", [True, False])
+def test_the_ridge_is_on_the_newest_output_the_differences_and_the_latent(latent: bool) -> None:
+    runs = random_runs(8, runs=1)
+    damage = Damage(runs.trajectory, runs.impulse, history=3, latent=latent, ridge=0.3)
+    for recent, past in (((4, 3, 1), (4, 3, 1)), ((4, 2, -1), (4, 2)), ((4, -1, -1), (4,))):
+        found = damage.stretches(np.array([recent]))[0]
+        outputs = [runs.outputs[0, step] for step in past]
+        columns = [outputs[0], *(a - b for a, b in itertools.pairwise(outputs))]
+        columns += [runs.latents[0, 4]] if latent else []
+        for end in range(6, 9):
+            target = np.asarray(sum(runs.impulse[m] * runs.outputs[0, m] for m in range(5, end)))
+            size = runs.latents.shape[-1]
+            assert found[end - 5] == pytest.approx(ridged(columns, target, 0.3) / size, rel=1e-9)
+
+
+def test_equal_outputs_and_outputs_of_zero_do_no_harm() -> None:
+    """Their difference, or they themselves, have no length by which a column could be scaled."""
+    plain = random_runs(7)
+    outputs = plain.outputs.copy()
+    outputs[:, 1] = outputs[:, 2]
+    outputs[:, 4] = 0.0
+    latents = [plain.latents[:, 0]]
+    for k in range(7):
+        latents.append(plain.a[k] * latents[-1] + plain.b[k] * outputs[:, k])
+    runs = Runs(np.stack(latents, axis=1), outputs, plain.a, plain.b)
+    damage = Damage(runs.trajectory, runs.impulse, history=3)
+    for past, distinct in (([2, 1, 0], [2, 0]), ([4, 2, 1], [4, 2])):
+        expected = [residual(runs, distinct, j) for j in range(past[0] + 1, 8)]
+        np.testing.assert_allclose(damage.stretches(np.array([past]))[0], expected, rtol=1e-6, atol=1e-12)
+
+
+def test_no_damage_is_negative() -> None:
+    """Every output is one mix of a few, so what is skipped can be made of what was computed."""
+    runs = random_runs(9)
+    mixed = np.einsum("pnd,mn->pmd", runs.outputs[:, :2], np.random.default_rng(1).normal(size=(9, 2)))
+    latents = [runs.latents[:, 0]]
+    for k in range(9):
+        latents.append(runs.a[k] * latents[-1] + runs.b[k] * mixed[:, k])
+    poor = Runs(np.stack(latents, axis=1), mixed, runs.a, runs.b)
+    damage = Damage(poor.trajectory, poor.impulse, history=4)
+    found = np.concatenate([damage.stretches(np.array([[i, i - 1, i - 2, i - 3]]))[0] for i in range(3, 8)])
+    assert (found >= 0.0).all() and (found < 1e-6).all()
+
+
+def test_what_is_kept_of_other_histories_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = random_runs(7)
+    every = [(0, *rest) for rest in itertools.combinations(range(1, 7), 3)]
+    fresh = [Damage(runs.trajectory, runs.impulse).of(plan) for plan in every]
+    monkeypatch.setattr("fastercache.tuner.planning.damage.KEPT", 4)
+    short = Damage(runs.trajectory, runs.impulse)
+    sizes = []
+    for plan, expected in zip(every, fresh, strict=True):
+        assert short.of(plan) == expected
+        sizes.append(len(short._rows))
+    assert max(sizes) == 4
+
+
+def test_what_arrives_is_cut_to_four_times_the_width_and_to_64_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = random_runs(6, runs=1, size=8)
+    damage = Damage(runs.trajectory, runs.impulse, history=2)
+    widths: list[int] = []
+    original = module._selected
+
+    def noting(count: Any, cost: Any, width: int) -> Any:
+        widths.append(width)
+        return original(count, cost, width)
+
+    monkeypatch.setattr(module, "_selected", noting)
+    for width, most in ((3, 64), (15, 64), (17, 68), (100, 400)):
+        widths.clear()
+        plans(damage, width=width)
+        assert set(widths) == {most}
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2)), max_size=14), st.integers(1, 3), st.integers(1, 3))
+def test_of_each_count_so_many_paths_are_kept_and_so_many_of_one_history(
+    paths: list[tuple[int, int]], width: int, alternatives: int
+) -> None:
+    count = [c for c, _ in paths]
+    cost = np.random.default_rng(len(paths)).permutation(len(paths)).tolist()
+    rows = sorted(range(len(paths)), key=lambda row: (count[row], cost[row]))
+    cheapest = [row for place, row in enumerate(rows) if [count[r] for r in rows[:place]].count(count[row]) < width]
+    assert module._selected(np.array(count, dtype=np.int64), np.array(cost, dtype=float), width).tolist() == cheapest
+    kept: list[int] = []
+    for place, row in enumerate(rows):
+        alike = [paths[r] for r in rows[:place]].count(paths[row])
+        if alike < alternatives and [count[rows[k]] for k in kept].count(count[row]) < width:
+            kept.append(place)
+    recent = np.array([[paths[row][1], 7] for row in rows], dtype=np.int64).reshape(len(rows), 2)
+    counts = np.array([count[row] for row in rows], dtype=np.int64)
+    assert module._limited(counts, recent, width, alternatives).tolist() == kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 
 import fastercache as fc
 from fastercache import zoo
-from fastercache.analysis.sampling import Recording, TrajectoryRecorder
+from fastercache.analysis.response import Response
+from fastercache.analysis.sampling import Recording, Relations, RunValues, TrajectoryRecorder
 from fastercache.analysis.trajectory_profile import TrajectoryProfile
 from fastercache.experiments.jobs.planning_families import recorded
 from fastercache.policies.errors import FasterCacheError
 from fastercache.policies.methods.planned import Planned
-from fastercache.tuner.planning.fitting import FittedRuns, Memory, Sampler, SearchRun, fit
+from fastercache.tuner.planning.fitting import FittedRuns, Memory, Sampler, SearchRun, _Work, beginning, fit
 from tests.tuner.planning.bare import STEPS, Answer, Loops, Pipe
 
 Floats = NDArray[np.float64]
@@ -155,12 +157,15 @@ def test_a_plan_is_given_up_when_asked() -> None:
     pipe = Pipe()
     sampler, runs = material(pipe)
     seen: list[int] = []
+    ends: list[int] = []
 
     def go_on(found: FittedRuns) -> bool:
         seen.append(found.ends[-1])
         return found.ends[-1] < 3
 
     found = fit(pipe, runs, sampler, PLAN, go_on=go_on)
+    assert fit(pipe, runs, sampler, PLAN, go_on=lambda found: bool(ends.append(found.ends[-1])) or True).complete
+    assert ends == [1, 3, 6], "at the end there is nothing to give up"
     assert seen == [1, 3] and not found.complete and found.calls == 2 * len(SEEDS) and not found.results
     assert torch.equal(pipe(0), Pipe()(0))
 
@@ -213,3 +218,100 @@ def test_a_nonlinear_sampler_is_fitted_step_by_step() -> None:
     assert [(s.after, s.start) for s in fitted.stretches] == [(0, 1), (2, 3), (2, 4), (2, 5)]
     with fc.attach(specimen.pipe, Planned(steps=6, computed=(0, 2), stand_in=fitted.predictor)):
         assert torch.equal(specimen.generate(steps=6, seed=1), fitted.results[1])
+    off = [float((a - specimen.generate(steps=6, seed=k)).square().mean()) for k, a in enumerate(fitted.results)]
+    np.testing.assert_allclose(fitted.errors[-1], off, rtol=1e-4)
+
+
+def test_a_ridge_draws_towards_holding_the_newest_output() -> None:
+    """The first stretch, up to which the cached runs are the uncached ones; the columns are [F_1, F_1 - F_0, x_1]."""
+    pipe = Pipe()
+    sampler, runs = material(pipe)
+    found = fit(pipe, runs, sampler, PLAN, history=2, ridge=0.2).stretches[0]
+    truth = Loops.run(SEEDS)
+    newest, older, latent = (part.ravel() for part in (truth.outputs[1], truth.outputs[0], truth.latents[1]))
+    columns = np.stack([newest, newest - older, latent], axis=1)
+    target = (truth.latents[3] - truth.latents[2]).ravel() / (truth.sigmas[3] - truth.sigmas[2])
+    rows = np.vstack([columns, np.sqrt(0.2) * np.diag(np.linalg.norm(columns, axis=0))])
+    change = np.linalg.lstsq(rows, np.r_[target - newest, np.zeros(3)], rcond=None)[0]
+    expected = (1.0 + change[0] + change[1], -change[1])
+    np.testing.assert_allclose(found.outputs, expected, rtol=1e-3)
+    assert found.input == pytest.approx(change[2], rel=1e-3)
+
+
+def test_beginnings() -> None:
+    """Steps whose output no stand-in combines are written as ~k."""
+    assert beginning((0, 2, 5), (), 1) == (0,)
+    assert beginning((0, 2, 5), (), 2) == (0, 2)
+    assert beginning((0, 2, 5), (3, 4), 3) == (0, 2, ~3)
+    assert beginning((0, 2, 5), {4, 3}, 9) == (0, 2, ~3, ~4, 5)
+
+
+# -- the state of a fit by itself: two runs of three steps and 20 elements -----------------------------------------
+OUTPUTS = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 20)))
+LATENTS = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 4, 20)))
+
+
+def at_work(impulse: tuple[float, ...], kind: Any = "memoryless", scale: float | None = 2.0) -> _Work:
+    matrix = np.zeros((4, 4))
+    matrix[-1, 1:] = impulse
+    zeros = np.zeros(3)
+    scales = None if scale is None else np.full(3, scale)
+    response = Response(kind, np.array([3.0, 2.0, 1.0]), matrix, zeros, zeros, 0, np.ones(3), False, 0.0)
+    references = [RunValues(list(LATENTS[run]), list(OUTPUTS[run])) for run in (0, 1)]
+    return _Work(Sampler(response, Relations(scales, "", True, True, (0,), 1)), references, 2, 1e-10)
+
+
+def step(index: int, run: int, shift: float = 0.0) -> Any:
+    """What a run did at a step: what it used is off by `shift`."""
+    return SimpleNamespace(
+        index=index, output=OUTPUTS[run, index] + shift, latent=LATENTS[run, index], after=LATENTS[run, index + 1] - 1.0
+    )
+
+
+def test_what_a_run_is_behind_by_adds_up_with_the_impulse() -> None:
+    work = at_work((0.5, -0.25, 2.0))
+    work.used([step(0, 0, 0.1), step(0, 1, -0.2)])
+    work.used([step(1, 0, 0.4), step(1, 1, 0.0)])
+    np.testing.assert_allclose(work.errors(), [(0.5 * 0.1 - 0.25 * 0.4) ** 2, (0.5 * 0.2) ** 2])
+    bent = at_work((0.5, -0.25, 2.0), "nonlinear")
+    for index in (0, 1):
+        bent.used([step(index, 0, 0.1), step(index, 1, 0.1)])
+    np.testing.assert_allclose(bent.errors(), [(0.25 * 0.1) ** 2] * 2)
+    bent.used([step(2, 0, 0.1), step(2, 1, 0.1)])
+    np.testing.assert_allclose(bent.errors(), [1.0, 1.0], rtol=1e-12, err_msg="at the end it is measured")
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_where_a_held_output_carries_nothing_the_next_one_is_the_target(cancels: bool) -> None:
+    work = at_work((1.0, 0.5, -0.5 if cancels else -0.4))
+    work.computed([step(0, 0, 0.1), step(0, 1, 0.2)])
+    found = work.stretch(1, (0,))
+    target = OUTPUTS[:, 1] if cancels else (
+        0.5 * OUTPUTS[:, 1] - 0.4 * OUTPUTS[:, 2] - torch.tensor([[0.1], [0.2]])
+    ) / 0.1  # fmt: skip
+    used = OUTPUTS[:, 0] + torch.tensor([[0.1], [0.2]])
+    columns = torch.stack([used.flatten(), LATENTS[:, 0].flatten()], dim=1)
+    best = torch.linalg.lstsq(columns, target.flatten()[:, None]).solution.flatten()
+    assert found.outputs == pytest.approx([float(best[0])], rel=1e-6)
+    assert found.input == pytest.approx(float(best[1]) / 2.0, rel=1e-6), "the denoiser is given twice the latent"
+    assert (found.after, found.start) == (0, 1) and work.stretch(2, (0,)) is found
+
+
+def test_the_sizes_of_what_a_stretch_combines() -> None:
+    work = at_work((1.0, 1.0, 1.0))
+    for index in (0, 1):
+        work.computed([step(index, 0), step(index, 1)])
+    parts = [OUTPUTS[:, 1], OUTPUTS[:, 1] - OUTPUTS[:, 0], LATENTS[:, 1]]
+    np.testing.assert_allclose(work.sizes(), [float(part.square().mean().sqrt()) for part in parts])
+    work.computed([step(2, 0), step(2, 1)])
+    assert len(work.sizes()) == 3 and work.steps[0][0].index == 2, "two outputs are combined, the newest first"
+
+
+def test_a_latent_that_the_denoiser_is_not_given_has_no_weight_and_nan_is_told() -> None:
+    work = at_work((1.0, 0.5, 0.5), scale=None)
+    work.computed([step(0, 0), step(0, 1)])
+    assert work.stretch(1, (0,)).input == 0.0
+    work.references[0].outputs[2] = torch.full((20,), torch.nan)
+    with pytest.raises(FasterCacheError, match="the weights at step 1 are not finite"):
+        work._stretch = None
+        work.stretch(1, (0,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from fastercache.policies.errors import BudgetNotMet, ConfigUnreadable
 from fastercache.policies.predictors.fitted import Fitted, Stretch
@@ -74,3 +75,33 @@ def test_the_file_comes_back_and_anything_else_is_refused(tmp_path: Path) -> Non
     path.write_text(path.read_text().replace('"steps": 10', '"steps": "10"'))
     with pytest.raises(ConfigUnreadable):
         Front.load(path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"computed": ()},
+        {"computed": (0,), "predicted_psnr": float("inf")},
+        {"computed": (0,), "quality": {"psnr": (float("nan"),)}},
+        {"computed": ("0",)},
+        {"computed": (0,), "surprise": 1},
+    ],
+    ids=["no step", "infinite", "no number", "a word", "a further field"],
+)
+def test_what_is_no_point_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Point.model_validate(fields)
+    with pytest.raises(ValidationError, match="frozen"):
+        front().points[0].computed = (0, 1)  # type: ignore[misc]
+
+
+def test_what_a_front_says_of_itself() -> None:
+    facts = front().model_copy(update={"generations": 7.46})._facts()
+    assert facts["measured"] == {"5.00x": "31.5 dB"} and facts["generations"] == 7.5
+    assert (facts["steps"], facts["plans"], facts["prompts"]) == (10, 4, 2)
+    assert front().prediction_error is None and Point(computed=(0,)).quality == {}
+
+
+def test_a_speedup_that_is_met_but_for_rounding_is_met() -> None:
+    assert len(front().at(5.0 * (1 + 1e-12)).computed) == 2
+    assert len(front().at(5.0 * (1 + 1e-8)).computed) == 1

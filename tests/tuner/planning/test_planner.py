@@ -19,7 +19,7 @@ from fastercache.policies.errors import BudgetNotMet
 from fastercache.tuner import Budget
 from fastercache.tuner.planning import planner as module
 from fastercache.tuner.planning.material import Material, material
-from fastercache.tuner.planning.planner import Effort, Planner
+from fastercache.tuner.planning.planner import Effort, Known, Planner
 from fastercache.tuner.planning.scale import APART, STEEPNESS
 from fastercache.tuner.planning.search import Judged
 from fastercache.tuner.planning.within import margin_of
@@ -29,7 +29,7 @@ from fastercache.zoo.specimen import Specimen
 STEPS, PROMPTS = 10, ("one", "two", "three")
 EFFORTS = (
     Effort(3, 9.0),
-    Effort(3, 12.0, ((0,), (1, 2))),
+    Effort(3, 12.0, ((0,), (1, 2, 3), (4, 5))),  # of three prompts
     Effort(3, 60.0, ((0,), (1,)), fitted=2),
 )
 
@@ -89,7 +89,8 @@ def replayed(setting: Setting, recorded: Material, policy: fc.Planned) -> list[f
 def test_a_speedup_is_reached_and_everything_is_counted(
     setting: Setting, recorded: Material, specimen: Specimen, effort: int
 ) -> None:
-    planner = Planner(setting, recorded, effort=effort)
+    told: list[tuple[str, float]] = []
+    planner = Planner(setting, recorded, effort=effort, told=lambda doing, spent: told.append((doing, spent)))
     with Counter(specimen.pipe.transformer).counting() as counter:
         point = planner.for_speedup(2.4)
     assert len(point.computed) == 4 and point.verified
@@ -98,6 +99,18 @@ def test_a_speedup_is_reached_and_everything_is_counted(
     values = replayed(setting, recorded, point.policy(STEPS))
     np.testing.assert_allclose(point.quality["psnr"], values, atol=1e-3)
     assert planner.front().generations == planner.spent
+    fitted = planner.known[4].fitted
+    assert fitted is not None and len(fitted.errors[-1]) == len(PROMPTS)
+    assert planner.known[4].level == pytest.approx(float(np.mean(-10.0 * np.log10(fitted.errors[-1]))))
+    weights = sum(len(stretch.outputs) + 1 for stretch in fitted.stretches)
+    judged = sum("plan " in doing for doing, _ in told)
+    assert [doing for doing, _ in told] == [
+        "4 computed steps: planning",
+        *(f"4 computed steps, plan {number + 1}" for number in range(judged)),
+        "4 computed steps: fitting on 3 prompts",
+        *(f"4 computed steps: refining weight {number + 1} of {weights}" for number in range(weights * (effort == 2))),
+    ]
+    assert told[0][1] == len(PROMPTS) and [spent for _, spent in told] == sorted(spent for _, spent in told)
 
 
 def test_more_effort_judges_more_plans_and_takes_the_best(setting: Setting, recorded: Material) -> None:
@@ -151,6 +164,49 @@ def test_what_no_plan_does_is_refused(setting: Setting, recorded: Material) -> N
         planner.for_speedup(11.0)
     with pytest.raises(BudgetNotMet, match="keeps psnr>=90 on 3 search prompts with the margin"):
         Planner(setting, recorded, effort=0).for_budget(Budget.parse("psnr>=90"), margin=50.0)
+
+
+def test_what_plans_cost(setting: Setting, recorded: Material) -> None:
+    """Of 10 steps on 3 prompts. Refining 4 varies 6 weights after each of 3 steps, and runs 3 prompts 6 times more."""
+    assert Effort(2, 10.0).price(2) == 10.0 and Effort(2, 10.0).price(3, 4) == 3.0 + 4 * 7.0
+    assert [Planner(setting, recorded, effort=effort).cost(4) for effort in (0, 1)] == [1.2, 1.2]
+    planner = Planner(setting, recorded, effort=2)
+    assert planner.cost(4) == pytest.approx(1.2 + (2 * 6 * (3 + 2 + 1) + 6 * 3 * 4) / 10)
+    assert planner.cost(6) == pytest.approx(1.8 + (2 * 6 * 15 + 6 * 3 * 6) / 10), "28.8 of 60 generations"
+    assert planner.cost(7) == pytest.approx(2.1), "37.8 are more than 60 % of 60, so it is not refined"
+    assert Planner(setting, recorded, effort=2, history=4).cost(7) == pytest.approx(2.1 + (2 * 5 * 21 + 126) / 10)
+
+
+def test_a_question_has_the_generations_of_its_effort_whatever_was_asked_before(
+    setting: Setting, recorded: Material
+) -> None:
+    planner = Planner(setting, recorded, effort=0)
+    assert planner.left == 9.0 - 3.0
+    planner.for_speedup(10 / 3)
+    assert planner.left == pytest.approx(6.0 - (planner.spent - 3.0)) and planner.spent > 3.0
+    assert len(planner.for_speedup(10 / 3).computed) == 3
+    assert planner.left == pytest.approx(6.0), "what is known is not run again"
+    whole = planner.for_speedup(1.0)
+    assert whole.computed == tuple(range(STEPS)) and whole.predicted_psnr is None and not whole.verified
+
+
+def test_no_more_than_a_hundred_decibels_are_foreseen(setting: Setting, recorded: Material) -> None:
+    planner = Planner(setting, recorded, effort=0)
+    planner.known[2] = Known(planner.predicted[2].computed, quality={"psnr": [98.0, 100.0, 99.0]})
+    assert planner.point(2).predicted_psnr == 99.0 and planner.point(6).predicted_psnr == 100.0
+    assert planner.front().prediction_error is None, "one plan says nothing of the others"
+
+
+def test_a_look_takes_two_prompts_and_is_not_the_best_plan(setting: Setting, recorded: Material) -> None:
+    told: list[str] = []
+    planner = Planner(
+        setting, recorded, effort=1, metrics=("ssim", "psnr", "ssim"), told=lambda doing, spent: told.append(doing)
+    )
+    look = planner.look(3)
+    assert {name: len(values) for name, values in look.quality.items()} == {"psnr": 2, "ssim": 2}
+    assert list(look.quality) == ["psnr", "ssim"] and not planner.known
+    assert planner.spent == pytest.approx(3.0 + 2 * 3 / STEPS), "no rival is run"
+    assert told == ["3 computed steps: planning", "3 computed steps: a first look"]
 
 
 def test_the_margin_is_the_bound_of_a_mean() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import IntDistribution
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from fastercache.policies.errors import ConfigMismatch
@@ -44,3 +46,15 @@ def test_plans_of_something_else_are_refused(tmp_path: Path) -> None:
     PlanRecord(tmp_path / "plans.journal", "this model").add(WHOLE)
     with pytest.raises(ConfigMismatch, match="another model, call, set of prompts or effort"):
         PlanRecord(tmp_path / "plans.journal", "that model")
+
+
+def test_steps_and_history_are_numbers_of_their_range(tmp_path: Path) -> None:
+    """Optuna's own viewers read the ranges."""
+    record = PlanRecord(tmp_path / "plans.journal", "this model", history=3)
+    record.add(WHOLE)
+    (trial,) = record.study.trials
+    assert record.study.study_name == "plans" and trial.params == {"computed": 3, "history": 3}
+    assert trial.distributions == {"computed": IntDistribution(1, 10_000), "history": IntDistribution(1, 16)}
+    assert trial.user_attrs == {"computed_steps": [0, 3, 7], "generations": 0.8, "error": WHOLE.error}
+    assert record.study.user_attrs == {"made_for": "this model"}
+    assert record.study.direction is StudyDirection.MAXIMIZE

@@ -30,3 +30,10 @@ def test_plans_that_are_foreseen_alike_count_as_one() -> None:
 def test_without_a_plan_there_is_no_scale() -> None:
     with pytest.raises(ValueError, match="one plan that was run"):
         Scale([])
+
+
+def test_plans_at_the_border_are_two_and_a_group_is_as_wide_as_from_its_first() -> None:
+    assert Scale([(30.0, 50.0), (30.0 + APART, 57.0)])(30.0) == pytest.approx(50.0)
+    chain = Scale([(30.0, 50.0), (30.75, 52.0), (31.5, 60.0)])
+    assert chain(30.375) == pytest.approx(51.0) and chain(31.5) == pytest.approx(60.0)
+    assert chain.levels.tolist() == [30.375, 31.5]

@@ -131,3 +131,41 @@ def test_moves_are_all_that_are_described(plan: Steps) -> None:
 
 def test_decibels() -> None:
     assert Judged((0,), math.log(1e-4), 0.0).decibels == pytest.approx(40.0)
+
+
+def test_what_is_predicted_as_good_as_the_best_is_tried_where_nothing_worse_may_be() -> None:
+    referee = Referee(lambda plan: float(plan != (0, 2, 5)))
+    state = found(referee, [(0, 2, 5)], lambda plan: 7.0, worse=0.0)
+    assert set(state.judged) == {(0, 2, 5), *moves((0, 2, 5), N)}
+    equal = sorted(set(state.judged) - {(0, 2, 5)})
+    assert [one.computed for one in state.ranked()] == [(0, 2, 5), *equal], "of equal ones the first by its steps"
+    alike = found(Referee(lambda plan: 1.0), equal[::-1], lambda plan: 7.0, generations=4.0)
+    assert alike.best.computed == min(alike.judged)
+
+
+def test_each_move_goes_from_the_best_so_far_and_stays_within_three_decibels() -> None:
+    """True and predicted damage differ, so that the best changes in the middle of its neighbours."""
+
+    def true(plan: Steps) -> float:
+        return distance(plan) + 0.1 * (sum(plan) % 3)
+
+    def predicted(plan: Steps) -> float:
+        return abs(plan[1] - 4.3) + abs(plan[2] - 7.4) + 3.0
+
+    referee, heard = Referee(true), list[Judged]()
+    state = found(referee, [(0, 1, 3)], predicted, tick=heard.append)
+    assert heard == list(state.judged.values())
+    best = None
+    for plan, incumbent in referee.asked:
+        assert incumbent == best
+        if incumbent is not None:
+            assert plan in set(moves(incumbent, N))
+            assert predicted(plan) <= predicted(incumbent) * 10.0**0.3
+        best = plan if best is None or (true(plan), plan) < (true(best), best) else best
+    assert state.best.computed == best
+
+
+def test_without_further_words_one_prompt_judges() -> None:
+    """3 computed of 10 steps cost 0.3 generations."""
+    for generations, judged in ((0.29, 0), (0.3, 1)):
+        assert len(found(Referee(distance), [(0, 1, 2)], distance, generations).judged) == judged

@@ -12,8 +12,11 @@ import pytest
 import fastercache as fc
 from fastercache.experiments.jobs import planning
 from fastercache.experiments.pipelines import Subject
+from fastercache.model.hooks import MethodTap
 from fastercache.policies.errors import MeasurementError
-from fastercache.tuner.planning.seconds import Seconds
+from fastercache.policies.predictors.fitted import Fitted, Stretch
+from fastercache.tuner.planning import seconds as module
+from fastercache.tuner.planning.seconds import Seconds, _every_second
 from fastercache.tuner.setting import Setting
 
 STEPS = 6
@@ -102,3 +105,52 @@ def test_an_objective_that_does_not_exist_is_named() -> None:
     assert planning.objective_called("time") is planning.Objective.TIME
     with pytest.raises(fc.InvalidPolicy, match="no objective is called 'speed': give flops or time"):
         planning.objective_called("speed")
+
+
+def test_a_limit_that_is_just_kept_is_kept_and_seconds_are_shown_as_they_are_read() -> None:
+    seconds = Seconds(8, computed=1.0, skipped=0.5, rest=2.0)  # 6.5 s with one computed step
+    assert [seconds.most(limit) for limit in (6.5 - 2**-20, 6.5, 7.0, 10.0)] == [0, 1, 2, 8]
+    assert Seconds(8, computed=1.0, skipped=0.01, rest=0.0099).words == (
+        "a computed step takes 1.00 s here, a skipped one 10 ms, and the rest of a call 9.9 ms"
+    )
+    assert seconds.payload() == {"steps": 8, "computed": 1.0, "skipped": 0.5, "rest": 2.0}
+
+
+def test_what_is_timed_computes_every_second_step_and_mixes_as_many_outputs_as_a_plan() -> None:
+    plan = _every_second(7, 2)
+    weights = [(1, (1.0,)), (3, (0.5, 0.5)), (5, (0.5, 0.5))]
+    stretches = tuple(Stretch(after=k - 1, start=k, outputs=outputs, input=1.0) for k, outputs in weights)
+    assert plan == fc.Planned(steps=7, computed=(0, 2, 4, 6), stand_in=Fitted(stretches=stretches, variance=True))
+
+
+def test_the_first_run_is_not_timed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs are made, which take 100 s, 4 s and 6 s longer than their parts."""
+    longer = [100.0, 4.0, 6.0]
+    original = module.run_under
+
+    def slowly(*args: Any) -> Any:
+        video, trace, seconds = original(*args)
+        return video, trace, seconds + longer.pop(0)
+
+    monkeypatch.setattr(module, "run_under", slowly)
+    found = Seconds.measured(setting, setting.cases(["a"])[0])
+    assert not longer and found.rest == TEXT + DECODER + 5.0
+    assert (found.computed, found.skipped) == (DENOISER + SCHEDULER, SCHEDULER)
+
+
+def test_a_scheduler_that_is_called_twice_a_step_ends_it_the_second_time(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+
+    def now() -> float:
+        heard.append(len(heard))
+        return time.perf_counter() if len(heard) % 2 == 0 else 1000.0 * len(heard) ** 2
+
+    def tapped(owner: Any, name: str, after: Callable[[Any], None]) -> MethodTap:
+        return MethodTap(owner, name, lambda result: [after(result) for _ in range(2)] and None)
+
+    monkeypatch.setattr(module, "now", now)
+    monkeypatch.setattr(module, "MethodTap", tapped)
+    found = Seconds.measured(setting, setting.cases(["a"])[0])
+    assert found == Seconds(STEPS, DENOISER + SCHEDULER, SCHEDULER, TEXT + DECODER)
