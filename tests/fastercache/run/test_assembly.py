@@ -68,7 +68,7 @@ class Played:
         return told_by(result)
 
     def end(self, index: int) -> None:
-        self.assembly.release(self.cond_last)
+        self.assembly.release(index, self.cond_last)
         for unit in self.units.values():
             unit.release(index)
 

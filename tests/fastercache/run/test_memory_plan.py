@@ -88,17 +88,20 @@ def test_a_forecast_is_made_anew_where_the_plan_or_the_shapes_or_the_calls_are_o
     rows = tuple(fc.Row(sites=site.name, branch="cond", steps="CRC") for site in (MODULE, OTHER))
     plan, again = (RunPlan.of(fc.Schedule(rows=rows), run) for _ in range(2))
     forecast = MemoryForecast(None)
-    first = forecast.of(plan, [MODULE], shapes(), SEPARATE)
+    first = forecast.of(plan, [MODULE], shapes(), SEPARATE, False)
     assert first.by_site == {MODULE.name: ONE}, "of the other site nothing is known"
-    assert forecast.of(plan, [MODULE], shapes(), SEPARATE) is first
-    other_plan = forecast.of(again, [MODULE], shapes(), SEPARATE)
+    assert forecast.of(plan, [MODULE], shapes(), SEPARATE, False) is first
+    other_plan = forecast.of(again, [MODULE], shapes(), SEPARATE, False)
     assert other_plan is not first and other_plan == first
-    wider = forecast.of(again, [MODULE], shapes(((1, 1), torch.float32)), SEPARATE)
+    wider = forecast.of(again, [MODULE], shapes(((1, 1), torch.float32)), SEPARATE, False)
     assert wider.by_site == {MODULE.name: ONE + 4}
-    both = forecast.of(again, [MODULE, OTHER], shapes(), SEPARATE)
+    both = forecast.of(again, [MODULE, OTHER], shapes(), SEPARATE, False)
     assert both.by_site == {MODULE.name: ONE, OTHER.name: ONE} and both.per_step == [2 * ONE, 0, 0]
-    assert forecast.of(again, [MODULE, OTHER], shapes(), BATCHED) is not both
-    halved = MemoryForecast(torch.float16).of(again, [MODULE, OTHER], shapes(), SEPARATE)
+    assert forecast.of(again, [MODULE, OTHER], shapes(), BATCHED, False) is not both
+    assert forecast.of(again, [MODULE, OTHER], shapes(), BATCHED, True) is not forecast.of(
+        again, [MODULE, OTHER], shapes(), BATCHED, False
+    )
+    halved = MemoryForecast(torch.float16).of(again, [MODULE, OTHER], shapes(), SEPARATE, False)
     assert halved.per_step == [ONE, 0, 0]
 
 
@@ -107,7 +110,7 @@ def test_of_a_dynamic_policy_the_forecast_is_its_bound_at_the_sites_that_are_kno
     run = Run.of(4, branches=("cond",), sites=[MODULE, OTHER])
     plan = RunPlan.of(policy, run)
     assert plan.table is None
-    found = MemoryForecast(None).of(plan, [OTHER], shapes(), SEPARATE)
+    found = MemoryForecast(None).of(plan, [OTHER], shapes(), SEPARATE, False)
     (assigned,) = [one for site, one in plan.assigned.items() if site == OTHER]
     remembers = assigned.rule.remembers  # type: ignore[union-attr]
     assert found.by_site == {OTHER.name: ONE + remembers * ONE} and not found.exact

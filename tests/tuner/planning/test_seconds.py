@@ -117,9 +117,9 @@ def test_a_limit_that_is_just_kept_is_kept_and_seconds_are_shown_as_they_are_rea
 
 
 def test_what_is_timed_computes_every_second_step_and_mixes_as_many_outputs_as_a_plan() -> None:
-    plan = _every_second(7, 2)
+    plan = _every_second(7, 2, 0.5)
     weights = [(1, (1.0,)), (3, (0.5, 0.5)), (5, (0.5, 0.5))]
-    stretches = tuple(Stretch(after=k - 1, start=k, outputs=outputs, input=1.0) for k, outputs in weights)
+    stretches = tuple(Stretch(after=k - 1, start=k, outputs=outputs, input=0.5) for k, outputs in weights)
     assert plan == fc.Planned(steps=7, computed=(0, 2, 4, 6), stand_in=Fitted(stretches=stretches, variance=True))
 
 
