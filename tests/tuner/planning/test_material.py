@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,24 @@ def same(one: Material, other: Material) -> bool:
         for a, b in values
         for x, y in zip([*a.latents, *a.outputs], [*b.latents, *b.outputs], strict=True)
     )
+
+
+def test_the_price_is_what_the_first_recording_took(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that stands still but while something is generated, which takes 3 s."""
+    clock = [100.0]
+    generate = Setting.generate
+
+    def slowly(self: Setting, case: Any) -> Any:
+        clock[0] += 3.0
+        return generate(self, case)
+
+    monkeypatch.setattr(Setting, "generate", slowly)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    priced: list[float] = []
+    material(References(setting, tmp_path), setting.cases(["one", "two"]), priced=priced.append)
+    assert priced == [3.0]
 
 
 def test_each_prompt_is_recorded_once_told_and_read_again(setting: Setting, tmp_path: Path) -> None:
