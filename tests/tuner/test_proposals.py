@@ -169,6 +169,20 @@ def test_the_best_so_far_is_the_cheapest_that_is_good(monkeypatch: pytest.Monkey
     assert set(told) == {1.0}
 
 
+def test_what_was_seen_is_known_by_its_behaviour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot be applied has none."""
+    told: list[set[str]] = []
+    monkeypatch.setattr(Followed, "_admit", lambda self, params, best, known, pool: told.append(known))
+    forecast = MODEL.forecast(fc.FasterCache())
+    assert forecast is not None
+    for found, expected in ((forecast, {forecast.behaviour}), (None, set())):
+        told.clear()
+        made = Followed(admits=False)
+        monkeypatch.setattr(made, "_forecast", lambda policy, found=found: found)
+        made.propose(SEEN, np.random.default_rng(0))
+        assert told and all(known == expected for known in told)
+
+
 def test_a_policy_is_forecast_once_and_one_that_cannot_be_applied_has_no_forecast() -> None:
     asked: list[fc.Policy] = []
 
