@@ -53,6 +53,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("policies/test_signals fastercache/run/test_signals", "policies/signals"),
         *_of(
             "policies/predictors/test_predictors policies/predictors/test_forecasts_of_2026 "
+            "policies/predictors/test_fitted "
             "policies/methods/test_published policies/methods/test_methods",
             "policies/predictors/forecasts",
             "policies/predictors/history",

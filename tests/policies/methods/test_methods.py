@@ -396,3 +396,10 @@ def test_every_method_cites_its_paper() -> None:
         cited = cls.citation
         assert cited is not None, name
         assert cited.url.startswith("https://") and 2015 < cited.year < 2030 and cited.reuses and cited.authors
+
+
+def test_a_value_older_than_the_interval_is_not_reused() -> None:
+    """Where a step that was due was not reached, since an outer site was reused then: 4 is not due, 3 was."""
+    policy = DynamicReuse(interval=3, start=0.0)
+    step = Run.of(9).steps[4]
+    assert [policy.reuse(state, step) for state in (None, 0, 1, 2, 3)] == [False, False, False, True, True]
