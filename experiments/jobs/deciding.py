@@ -113,7 +113,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
             "fastercache/run/clock",
         ),
         *_of("fastercache/run/test_jury fastercache/run/test_signals", "fastercache/run/signals"),
-        *_of("fastercache/run/test_store", "fastercache/run/rows"),
+        *_of("fastercache/run/test_store fastercache/run/test_units", "fastercache/run/rows"),
         *_of("fastercache/model/test_rows", "fastercache/model/rows"),
         *_of("fastercache/model/test_branch_finder fastercache/model/test_branches", "fastercache/model/branches"),
         *_of("fastercache/model/test_grids", "fastercache/model/grids"),
