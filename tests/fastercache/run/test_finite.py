@@ -79,13 +79,19 @@ class Slow:
         self.journal.append("waited")
 
 
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every sum is on its way for two steps; `waited` is noted for each that was waited for."""
+    sent, noted = Sent.of, list[str]()
+    monkeypatch.setattr(Sent, "of", lambda parts: replace(sent(parts), arrived=Slow(noted)))
+    return noted
+
+
 @pytest.mark.parametrize(("at", "told", "waited"), [(1, [False] * 5, 0), (4, [*[False] * 5, True], 3)])
 def test_a_device_that_is_behind_is_waited_for_at_the_end_only(
-    at: int, told: list[bool], waited: int, monkeypatch: pytest.MonkeyPatch
+    at: int, told: list[bool], waited: int, journal: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mark is asked for twice before it has arrived: step 1 is read at step 4, step 4 at the run's end."""
-    sent, journal = Sent.of, []
-    monkeypatch.setattr(Sent, "of", lambda parts: replace(sent(parts), arrived=Slow(journal)))
     s = specimen("latte")
     ended: list[bool] = []
     with fc.attach(s.pipe, fc.NoCache(sites="denoiser")) as session:
@@ -106,10 +112,8 @@ def heard(check: Any, ended: list[bool]) -> Any:
     return noted
 
 
-def test_a_call_that_ends_early_is_still_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_ends_early_is_still_checked(journal: list[str]) -> None:
     """What was on its way when the pipeline returned before its last step is read then."""
-    sent, journal = Sent.of, []
-    monkeypatch.setattr(Sent, "of", lambda parts: replace(sent(parts), arrived=Slow(journal)))
     s = specimen("wan")
 
     def interrupt(pipe: Any, step: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

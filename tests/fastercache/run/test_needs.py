@@ -18,14 +18,8 @@ from fastercache.zoo.specimen import Specimen
 K = 2
 
 
-class Fitted(fc.Predictor):
-    """F(step) = sum_p w_p(step) F_p + w_x(step) x(step) - 0.1 x(newest computed), the weights by step index."""
-
-    name: ClassVar[str] = "fitted_here"
-
-    @property
-    def depth(self) -> int:
-        return K
+class KeepsInput(fc.Predictor):
+    """Keeps the denoiser's input beside each computed value, as a pair."""
 
     @property
     def needs(self) -> fc.Signal:
@@ -33,6 +27,16 @@ class Fitted(fc.Predictor):
 
     def keep(self, value: Tensor, seen: Tensor | None) -> Any:
         return value, seen
+
+
+class Fitted(KeepsInput):
+    """F(step) = sum_p w_p(step) F_p + w_x(step) x(step) - 0.1 x(newest computed), the weights by step index."""
+
+    name: ClassVar[str] = "fitted_here"
+
+    @property
+    def depth(self) -> int:
+        return K
 
     def predict(self, past: Sequence[fc.Past], now: fc.Now) -> Tensor:
         assert now.seen is not None

@@ -19,6 +19,7 @@ from fastercache.policies.vocabulary import Kind, Run, Site
 from fastercache.run.memory import ValueShapes, bound_dynamic
 from fastercache.run.rows import Rows
 from fastercache.run.store import History, map_tensors, storages, tensors_in
+from tests.fastercache.run.test_needs import KeepsInput
 
 BRANCHES = ("cond", "uncond", "perturbed")
 COUNT = 9
@@ -171,17 +172,10 @@ def test_the_bound_of_a_dynamic_policy_is_its_predictors_past_and_what_its_rule_
     assert static.peak == own * 3
 
 
-class Keeping(fc.Predictor):
+class Keeping(KeepsInput):
     """Gives what was seen with the newest value plus ten times what is seen now; the value itself where nothing is."""
 
     name: ClassVar[str] = "keeping_store"
-
-    @property
-    def needs(self) -> fc.Signal:
-        return fc.Signal.INPUT
-
-    def keep(self, value: Tensor, seen: Tensor | None) -> Any:
-        return value, seen
 
     def predict(self, past: Sequence[fc.Past], now: fc.Now) -> Tensor:
         value, seen = past[-1].value
