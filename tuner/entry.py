@@ -57,6 +57,7 @@ def tune(
     logdir: str | Path | None = None,
     video: Callable[[Any], Tensor] | None = None,
     told: Told = lambda doing, spent: None,
+    place: int = 0,
 ) -> Study:
     """Search the cheapest policy within a budget; call it again with the same arguments to go on.
 
@@ -86,6 +87,8 @@ def tune(
         logdir: folder for TensorBoard: each trial's settings and figures under HPARAMS.
         video: turns the pipeline's output into a video (F, 3, H, W) in [0, 1], where it is not diffusers' own.
         told: progress of planning: what is done, and generations spent.
+        place: number of the search prompt whose reference is made first. Workers that share `references` and begin at
+            different ones make each of them once.
 
     Raises:
         InvalidBudget, InvalidPolicy: for what cannot be read or searched.
@@ -105,6 +108,7 @@ def tune(
         seed=seed,
         video=video,
         max_cache_bytes=None if budget.cache is None else int(budget.cache.most),
+        place=place,
     )
     library = Library(evaluator, evaluator.cases(prompts), out / "calibration.json", fixed, bounds)
     searched, guests = _with_plans(policy, evaluator, prompts, budget, out, references, told)

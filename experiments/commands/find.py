@@ -101,6 +101,9 @@ def tune(
         ),
     ] = None,
     storage: Storage = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, metavar="N", help="Search with N processes, one for each GPU in turn.")
+    ] = 1,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config.")] = Path("tuned.json"),
     steps: Steps = None,
     guidance: Guidance = None,
@@ -152,6 +155,7 @@ def tune(
             trials=trials,
             seconds=time_limit,
             storage=storage,
+            workers=workers,
             references=None if study is not None else base.parent / f"{Path(pipe).name}-references",
             show=not as_json,
         ),

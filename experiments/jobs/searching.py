@@ -20,6 +20,7 @@ from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs.outcome import sentence
+from fastercache.experiments.jobs.workers import Order, devices, joined
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, check_writable, read_model, write_json
 from fastercache.policies.wording import counted, lasting
@@ -146,6 +147,7 @@ def study_of(
     references: Path | None = None,
     logdir: Path | None = None,
     storage: str | None = None,
+    place: int = 0,
 ) -> Study:
     """The job's study, continued by up to `trials` trials in all; 0 only opens it.
 
@@ -170,6 +172,7 @@ def study_of(
         logdir=logdir,
         storage=storage,
         name=folder.name,
+        place=place,
     )
 
 
@@ -210,12 +213,13 @@ def search(
     seconds: float | None,
     storage: str | None = None,
     references: Path | None = None,
+    workers: int = 1,
     show: bool,
 ) -> dict[str, Any]:
     """Search, measure the best policy on the held-out prompts, export it to `out`.
 
     `seconds`: of the whole command: measuring on the held-out prompts gets its share. `references`: folder of the
-    uncached references, where several studies share it.
+    uncached references, where several studies share it. `workers`: processes that search, this one among them.
 
     Raises:
         InvalidPolicy: if the time leaves nothing to search in.
@@ -239,7 +243,21 @@ def search(
     if seconds is not None:
         assert uncached is not None
         searching = remaining(seconds, began, uncached, len(job.held_out))
-    with watched(trials, seconds, began) as (tick, told):
+    team = [
+        Order(
+            folder=folder,
+            device=device,
+            trials=trials,
+            seconds=searching,
+            storage=storage,
+            references=references,
+            place=i * len(job.prompts) // workers,
+        )
+        for i, device in enumerate(devices(job.device, workers))
+    ][1:]
+    if team:  # made, calibrated and seeded before the others begin
+        study_of(subject, job, folder, trials=0, seconds=None, references=references, storage=storage)
+    with watched(trials, seconds, began) as (tick, told), joined(team):
         logdir = folder / "tensorboard"
         study = study_of(
             subject,
