@@ -1,9 +1,9 @@
 """Many workers on one study, measured: what each adds, and what is left of a study when one is killed.
 
-`python -m fastercache.experiments.jobs.scaling MODEL --storage postgresql://USER@HOST/DATABASE` runs `fastercache tune`
-with 1, 2 and 4 workers; with two, one of which is killed by SIGKILL in the middle of a trial; as eight commands that are
-started at once on a new study; and, where `--restart` gives a command that stops the database for a while, with two
-through that. Each time the study is read afterwards: is a trial lost, is one run twice, is the best the same?
+`python -m fastercache.experiments.jobs.scaling MODEL --storage postgresql://USER@HOST/DATABASE` runs `fastercache
+tune` with 1, 2 and 4 workers; with two, one of which is killed by SIGKILL in the middle of a trial; as eight commands
+that start at once on a new study; and, where `--restart` gives a command that stops the database for a while, with
+two through that. Each time the study is read afterwards: is a trial lost, is one run twice, is the best the same?
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs.outcome import sentence
-from fastercache.experiments.jobs.workers import Order, devices, joined
+from fastercache.experiments.jobs.workers import Searching, devices, joined
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, check_writable, read_model, write_json
 from fastercache.policies.wording import counted, lasting
@@ -244,7 +244,7 @@ def search(
         assert uncached is not None
         searching = remaining(seconds, began, uncached, len(job.held_out))
     team = [
-        Order(
+        Searching(
             folder=folder,
             device=device,
             trials=trials,

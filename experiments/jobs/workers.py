@@ -1,7 +1,8 @@
-"""`tune --workers N`: further processes that search one study with the command, one for each GPU where there are some.
+"""`--workers N`: further processes that work with a command, one for each GPU where there are some.
 
-A worker is `python -m fastercache.experiments.jobs.workers`, told on standard input what to do, so that a database's
-password stands in no list of processes. What it would print goes to a log in the study's folder.
+With `tune` they search one study together; with `plan` they record the search prompts together. A worker is `python
+-m fastercache.experiments.jobs.workers`, told on standard input what to do, so that a database's password stands in
+no list of processes. What it would print goes to a log in the command's folder.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from fastercache.experiments.console import say
 from fastercache.policies.methods.planned import Planned
 from fastercache.policies.wording import counted
+from fastercache.prompts import prompts_of
 from fastercache.tuner import Record, Study
+from fastercache.tuner.planning.material import material
+from fastercache.tuner.setting import References, Setting
 
 PATIENCE = 20.0
 """Seconds that a worker gets to put its trial back when the command is interrupted."""
@@ -34,19 +39,35 @@ class Order(BaseModel):
     """What a worker is to do.
 
     Attributes:
-        folder: of the study, which holds its job. device: the worker's own.
-        trials, seconds, storage, references: as of the command.
-        place: the number of the search prompt whose reference it makes first, so that the workers share them.
+        folder: of the command; a search's folder holds its job. device: the worker's own.
+        references: folder of the uncached references, where it is shared.
+        place: which of the search prompts the worker begins with, so that the workers share them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     folder: Path
     device: str
-    trials: int
-    seconds: float | None
-    storage: str | None
-    references: Path | None
     place: int
+    references: Path | None = None
+
+
+class Searching(Order):
+    """Search a study. `trials`, `seconds`, `storage`: as of the command."""
+
+    trials: int
+    seconds: float | None = None
+    storage: str | None = None
+
+
+class Recording(Order):
+    """Record every `of`-th search prompt from `place` on. `pipe`, `dtype`, `call`: how the pipeline is opened."""
+
+    pipe: str
+    dtype: str
+    call: dict[str, Any]
+    prompts: tuple[str | dict[str, Any], ...]
+    seed: int
+    of: int
 
 
 def command() -> list[str]:
@@ -133,7 +154,15 @@ def joined(orders: Sequence[Order]) -> Iterator[None]:
                 say(f"warning: worker {worker.number} ended with status {status}; its log is {worker.log}")
 
 
-def work(order: Order) -> None:
+def work(order: Searching | Recording) -> None:
+    """Do what is ordered."""
+    if isinstance(order, Searching):
+        search(order)
+    else:
+        record(order)
+
+
+def search(order: Searching) -> None:
     """Search as the command does, until the study has its trials or the command is gone."""
     from fastercache.experiments.jobs.searching import Job, study_of
 
@@ -141,7 +170,7 @@ def work(order: Order) -> None:
 
     def watched(study: Study, record: Record) -> None:
         if os.getppid() != parent:
-            raise Orphaned(f"the command that started this worker is gone; the study in {order.folder} goes on with it")
+            raise Orphaned(f"the command that started this worker is gone; the study in {order.folder} can go on")
 
     job = Job.load(order.folder)
     # The command plans; the plans are trials that any worker may take.
@@ -161,5 +190,16 @@ def work(order: Order) -> None:
     )
 
 
+def record(order: Recording) -> None:
+    """Record a share of the search prompts; the command reads the recordings from the folder."""
+    from fastercache.experiments.pipelines import open_pipeline
+
+    subject = open_pipeline(order.pipe, device=order.device, dtype=order.dtype, **order.call)
+    setting = Setting(subject.pipe, subject.call, order.seed)
+    mine = setting.cases(prompts_of(order.prompts))[order.place :: order.of]
+    if mine:
+        material(References(setting, order.references or order.folder / "references"), mine)
+
+
 if __name__ == "__main__":
-    work(Order.model_validate_json(sys.stdin.read()))
+    work(TypeAdapter[Searching | Recording](Searching | Recording).validate_json(sys.stdin.read()))

@@ -13,12 +13,15 @@ import pytest
 import torch
 
 import fastercache as fc
+from fastercache.experiments import pipelines
 from fastercache.experiments.jobs import searching, workers
 from fastercache.experiments.jobs.searching import Job
-from fastercache.experiments.jobs.workers import Order, Orphaned, devices, joined, threads_shared, work
+from fastercache.experiments.jobs.workers import Orphaned, Recording, Searching, devices, joined, threads_shared, work
 from fastercache.experiments.pipelines import Subject
 from fastercache.tuner.entry import JOURNAL
+from fastercache.tuner.planning.material import material, recorded
 from fastercache.tuner.record import SPENT, records
+from fastercache.tuner.setting import References, Setting
 from fastercache.tuner.storage import open_storage
 from tests.tuner.conftest import CALL, SEARCH
 
@@ -36,11 +39,9 @@ except KeyboardInterrupt:
 """
 
 
-def order(folder: Path, **changes: Any) -> Order:
-    given: dict[str, Any] = {
-        "folder": folder, "device": "cpu", "trials": 5, "seconds": None, "storage": None, "references": None, "place": 0,
-    }  # fmt: skip
-    return Order(**given | changes)
+def order(folder: Path, **changes: Any) -> Searching:
+    given: dict[str, Any] = {"folder": folder, "device": "cpu", "trials": 5, "place": 0}
+    return Searching(**given | changes)
 
 
 def instead(monkeypatch: pytest.MonkeyPatch, script: str, *words: str) -> None:
@@ -73,7 +74,7 @@ def test_an_order_goes_over_standard_input_and_stands_in_no_list_of_processes(
     with joined([told]):
         pass
     text, threads, words = (tmp_path / "workers" / "2.log").read_text().rsplit(maxsplit=2)
-    assert Order.model_validate_json(text) == told
+    assert Searching.model_validate_json(text) == told
     assert (threads, words) == ("2", "1")
 
 
@@ -125,7 +126,7 @@ def test_a_worker_searches_the_study_without_planning_again(study: Path, monkeyp
 def test_a_worker_ends_after_its_trial_once_the_command_is_gone(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parents = iter([7, 7, 1])
     monkeypatch.setattr(os, "getppid", lambda: next(parents, 1))
-    with pytest.raises(Orphaned, match="goes on with it"):
+    with pytest.raises(Orphaned, match="can go on"):
         work(order(study, trials=9))
     kept = optuna.load_study(storage=open_storage(study / JOURNAL), study_name=None)
     assert [r.source for r in records(kept)] == ["no_cache", "default"]  # what was finished before and in this trial
@@ -142,3 +143,24 @@ def test_workers_begin_with_different_references(tiny_latte: Any, tmp_path: Path
     with evaluator:
         found = evaluator.evaluate(fc.NoCache(), cases)
     assert made == [1, 2, 0] and len(found.values["psnr"]) == 3
+
+
+def test_recordings_are_shared_and_all_of_them_are_read_afterwards(
+    tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers and the command make every second and third; then nothing is generated again."""
+    monkeypatch.setattr(pipelines, "open_pipeline", lambda name, **_: Subject(name, tiny_latte, dict(CALL), False))
+    prompts = ("a", "b", {"prompt": "c", "seed": 40}, "d")
+    for place in (1, 2):
+        work(
+            Recording(
+                folder=tmp_path, device="cpu", place=place, pipe="tiny", dtype="auto", call={}, prompts=prompts, seed=5,
+                of=3,
+            )
+        )  # fmt: skip
+    setting = Setting(tiny_latte, CALL, 5)
+    references, cases = References(setting, tmp_path / "references"), setting.cases(prompts)
+    assert [case.seed for case in recorded(references, cases)] == [6, 40]
+    material(references, cases[::3])
+    monkeypatch.setattr(Setting, "generate", lambda *_: pytest.fail("nothing is generated twice"))
+    assert material(references, cases).spent == 4.0
