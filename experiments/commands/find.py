@@ -13,6 +13,7 @@ from fastercache.experiments.commands.options import (
     Count,
     Device,
     Dtype,
+    Estimate,
     Guidance,
     Json,
     Metrics,
@@ -22,6 +23,8 @@ from fastercache.experiments.commands.options import (
     Seed,
     Steps,
     Storage,
+    Tflops,
+    estimated,
     finish,
     opened,
 )
@@ -62,9 +65,17 @@ def tune(
         str,
         typer.Option(
             "--budget",
-            help="Quality to keep: `psnr>=30`, `ssim>=0.95`, `p90:psnr>=28,cache<=2GiB`; in quotes.",
+            help="Quality to keep: `psnr>=30`, `ssim>=0.95,time<=8s`, `p90:psnr>=28,cache<=2GiB`; in quotes.",
         ),
     ] = "psnr>=30",
+    objective: Annotated[
+        str,
+        typer.Option(
+            "--objective",
+            metavar="flops|time",
+            help="What is minimised: computed FLOPs, or seconds of a call on the machine that begins the study.",
+        ),
+    ] = "flops",
     policies: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,6 +113,8 @@ def tune(
     ] = None,
     storage: Storage = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config.")] = Path("tuned.json"),
+    estimate: Estimate = False,
+    tflops: Tflops = None,
     steps: Steps = None,
     guidance: Guidance = None,
     call: Call = None,
@@ -120,7 +133,11 @@ def tune(
 
     `fastercache tune latte-digits --budget 'psnr>=30' --time-limit 600`
 
+    `fastercache tune latte-digits --policy any --objective time`, or `--budget 'psnr>=30,time<=1.5s'`
+
     `fastercache tune latte-digits --policy any --trials 80`, or `--policy foca --policy teacache`
+
+    `fastercache tune ./config-only --estimate --tflops 40`: what it would cost, before any weight is there
 
     `fastercache tune ./my-latte --prompts search.txt --held-out others.txt --budget 'ssim>=0.95' --set interval=2`
     """
@@ -141,7 +158,14 @@ def tune(
         device=device,
         dtype=dtype,
         seed=seed,
+        objective=objective,
+        made_up=count if estimated(estimate, tflops) else 0,
     )
+    if estimate:
+        from fastercache.experiments.jobs import estimating
+
+        subject = opened(pipe, device, dtype, call, steps, guidance, weights=False)
+        return finish(estimating.tune(subject, job, trials=trials, tflops=tflops, show=not as_json), as_json)
     base = Path("tuning") / f"{Path(pipe).name}-{'+'.join(job.policies)}"
     folder = study or (base if storage is not None else searching.folder_for(job, base))
     finish(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,16 @@ from fastercache.policies.documents import check_writable
 from fastercache.policies.errors import BudgetNotMet, InvalidPolicy
 from fastercache.policies.wording import counted, lasting
 from fastercache.tuner import Budget
+from fastercache.tuner.clock import Objective
 from fastercache.tuner.planning.material import Told
 from fastercache.tuner.planning.opening import opened
 from fastercache.tuner.planning.planner import EFFORTS, Planner
 from fastercache.tuner.planning.room import HISTORY
-from fastercache.tuner.planning.seconds import RUNS, Seconds
+from fastercache.tuner.seconds import RUNS, Seconds
 from fastercache.tuner.setting import Setting
 
 TIMING = (1 + RUNS) / 2
 """Generations' worth of denoiser calls that timing steps takes: every second step of each run is computed."""
-
-
-class Objective(StrEnum):
-    """What a speedup is of: computed FLOPs, or seconds of a call on this machine."""
-
-    FLOPS = "flops"
-    TIME = "time"
-
-
-def objective_called(name: str) -> Objective:
-    """The objective of this name. Raises InvalidPolicy."""
-    if name not in set(Objective):
-        raise InvalidPolicy(f"no objective is called '{name}': give {' or '.join(Objective)}")
-    return Objective(name)
 
 
 def plan(
@@ -71,9 +57,7 @@ def plan(
         InvalidPolicy: if neither or both of budgets and speedups are given.
         BudgetNotMet: if no plan does what is asked. MeasurementError: if steps cannot be timed that must be.
     """
-    if bool(budgets) == bool(speedups):
-        raise InvalidPolicy("say what the plan is for: --budget 'psnr>=45' or --speedup 5, one of the two")
-    questions: list[Budget | float] = list(dict.fromkeys([*map(Budget.parse, budgets), *speedups]))
+    questions = questions_of(budgets, speedups)
     wanted = [question for question in questions if isinstance(question, Budget)]
     for budget in wanted:
         tell(budget)
@@ -113,6 +97,13 @@ def plan(
     if cache is not None:
         say(f"{cache} leaves room for {planner.history} of {HISTORY} past outputs")
     return Outcome(subject, planner, found, held_out, named, seed, folder, seconds).shipped(out, show=show)
+
+
+def questions_of(budgets: Sequence[str], speedups: Sequence[float]) -> list[Budget | float]:
+    """What is asked, each once. Raises InvalidPolicy if neither or both of budgets and speedups are given."""
+    if bool(budgets) == bool(speedups):
+        raise InvalidPolicy("say what the plan is for: --budget 'psnr>=45' or --speedup 5, one of the two")
+    return list(dict.fromkeys([*map(Budget.parse, budgets), *speedups]))
 
 
 def _timed(planner: Planner) -> Seconds:

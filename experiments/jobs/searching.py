@@ -13,19 +13,20 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 import fastercache as fc
-from fastercache.experiments.arguments import assignments, metric_names, named, read_prompts
+from fastercache.experiments.arguments import assignments, metric_names, named
 from fastercache.experiments.bench.contest import METRICS, UNCACHED, Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
 from fastercache.experiments.console import progress, results, say
-from fastercache.experiments.jobs.outcome import sentence
-from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
+from fastercache.experiments.jobs.outcome import by_the_clock, sentence
+from fastercache.experiments.pipelines import Subject, given_prompts, open_pipeline, with_steps
 from fastercache.policies.documents import Missing, check_writable, read_model, write_json
 from fastercache.policies.wording import counted, lasting
 from fastercache.prompts import plain, prompts_of
 from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
-from fastercache.tuner.entry import JOURNAL, searchable
+from fastercache.tuner.clock import Objective, objective_called
+from fastercache.tuner.entry import JOURNAL
 from fastercache.tuner.export import searched
 from fastercache.tuner.library import check
 from fastercache.tuner.planning.material import Told
@@ -54,6 +55,7 @@ class Job(BaseModel):
         budget: the quality demanded. metrics: what is measured besides its metrics, PSNR and SSIM.
         policies, fields: what is searched (`any`: all there are), and the fields that are not.
         seed: of the noise and of the search.
+        objective: what is minimised, `flops` or `time`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -68,6 +70,12 @@ class Job(BaseModel):
     dtype: str = "auto"
     seed: int = 0
     metrics: tuple[str, ...] = ()
+    objective: str = str(Objective.FLOPS)
+
+    @property
+    def timed(self) -> bool:
+        """Whether steps have to be timed."""
+        return self.objective == Objective.TIME or Budget.parse(self.budget).time is not None
 
     def save(self, folder: Path, storage: str | None = None) -> None:
         """Write the job, also over one whose study never began.
@@ -170,6 +178,7 @@ def study_of(
         logdir=logdir,
         storage=storage,
         name=folder.name,
+        objective=job.objective,
     )
 
 
@@ -184,7 +193,7 @@ def watched(trials: int, seconds: float | None, began: float) -> Iterator[tuple[
 
         def tick(study: Study, record: Record) -> None:
             ran = sum(r.outcome in (Outcome.MEASURED, Outcome.STOPPED) for r in study.records)
-            saving = [r.speedup_flops or 1.0 for r in study.records if r.feasible]
+            saving = [1.0 / (r.cost or 1.0) for r in study.records if r.feasible]
             text = f"tuning, {counted(ran, 'trial')}, best {max(saving, default=1.0):.2f}x"
             bar.update(task, description=text, completed=time.monotonic() - began if seconds else ran)
 
@@ -230,6 +239,7 @@ def search(
     say(
         f"the price: at most {videos} ({counted(trials, 'trial')} of {counted(len(job.prompts), 'prompt')}, most are "
         f"stopped early), {len(job.prompts)} uncached ones before them, and the held-out prompts after them"
+        + ("; steps are timed once for the study, in some runs that compute every second one" if job.timed else "")
     )
     uncached = timed(subject, job, references or folder / "references", again=seconds is not None)
     if uncached is not None:
@@ -253,8 +263,11 @@ def search(
             logdir=logdir,
             storage=storage,
         )
-    best = study.best()
+    if study.time.table is not None:
+        table, where = study.time.table, "here" if study.time.elsewhere is None else f"on {study.time.table.hardware}"
+        say(f"by the clock, {table.told(where)}")
     say(f"search ended: {study.ended}")
+    best = study.best()
     if left_out := _left_out(study):
         say(f"not searched: {', '.join(left_out)} (--json says why)")
     return ship(subject, job, study, best, folder, out, show=show)
@@ -333,6 +346,8 @@ def ship(
         prompts = f"{held}{counted(own.prompts, 'search prompt')}"
         results.print(table(rows, f"{subject.name}, {record.policy.name} within {job.budget}: {prompts}"))
         say(sentence(study.records, record), results)
+        for line in _clock(study, record, rows[0] if job.held_out else None):
+            say(line, results)
         if kept is not None:
             verb = "kept" if kept else "missed"
             say(f"the budget {job.budget} is {verb} on the held-out prompts: {found}", results)
@@ -351,11 +366,31 @@ def ship(
         "kept_on_held_out": kept,
         "left_out": _left_out(study),
         "found": sentence(study.records, record),
+        "foreseen": None if record.foreseen is None else {"seconds": record.foreseen, **_foresight(study)},
         "trial": record.number,
         "trials": len(study.records),
         "ended": study.ended,
         "files": {"tuned": str(path), "study": str(folder), "tensorboard": str(folder / "tensorboard")},
     }
+
+
+def _clock(study: Study, record: Record, held_out: Row | None) -> list[str]:
+    """What was foreseen by the clock and what was measured, where steps were timed."""
+    if study.time.table is None or record.foreseen is None:
+        return []
+    uncached = study.time.table.of(study.time.table.steps)
+    wall = None if held_out is None else held_out.speedup_wall
+    lines = [by_the_clock(record.foreseen, uncached / record.foreseen, wall)]
+    if (found := study.foresight) is not None:
+        lines.append(f"foresight: {found.words}")
+    return lines
+
+
+def _foresight(study: Study) -> dict[str, Any]:
+    """How well seconds were foreseen, as `--json` says it."""
+    found = study.foresight
+    table = None if study.time.table is None else study.time.table.payload()
+    return {"trials": 0, "rank": None, "ratio": None, "table": table} | ({} if found is None else found._asdict())
 
 
 def against_fewer_steps(subject: Subject, record: Record, job: Job, folder: Path) -> Contest:
@@ -378,10 +413,17 @@ def against_fewer_steps(subject: Subject, record: Record, job: Job, folder: Path
 
 
 def keeps_budget(contest: Contest, budget: Budget) -> tuple[bool, str]:
-    """Whether the tuned policy keeps the budget on the contest's prompts, and its figures in words."""
+    """Whether the tuned policy keeps the budget on the contest's prompts, and its figures in words.
+
+    A limit of time is compared with what was measured here.
+    """
     runs = contest.figures(TUNED)
     values = {name: [float(run["quality"][name]) for run in runs] for name in budget.metrics}
-    return budget.violation(values) <= 0, budget.describe(values)
+    kept, found = budget.violation(values) <= 0, budget.describe(values)
+    if budget.time is not None:
+        seconds = contest.measured(TUNED).seconds
+        kept, found = kept and seconds <= budget.time.most, f"{found}, {seconds:.3g} s a call here"
+    return kept, found
 
 
 def beats_fewer_steps(contest: Contest) -> Verdict:
@@ -434,21 +476,21 @@ def job_of(
     device: str,
     dtype: str,
     seed: int,
+    objective: str = str(Objective.FLOPS),
+    made_up: int = 0,
 ) -> Job:
     """A job from what was typed; whatever is wrong with it is said before a model is loaded.
 
-    Reference models bring search and held-out prompts of their own. Raises as the parts do.
+    Reference models bring search and held-out prompts of their own; for an estimate of another some are made up, see
+    `given_prompts`. Raises as the parts do.
     """
     measured_by = metric_names(metrics)  # first: a budget may bound a metric of the user's own file
-    searchable(budget)
+    Budget.parse(budget)
     values, names = assignments(fields), tuple(map(named, policies)) or (fc.FasterCache.name,)
     check(names, values)
     given = {"num_inference_steps": steps, "guidance_scale": guidance}
     arguments = assignments(call) | {key: value for key, value in given.items() if value is not None}
-    prompts = read_prompts(prompt_file) if prompt_file else shipped_captions(pipe, "train")
-    held_out = read_prompts(held_out_file) if held_out_file else []
-    if not (prompt_file or held_out_file):
-        held_out = shipped_captions(pipe, "held_out")
+    prompts, held_out = given_prompts(pipe, prompt_file, held_out_file, made_up)
     chosen, measured = tuple(map(plain, prompts[:count])), tuple(map(plain, held_out[:count]))
     return Job(
         pipe=pipe,
@@ -462,4 +504,5 @@ def job_of(
         dtype=dtype,
         seed=seed,
         metrics=measured_by,
+        objective=str(objective_called(objective)),
     )
