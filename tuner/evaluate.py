@@ -14,12 +14,10 @@ from torch import Tensor
 import fastercache as fc
 from fastercache.analysis.metrics import measure, metric_called
 from fastercache.policies.errors import NotFinite
+from fastercache.policies.schedule import Table
 from fastercache.tuned import Measured
 from fastercache.tuner.setting import Case, References, Setting, as_video, run_bare, run_under
 from fastercache.tuner.simulate import CostModel
-
-Stop = Callable[[Mapping[str, Sequence[float]]], str | None]
-"""Told the values so far, per metric; a reason ends the evaluation early."""
 
 
 @dataclass
@@ -32,6 +30,7 @@ class Evaluation:
         seconds: wall time of each cached pipeline call, FLOP counting excluded.
         cached_bytes: the peak over all runs.
         stopped: why not all cases were run; None if they were.
+        tables: what each run decided.
     """
 
     values: dict[str, list[float]]
@@ -40,11 +39,16 @@ class Evaluation:
     seconds: list[float] = field(default_factory=list)
     cached_bytes: int = 0
     stopped: str | None = None
+    tables: list[Table] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
         """Computed over uncached FLOPs."""
         return self.flops / self.flops_full if self.flops_full else 1.0
+
+
+Stop = Callable[[Evaluation], str | None]
+"""Told what was measured so far; a reason ends the evaluation early."""
 
 
 class Evaluator:
@@ -162,7 +166,7 @@ class Evaluator:
         for i, case in enumerate(cases):
             self._add(result, case, self.run(policy, case))
             if stop is not None and i + 1 < len(cases):
-                result.stopped = stop(result.values)
+                result.stopped = stop(result)
                 if result.stopped is not None:
                     break
         return result
@@ -174,6 +178,7 @@ class Evaluator:
         result.flops += trace.total_flops
         result.flops_full += sum(trace.flops_full)
         result.seconds.append(seconds)
+        result.tables.append(trace.table)
         result.cached_bytes = max(result.cached_bytes, trace.cached_bytes)
 
     def compare(self, policy: fc.Policy, cases: Sequence[Case], repeats: int = 1) -> tuple[Measured, Evaluation]:

@@ -176,14 +176,35 @@ def _processor() -> float:
 
 
 def table(found: Sequence[Found]) -> Table:
-    """A line for each study; efficiency is trials by seconds of a worker, of those with one worker."""
+    """A line for each study; efficiency is trials by a worker's seconds, as a share of what one worker alone has."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "workers", "trials", "seconds", "efficiency", "never ended", "lost", "twice", "best"):
+    for heading in (
+        "",
+        "workers",
+        "trials",
+        "seconds",
+        "processor",
+        "efficiency",
+        "never ended",
+        "lost",
+        "twice",
+        "best",
+    ):
         shown.add_column(heading, justify="left" if heading in ("", "best") else "right")
     for one in found:
         alone = next((f for f in found if f.workers == 1), one)
         share = one.trials_per_worker_minute / alone.trials_per_worker_minute
-        row = one.case, one.workers, one.trials, f"{one.seconds:.0f}", f"{share:.0%}", one.running, one.lost, one.twice
+        row = (
+            one.case,
+            one.workers,
+            one.trials,
+            f"{one.seconds:.0f}",
+            f"{one.processor:.0f}",
+            f"{share:.0%}",
+            one.running,
+            one.lost,
+            one.twice,
+        )
         shown.add_row(*map(str, row), f"{one.best}, {1.0 / one.ratio:.2f}x")
     return shown
 

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from fastercache.experiments import pipelines
 from fastercache.experiments.console import say
+from fastercache.experiments.jobs.study_job import Job, study_of
+from fastercache.experiments.pipelines import Subject
 from fastercache.policies.methods.planned import Planned
 from fastercache.policies.wording import counted
-from fastercache.prompts import prompts_of
+from fastercache.prompts import plain, prompts_of
 from fastercache.tuner import Record, Study
-from fastercache.tuner.planning.material import material
-from fastercache.tuner.setting import References, Setting
+from fastercache.tuner.planning.material import Told, material
+from fastercache.tuner.setting import Case, References, Setting
 
 PATIENCE = 20.0
 """Seconds that a worker gets to put its trial back when the command is interrupted."""
@@ -154,6 +157,39 @@ def joined(orders: Sequence[Order]) -> Iterator[None]:
                 say(f"warning: worker {worker.number} ended with status {status}; its log is {worker.log}")
 
 
+def recorders(
+    subject: Subject, prompts: Sequence[str], folder: Path, workers: int, *, device: str, dtype: str, seed: int
+) -> list[Recording]:
+    """Orders for the workers that record a share of the search prompts each; the first share is the command's own."""
+    return [
+        Recording(
+            folder=folder,
+            device=own,
+            place=place,
+            of=workers,
+            pipe=subject.name,
+            dtype=dtype,
+            call=pipelines.with_steps(subject).call,
+            prompts=tuple(map(plain, prompts)),
+            seed=seed,
+        )
+        for place, own in enumerate(devices(device, workers))
+    ][1 : len(prompts)]
+
+
+def shared(
+    team: Sequence[Recording], told: Told, priced: Callable[[float], None]
+) -> Callable[[References, Sequence[Case]], None]:
+    """Records all cases with these workers, in the command's folder; without any it leaves them to the command."""
+
+    def record(references: References, cases: Sequence[Case]) -> None:
+        if team:
+            with joined(team):
+                material(references, cases[:: team[0].of], told=told, priced=priced)
+
+    return record
+
+
 def work(order: Searching | Recording) -> None:
     """Do what is ordered."""
     if isinstance(order, Searching):
@@ -164,8 +200,6 @@ def work(order: Searching | Recording) -> None:
 
 def search(order: Searching) -> None:
     """Search as the command does, until the study has its trials or the command is gone."""
-    from fastercache.experiments.jobs.searching import Job, study_of
-
     parent = os.getppid()
 
     def watched(study: Study, record: Record) -> None:
@@ -192,9 +226,7 @@ def search(order: Searching) -> None:
 
 def record(order: Recording) -> None:
     """Record a share of the search prompts; the command reads the recordings from the folder."""
-    from fastercache.experiments.pipelines import open_pipeline
-
-    subject = open_pipeline(order.pipe, device=order.device, dtype=order.dtype, **order.call)
+    subject = pipelines.open_pipeline(order.pipe, device=order.device, dtype=order.dtype, **order.call)
     setting = Setting(subject.pipe, subject.call, order.seed)
     mine = setting.cases(prompts_of(order.prompts))[order.place :: order.of]
     if mine:

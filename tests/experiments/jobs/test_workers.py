@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,19 @@ import torch
 
 import fastercache as fc
 from fastercache.experiments import pipelines
-from fastercache.experiments.jobs import searching, workers
-from fastercache.experiments.jobs.searching import Job
-from fastercache.experiments.jobs.workers import Orphaned, Recording, Searching, devices, joined, threads_shared, work
+from fastercache.experiments.jobs import workers
+from fastercache.experiments.jobs.study_job import Job
+from fastercache.experiments.jobs.workers import (
+    Orphaned,
+    Recording,
+    Searching,
+    devices,
+    joined,
+    recorders,
+    shared,
+    threads_shared,
+    work,
+)
 from fastercache.experiments.pipelines import Subject
 from fastercache.tuner.entry import JOURNAL
 from fastercache.tuner.planning.material import material, recorded
@@ -110,14 +122,14 @@ def study(tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def test_a_worker_searches_the_study_without_planning_again(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    original = searching.study_of
+    original = workers.study_of
 
     def watching(subject: Subject, job: Job, folder: Path, **given: Any) -> Any:
         seen.update(given, device=subject.name, policies=job.policies)
         seen["study"] = original(subject, job, folder, **given)
         return seen["study"]
 
-    monkeypatch.setattr(searching, "study_of", watching)
+    monkeypatch.setattr(workers, "study_of", watching)
     work(order(study, trials=2, place=1))
     assert (seen["device"], seen["policies"], seen["place"]) == ("cpu", ("fora",), 1)
     assert sum(r.outcome in SPENT for r in seen["study"].records) == 2
@@ -164,3 +176,27 @@ def test_recordings_are_shared_and_all_of_them_are_read_afterwards(
     material(references, cases[::3])
     monkeypatch.setattr(Setting, "generate", lambda *_: pytest.fail("nothing is generated twice"))
     assert material(references, cases).spent == 4.0
+
+
+def test_the_command_records_its_own_share_and_each_worker_another(
+    tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, prompts = Subject("tiny", tiny_latte, dict(CALL), False), ["a", "b", "c", "d", "e"]
+    team = recorders(subject, prompts, tmp_path, 3, device="cpu", dtype="auto", seed=5)
+    assert [(one.place, one.of, one.pipe, one.call) for one in team] == [(i, 3, "tiny", CALL) for i in (1, 2)]
+    assert recorders(subject, prompts, tmp_path, 1, device="cpu", dtype="auto", seed=5) == []
+    assert [one.place for one in recorders(subject, ["a", "b"], tmp_path, 9, device="cpu", dtype="auto", seed=5)] == [1]
+    at_work: list[Any] = []
+
+    @contextmanager
+    def noted(orders: Any) -> Iterator[None]:
+        at_work.extend(orders)
+        yield
+
+    monkeypatch.setattr(workers, "joined", noted)
+    setting = Setting(tiny_latte, CALL, 5)
+    references, cases = References(setting, tmp_path / "references"), setting.cases(prompts)
+    shared([], lambda doing, spent: None, lambda seconds: None)(references, cases)
+    assert at_work == recorded(references, cases) == []
+    shared(team, lambda doing, spent: None, lambda seconds: None)(references, cases)
+    assert at_work == team and recorded(references, cases) == [cases[0], cases[3]]
