@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -129,6 +130,8 @@ def tune(
         if table is None and (goal is Objective.TIME or budget.time is not None):
             timeable(evaluator.setting, first)
 
+    began = time.monotonic()
+
     def clock(model: CostModel) -> Seconds:
         evaluator.close()
         kinds = kinds_reused(space.bases.values(), model.run)
@@ -151,6 +154,8 @@ def tune(
     )
     if trials and study.time.elsewhere is not None:
         warnings.warn(study.time.elsewhere, OtherConditions, stacklevel=2)
+    if timeout is not None and study.time.table is not None:
+        timeout -= time.monotonic() - began  # timing steps, or waiting for the worker that does, is part of the call
     with logged(logdir, on_trial) as finished:
         return study.optimise(trials, timeout, finished)
 

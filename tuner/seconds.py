@@ -92,14 +92,15 @@ class Seconds:
         steps, between = _counted(run.count), run.count // 2
         turns = list(dict.fromkeys([SKIPPED, *kinds]))
         labels = []
-        for number in range(timed_runs(steps, kinds)):
+        timed, first = timed_runs(steps, kinds)
+        for number in range(first + timed):
             label = [COMPUTED] * steps
             for place, i in enumerate(range(1, steps, 2)):
                 label[i] = turns[(number * between + place) % len(turns)]
             labels.append(label)
         with fc.attach(setting.pipe, fc.NoCache()) as session:
             schedules = [taking_turns(run, label) for label in labels]
-            return cls._of(_timed(session, setting, case, schedules, labels), steps, setting)
+            return cls._of(_timed(session, setting, case, schedules, labels, first), steps, setting)
 
     @classmethod
     def _of(cls, timed: tuple[Mapping[str, list[float]], list[float]], steps: int, setting: Setting) -> Seconds:
@@ -143,7 +144,8 @@ class Seconds:
     def told(self, where: str) -> str:
         """The same of a machine elsewhere, and of each kind of site that was timed."""
         computed, skipped, rest = (_shown(value) for value in (self.computed, self.skipped, self.rest))
-        kinds = "".join(f", one that reuses all of {kind} {_shown(value)}" for kind, value in self.kinds.items())
+        each = ", of ".join(f"{kind} {_shown(value)}" for kind, value in self.kinds.items())
+        kinds = f" (one that reuses all of {each})" if each else ""
         return (
             f"a computed step takes {computed} {where}, a skipped one {skipped}{kinds}, and the rest of a call {rest}"
         )
@@ -153,9 +155,11 @@ class Seconds:
         return asdict(self)
 
 
-def timed_runs(steps: int, kinds: Sequence[str]) -> int:
-    """How many runs time so many kinds of sites, see `Seconds.of_kinds`; the first of them is not timed."""
-    return 1 + max(RUNS, math.ceil(SAMPLES * len({SKIPPED, *kinds}) / (steps // 2)))
+def timed_runs(steps: int, kinds: Sequence[str]) -> tuple[int, int]:
+    """How many runs time so many kinds of sites, see `Seconds.of_kinds`; and how many, before them, do each for the
+    first time, which takes longer because FLOPs are then counted."""
+    turns, between = len({SKIPPED, *kinds}), steps // 2
+    return max(RUNS, math.ceil(SAMPLES * turns / between)), math.ceil(turns / between)
 
 
 def timeable(setting: Setting, case: Case) -> None:
@@ -213,10 +217,11 @@ def _timed(
     case: Case,
     policies: Sequence[fc.Policy | None],
     labels: Sequence[Sequence[str]],
+    first: int = 1,
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds of single steps by their label, and of each call without the spans between its steps' ends.
 
-    The first run is not timed. `policies`: what each run is made under; None for the session's own.
+    `policies`: what each run is made under; None for the session's own. `first`: so many runs are not timed.
     """
     stretches: dict[str, list[float]] = {}
     totals: list[float] = []
@@ -228,7 +233,7 @@ def _timed(
                 session.use(policy)
             ends.clear()
             _, _, seconds = run_under(session, setting, case)
-            if not turn:
+            if turn < first:
                 continue
             # Schedulers of a higher order are called several times for a step of the pipeline's.
             each = len(ends) // len(label)

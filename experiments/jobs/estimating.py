@@ -260,7 +260,7 @@ def tune_parts(
         generations = EFFORTS[1].price(searched) - searched
         parts.append(Part("searching and fitting plans", 0, math.ceil(generations * whole), at_most=True))
     if kinds is not None:
-        runs = timed_runs(known.steps, kinds)
+        runs = sum(timed_runs(known.steps, kinds))
         parts.append(Part("timing steps", runs, runs * whole, at_most=True))
     videos = trials * searched
     parts.append(Part(f"{counted(trials, 'trial')} of {counted(searched, 'prompt')}", videos, videos * whole, True))

@@ -27,7 +27,7 @@ from fastercache.tuner.planning import material
 from fastercache.tuner.planning.planner import EFFORTS
 from fastercache.tuner.setting import Setting
 
-STEPS = 6
+STEPS = 8
 CALL = {"num_inference_steps": STEPS, "height": 32, "width": 32, "video_length": 4, "clean_caption": False}
 PROMPTS, HELD_OUT = ["a red seven", "a blue two"], ["a green nine"]
 
@@ -100,6 +100,7 @@ def test_a_call_without_weights_counts_what_a_real_one_does(folder: str, tmp_pat
     assert found.parameters == sum(sizes.values()) and found.seconds is None
 
 
+@pytest.mark.slow
 def test_plan_makes_as_many_videos_and_calls_as_were_estimated(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def test_plan_makes_as_many_videos_and_calls_as_were_estimated(
     assert parts["searching and fitting"]["calls"] == (EFFORTS[0].price(2) - 2) * STEPS
 
 
+@pytest.mark.slow
 def test_tune_makes_as_many_videos_as_were_estimated(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +141,7 @@ def test_tune_makes_as_many_videos_as_were_estimated(
     assert tally.calls == tally.every <= told["denoiser_calls"]
 
 
+@pytest.mark.slow
 def test_timing_steps_by_the_clock_is_part_of_it(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     by_clock = estimating.plan(
         opened(folder), PROMPTS, 0, speedups=[2.0], effort=0, objective=Objective.TIME, show=False

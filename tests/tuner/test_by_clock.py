@@ -5,12 +5,14 @@ No test reads a real clock: it is made up, or the table is given.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from torch import Tensor
@@ -21,11 +23,14 @@ from fastercache.policies.vocabulary import Run
 from fastercache.tuned import OtherConditions
 from fastercache.tuner import Evaluator, Outcome, Seconds, Study, tune
 from fastercache.tuner import clock as module
+from fastercache.tuner import seconds as timing
 from fastercache.tuner.clock import Timekeeper, agreed, foresight
+from fastercache.tuner.propose import Proposer
 from fastercache.tuner.seconds import kind_of, kinds_reused, taking_turns
 from fastercache.tuner.setting import Setting, hardware, run
 from fastercache.tuner.simulate import CostModel
 from tests.tuner.conftest import CALL, SEARCH, STEPS
+from tests.tuner.test_propose import MODEL, SPACE
 
 HERE = hardware("cpu")
 KINDS = {"branch": 0.6, "stack": 0.15, "block": 0.2, "spatial": 0.7, "temporal": 0.8, "cross": 0.9, "ff": 0.5}
@@ -72,8 +77,11 @@ def counted(setting: Setting) -> dict[str, int]:
     return {role: roles.count(role) for role in roles}
 
 
-def test_each_kind_of_site_is_timed_and_runs_are_foreseen(slow: Setting, tmp_path: Path) -> None:
+def test_each_kind_of_site_is_timed_and_runs_are_foreseen(
+    slow: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With this clock a step's parts add up, so what the table foresees of a run is what the run takes."""
+    monkeypatch.setattr(timing, "SAMPLES", 1)  # the made-up clock does not vary
     case = slow.cases(["a"])[0]
     with Evaluator(slow.pipe, CALL, store=tmp_path) as evaluator:
         model = evaluator.cost_model(case)
@@ -94,7 +102,7 @@ def test_each_kind_of_site_is_timed_and_runs_are_foreseen(slow: Setting, tmp_pat
         fc.StaticInterval(sites="stack", interval=3),
         fc.StaticInterval(sites="denoiser", interval=2),
         fc.FasterCache(),
-        fc.EasyCache(threshold=0.5),
+        fc.EasyCache(threshold=0.5, relative=False),
     ):
         _, trace, seconds = run(slow, policy, case)
         assert timed.seconds(trace.table) == pytest.approx(seconds), policy
@@ -174,6 +182,16 @@ def test_what_would_take_too_long_is_passed_over_before_it_runs(tiny_latte: Any,
     ran = [record for record in study.records if record.outcome is Outcome.MEASURED]
     assert ran and all((record.foreseen or 9.0) <= limit + 1e-6 for record in ran)
     assert all(record.clocked is None for record in study.records), "it minimises FLOPs"
+
+
+def test_nothing_is_proposed_that_would_take_too_long() -> None:
+    seconds = Seconds(MODEL.run.count, computed=1.0, skipped=0.1, rest=0.0)
+    timed = CostModel(**{**vars(MODEL), "clock": seconds})
+    for most in (0.8 * MODEL.run.count, math.inf):
+        proposer = Proposer(SPACE, timed.forecast, pool=30, most=most)
+        pool = proposer._first_pool([], 1.0, set(), np.random.default_rng(0))
+        longest = max(candidate.forecast.seconds or math.inf for candidate in pool)
+        assert (longest <= most) and (longest > 0.8 * MODEL.run.count) == (most == math.inf)
 
 
 def test_a_policy_that_decides_while_it_runs_ends_after_a_prompt_that_took_too_long(
