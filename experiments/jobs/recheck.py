@@ -67,7 +67,7 @@ def main(
 ) -> None:
     """Re-check a certificate and write DIR/recheck.json."""
     quiet()
-    call = {} if steps is None else {"num_inference_steps": steps}
+    call: dict[str, Any] = {} if steps is None else {"num_inference_steps": steps}
     found = recheck(open_pipeline(pipe, **call), fc.load(config), count, out)
     write_json(out / "recheck.json", found, "re-check")
     print(
