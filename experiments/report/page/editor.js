@@ -79,10 +79,7 @@ class Editor {
 
   /** The plan with a step computed or skipped; null where it has to be computed. */
   with(step, on) {
-    if (!on && this.schedules.starts.includes(step)) {
-      byId("step-readout").textContent = `step ${step} must be computed: nothing before it could stand in`;
-      return null;
-    }
+    if (!on && this.schedules.starts.includes(step)) return null;
     return on ? [...this.plan, step].sort((a, b) => a - b) : this.plan.filter((other) => other !== step);
   }
 
@@ -142,7 +139,7 @@ class Editor {
   say() {
     const { at } = this, on = this.plan.includes(at);
     if (this.schedules.starts.includes(at)) {
-      byId("step-readout").textContent = `step ${at} is computed, and must be: nothing before it could stand in`;
+      byId("step-readout").textContent = `step ${at} must be computed: nothing before it could stand in`;
       return;
     }
     const change = this.schedules.decibels(this.with(at, !on)) - this.schedules.decibels(this.plan);
