@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -41,6 +41,19 @@ def analyze(
         typer.Option("--sites", metavar="QUERY", help="What to record. [attention, denoiser output, guidance]"),
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where profile and figures go.")] = Path("analysis"),
+    inject: Annotated[
+        int,
+        typer.Option(
+            "--inject",
+            min=0,
+            metavar="N",
+            help="Measure what an error does to the video: at N steps, for each role of sites, the value of the step "
+            "before is put in its place.",
+        ),
+    ] = 0,
+    noise: Annotated[
+        bool, typer.Option("--noise/--held", help="Inject noise of 1 % instead of the value of the step before.")
+    ] = False,
     steps: Steps = None,
     guidance: Guidance = None,
     call: Call = None,
@@ -57,7 +70,12 @@ def analyze(
 
     subject = opened(pipe, device, dtype, call, steps, guidance)
     texts = generation.prompts_for(subject, prompts or (), prompt_file, "train", count)
-    finish(recording.analyze(subject, texts, query, out, seed=seed, show=not as_json), as_json)
+    if noise and not inject:
+        raise typer.BadParameter("it says what `--inject N` puts in: give that too", param_hint="--noise")
+    error: Literal["noise", "hold"] = "noise" if noise else "hold"
+    finish(
+        recording.analyze(subject, texts, query, out, inject=inject, error=error, seed=seed, show=not as_json), as_json
+    )
 
 
 def tune(

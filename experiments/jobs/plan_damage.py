@@ -2,13 +2,14 @@
 
 `python -m fastercache.experiments.jobs.plan_damage latte-digits --out DIR` draws random sets of computed steps,
 predicts the damage of each from the recorded search prompts alone, fits each on some search prompts and replays it on
-held-out prompts. Interrupted, it goes on where it stopped.
+held-out prompts. `--level branch` and `--level module` draw schedules that reuse one guidance branch or some modules
+instead (`site_damage`). Interrupted, it goes on where it stopped.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 import typer
@@ -16,9 +17,11 @@ from pydantic import BaseModel, Field
 
 from fastercache.analysis.trajectory import Floats
 from fastercache.experiments.console import progress, quiet
+from fastercache.experiments.jobs import site_damage
+from fastercache.experiments.jobs.site_damage import Level
 from fastercache.experiments.pipelines import open_pipeline, shipped_captions, with_steps
 from fastercache.policies.documents import Missing, read_model, write_json
-from fastercache.tuner.planning.attribution import rank_correlation
+from fastercache.tuner.planning.attribution import rank_interval
 from fastercache.tuner.planning.fitting import fit, replay
 from fastercache.tuner.planning.material import Material, material
 from fastercache.tuner.planning.rehearsal import Foresight
@@ -72,7 +75,7 @@ def measure(pipe: str, folder: Path, *, plans: int, computed: int, held_out: int
         "recorded": RECORDED,
         "fitted_on": FITTED,
         "held_out": held_out,
-        "correlation": {name: _correlated(values, true) for name, values in _predicted(search, wanted).items()},
+        "correlation": {name: rank_interval(values, true) for name, values in _predicted(search, wanted).items()},
     }
 
 
@@ -92,28 +95,27 @@ def _predicted(search: Material, plans: list[tuple[int, ...]]) -> dict[str, Floa
     return {name: np.array(values) for name, values in found.items()}
 
 
-def _correlated(predicted: Floats, true: Floats) -> dict[str, float]:
-    rng = np.random.default_rng(0)
-    draws = []
-    for _ in range(1000):
-        chosen = rng.integers(0, len(true), len(true))
-        draws.append(rank_correlation(predicted[chosen], true[chosen]))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"spearman": rank_correlation(predicted, true), "low": float(low), "high": float(high)}
-
-
 def main(
     pipe: Annotated[str, typer.Argument(metavar="PIPE")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR")] = Path("plan-damage"),
+    level: Annotated[str, typer.Option("--level", help="step, branch or module: what a schedule reuses.")] = "step",
     plans: Annotated[int, typer.Option("--plans", min=3)] = 100,
-    computed: Annotated[int, typer.Option("--computed", min=2)] = 12,
+    computed: Annotated[int, typer.Option("--computed", min=2, help="Of whole steps.")] = 12,
     held_out: Annotated[int, typer.Option("--held-out-count", min=1)] = 4,
+    injected: Annotated[int, typer.Option("--inject", min=2, help="Steps of each injection.")] = 8,
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
-    """Measure the rank correlation on a reference model and write it to DIR/correlation.json."""
+    """Measure the rank correlation on a reference model and write it to DIR/LEVEL.json."""
     quiet()
-    found = measure(pipe, out, plans=plans, computed=computed, held_out=held_out, seed=seed)
-    write_json(out / "correlation.json", found, "correlation")
+    if level == "step":
+        found = measure(pipe, out, plans=plans, computed=computed, held_out=held_out, seed=seed)
+    else:
+        if level not in get_args(Level):
+            raise typer.BadParameter(f"step, branch or module, found {level}", param_hint="--level")
+        found = site_damage.measure(
+            pipe, out, cast(Level, level), plans, injected=injected, held_out=held_out, seed=seed
+        )
+    write_json(out / f"{level}.json", found, "correlation")
     for name, value in found["correlation"].items():
         print(f"{name:16} {value['spearman']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
 

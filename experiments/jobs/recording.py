@@ -12,9 +12,11 @@ import numpy as np
 from rich.table import Table
 
 from fastercache.analysis import Board, Profile, record
+from fastercache.analysis.injection import Error
 from fastercache.analysis.plots import overview, redundancy_info, save_png
 from fastercache.analysis.ranking import ranked
 from fastercache.experiments.console import progress, results, say
+from fastercache.experiments.jobs import injecting
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.vocabulary import Kind
 from fastercache.policies.wording import counted
@@ -86,13 +88,31 @@ def tell(profile: Profile) -> Table:
 
 
 def analyze(
-    subject: Subject, prompts: Sequence[str], query: str | None, out: Path, *, seed: int, show: bool
+    subject: Subject,
+    prompts: Sequence[str],
+    query: str | None,
+    out: Path,
+    *,
+    inject: int,
+    error: Error,
+    seed: int,
+    show: bool,
 ) -> dict[str, Any]:
-    """Record a pipeline, draw what was found, and keep both in `out`."""
+    """Record a pipeline, draw what was found, and keep both in `out`.
+
+    Args:
+        inject: steps at which errors are injected on the first prompt; 0: nothing is. error: their kind.
+    """
     evaluator = Evaluator(subject.pipe, subject.call, store=out, seed=seed)  # no reference is asked for, none stored
     profile, shares = recorded(evaluator, prompts, out / "profile", query)
-    findings = ranked(profile, shares)
     files = {"profile": str(out / "profile"), **save_figures(profile, out)}
+    injected, sensitivity = None, None
+    if inject:
+        case = evaluator.cases(prompts[:1])[0]
+        injected = injecting.sensitivity(evaluator.setting, case, profile, inject, error)
+        sensitivity, more = injecting.kept(injected, len(profile.info.timesteps), out)
+        files |= more
+    findings = ranked(profile, shares, injected)
     if show:
         results.print(tell(profile))
         for name, path in files.items():
@@ -100,10 +120,13 @@ def analyze(
         say(f"what can be reused, from {counted(profile.runs, 'prompt')}, what saves most first:", results)
         for number, one in enumerate(findings, 1):
             say(f"  {number}. {one}", results)
+        if injected is not None:
+            injecting.shown(injected)
     return {
         "pipeline": subject.name,
         "prompts": profile.runs,
         "changes": changes(profile),
         "reusable": [asdict(one) for one in findings],
+        "sensitivity": sensitivity,
         "files": files,
     }

@@ -161,7 +161,7 @@ def test_a_folder_works_like_the_short_name(tmp_path: Path) -> None:
 
 
 def test_analyze_draws_what_it_tells(tmp_path: Path) -> None:
-    found = answer("analyze", PIPE, "a red seven moving left", "--steps", "6", "--out", str(tmp_path))
+    found = answer("analyze", PIPE, "a red seven moving left", "--steps", "6", "--inject", "1", "--out", str(tmp_path))
     assert {row["group"] for row in found["changes"]} == {"spatial", "temporal", "denoiser", "branch"}
     assert all(0 < row["least"] <= row["mean"] <= row["most"] for row in found["changes"])
     reusable = {row["group"]: row for row in found["reusable"]}
@@ -174,6 +174,14 @@ def test_analyze_draws_what_it_tells(tmp_path: Path) -> None:
             assert picture.format == "PNG"
     assert Profile.load(found["files"]["profile"]).runs == 1
     assert list(Path(found["files"]["tensorboard"]).rglob("events.out.tfevents.*"))
+    sensitivity = found["sensitivity"]
+    assert sensitivity["groups"] == {"spatial": 4, "temporal": 4, "denoiser": 1}, "nothing goes into the difference"
+    assert sensitivity["steps"] == [1] and sensitivity["runs"] == 3 and sensitivity["generations"] < 4.0
+    assert all(value > 0.0 for [value] in sensitivity["video"]) and len(sensitivity["computed"]) == 1
+    assert sensitivity["error"] == "hold" and sensitivity["size"] is None
+    for name, row in reusable.items():
+        assert (row["psnr"] is None) == (name == "branch" or row["first"] is None)
+    assert json.loads(Path(found["files"]["sensitivity"]).read_text("utf-8")) == sensitivity
 
 
 @pytest.fixture(scope="module")

@@ -234,6 +234,14 @@ def rank_correlation(predicted: Floats, true: Floats) -> float:
     return float(stats.spearmanr(predicted, true).statistic)
 
 
+def rank_interval(predicted: Floats, true: Floats, draws: int = 1000) -> dict[str, float]:
+    """Spearman's with its 95 % bootstrap interval: `spearman`, `low`, `high`. Draws of one plan alone have no rank."""
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(0, len(true), (draws, len(true)))
+    low, high = np.nanquantile([rank_correlation(predicted[one], true[one]) for one in chosen], [0.025, 0.975])
+    return {"spearman": rank_correlation(predicted, true), "low": float(low), "high": float(high)}
+
+
 def holding(found: Floats, part: float = 0.5) -> list[int]:
     """The fewest stretches, the costliest first, whose shares reach `part` of the sum of all; by index."""
     order = [int(i) for i in np.argsort(-found, kind="stable")]

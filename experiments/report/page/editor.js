@@ -79,10 +79,7 @@ class Editor {
 
   /** The plan with a step computed or skipped; null where it has to be computed. */
   with(step, on) {
-    if (!on && this.schedules.starts.includes(step)) {
-      byId("step-readout").textContent = `step ${step} must be computed: nothing before it could stand in`;
-      return null;
-    }
+    if (!on && this.schedules.starts.includes(step)) return null;
     return on ? [...this.plan, step].sort((a, b) => a - b) : this.plan.filter((other) => other !== step);
   }
 
@@ -130,18 +127,24 @@ class Editor {
     next.focus();
   }
 
-  /** What changing a step would do. */
+  /** The step under the pointer or the keyboard's focus. */
   tell(target) {
     const cell = target.closest?.(".step");
-    if (!cell || this.painting) return;
-    const step = Number(cell.dataset.step), on = this.plan.includes(step);
-    if (this.schedules.starts.includes(step)) {
-      byId("step-readout").textContent = `step ${step} is computed, and must be: nothing before it could stand in`;
+    if (!cell) return;
+    this.at = Number(cell.dataset.step);
+    this.say();
+  }
+
+  /** What changing that step would do. */
+  say() {
+    const { at } = this, on = this.plan.includes(at);
+    if (this.schedules.starts.includes(at)) {
+      byId("step-readout").textContent = `step ${at} must be computed: nothing before it could stand in`;
       return;
     }
-    const change = this.schedules.decibels(this.with(step, !on)) - this.schedules.decibels(this.plan);
+    const change = this.schedules.decibels(this.with(at, !on)) - this.schedules.decibels(this.plan);
     const words = `${change < 0 ? "−" : "+"}${db(Math.abs(change))}`;
-    byId("step-readout").textContent = on ? `step ${step} is computed; skipping it: ${words}` : `step ${step} is skipped; computing it: ${words}`;
+    byId("step-readout").textContent = on ? `step ${at} is computed; skipping it: ${words}` : `step ${at} is skipped; computing it: ${words}`;
   }
 
   show() {
@@ -161,10 +164,10 @@ class Editor {
     const moved = (value, before, text) => (Math.abs(value - before) < 5e-3 ? "as the plan" : `${value < before ? "−" : "+"}${text(Math.abs(value - before))} to the plan`);
     const quality = now.psnr === null
       ? [db(now.decibels), "predicted, last latent", moved(now.decibels, first.decibels, db)]
-      : [whole ? "uncached" : db(now.psnr), "predicted PSNR, once fitted", point ? `measured ${db(point.psnr)}, ${counted(point.prompts, "search prompt")}` : moved(now.psnr, first.psnr, db)];
+      : [whole ? "uncached" : db(now.psnr), "predicted PSNR", point ? `measured ${db(point.psnr)}, ${counted(point.prompts, "search prompt")}` : moved(now.psnr, first.psnr, db)];
     const tiles = [
       [`${plan.length} of ${schedules.steps}`, "computed steps", `${schedules.steps - plan.length} skipped`],
-      [times(now.speedup), "FLOPs speedup of the denoiser", moved(now.speedup, first.speedup, (v) => v.toFixed(2))],
+      [times(now.speedup), "FLOPs speedup", moved(now.speedup, first.speedup, (v) => v.toFixed(2))],
       quality,
       now.bytes === null ? ["not known", "cached", "size of a latent not recorded"] : [size(now.bytes), "cached at the most", moved(now.bytes, first.bytes, size)],
     ];
@@ -175,6 +178,7 @@ class Editor {
     byId("count").value = plan.length;
     byId("count-shown").textContent = counted(plan.length, "step");
     byId("download").disabled = whole;
+    if (this.at !== undefined) this.say();
     this.changed(plan);
   }
 

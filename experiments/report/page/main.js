@@ -18,7 +18,8 @@ if (island.planning) {
     shown("front");
     views.push(new FrontView(planning, rivals, report.schedules, (plan) => report.editor.load(plan)));
   }
-  views.push(new MatterView(report.schedules));
+  report.matter = new MatterView(report.schedules);
+  views.push(report.matter);
   report.editor = new Editor(planning, report.schedules, (plan) => views.forEach((view) => view.show(plan)));
   for (const [id, words] of Object.entries(planning.notes)) byId(id).textContent = words;
   if (planning.judged.length >= 5) {

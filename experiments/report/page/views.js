@@ -132,7 +132,7 @@ class MatterView {
       height: 280, x: [0, steps - 1], y: [low - 8, 3], xTicks, yTicks: ticks(low, 0, 5), xLabel: "denoising step →",
       yLabel: "↑ damage of skipping this step alone, dB to the worst one", label: "Damage of each step",
     });
-    const { svg, left, top } = frame;
+    const { svg, left, top } = this.frame = frame;
     const curve = (values, attributes) => svg.append(make("polyline", { fill: "none", points: values.map((v, i) => (v === null ? null : `${left(i)},${top(v)}`)).filter(Boolean).join(" "), ...attributes }));
     curve(this.impulse.map((v) => low + v * -low), { stroke: colour("predicted"), "stroke-width": 1.5, "stroke-dasharray": "5 4" });
     svg.append(make("text", { x: left(steps - 1) - 4, y: top(low + this.impulse[steps - 1] * -low) - 6, "text-anchor": "end" }, "pull of the sampler"));
@@ -144,7 +144,7 @@ class MatterView {
   tell(step) {
     const level = this.level[step], on = this.plan?.includes(step) ? "the schedule above computes it" : "the schedule above skips it";
     const cost = level === null ? "must be computed" : level === 0 ? "the worst step to skip" : `${db(-level)} less damage than the worst one`;
-    byId("matter-readout").textContent = `step ${step}: ${cost}; an error moves the last latent by ${brief(this.schedules.impulse[step])} of itself; ${on}`;
+    byId("matter-readout").textContent = `step ${step}: ${cost}; the sampler passes on ${brief(100 * Math.abs(this.schedules.impulse[step]))} % of an error there; ${on}`;
   }
 }
 

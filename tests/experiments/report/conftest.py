@@ -12,12 +12,12 @@ from fastercache import zoo
 from fastercache.experiments.jobs import planning
 from fastercache.experiments.jobs.recording import recorded
 from fastercache.experiments.jobs.reporting import report
+from fastercache.experiments.pictures.browser import CHROMIUM, DRIVER, MISSING, Browser, browser
 from fastercache.experiments.pipelines import Subject
 from fastercache.experiments.report.given import Given, given
 from fastercache.tuner import Evaluator
 from fastercache.tuner.planning.record import PlanRecord
 from fastercache.tuner.planning.search import Judged
-from tests.experiments.report.browser import CHROMIUM, DRIVER, MISSING, Browser, browser
 
 STEPS = 12
 PLANS = [(0, *range(1 + skip, STEPS, 2)) for skip in range(2)] + [(0, 1, 2, 3 + k, 9 + k) for k in range(3)]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import fastercache as fc
+from fastercache.experiments.pictures.browser import Browser
 from fastercache.experiments.report.given import Given
 from fastercache.experiments.report.recording import WARY
 from fastercache.policies.registry import load_policy
 from fastercache.tuner.planning.attribution import decisions, predicted
 from fastercache.tuner.planning.rehearsal import GROWTH, Rehearsal
 from fastercache.tuner.planning.scale import STEEPNESS, Scale
-from tests.experiments.report.browser import Browser
 from tests.experiments.report.conftest import PLANS, STEPS, Made
 
 RANDOM = np.random.default_rng(0)

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 import fastercache as fc
 from fastercache.analysis.plots import guidance_info
+from fastercache.experiments.pictures.browser import Browser
 from fastercache.experiments.pictures.render import frames
 from fastercache.experiments.report.given import Given
-from tests.experiments.report.browser import Browser
 from tests.experiments.report.conftest import PLANS, STEPS, Made
 
 
@@ -72,6 +72,21 @@ def test_click_drag_and_undo(shown: Browser) -> None:
     shown.click(step(0))  # the first step has nothing before it
     assert plan(shown) == dragged and "must be computed" in shown.text("#step-readout")
     assert shown.errors() == []
+
+
+@pytest.mark.parametrize("width", [400, 860, 1600])
+def test_steps_stay_where_they_are_while_they_are_edited(shown: Browser, found: Given, width: int) -> None:
+    """A measured plan has more to say than an edited one, and a drag goes on over the same boxes."""
+    assert found.planning is not None and found.planning.planned is not None
+    shown.look(width)
+    first = plan(shown)
+    where = "return document.getElementById('steps').getBoundingClientRect().top + scrollY"
+    before = shown.run(where)
+    shown.run("report.editor.load(arguments[0])", [0, 5])
+    assert shown.run(where) == pytest.approx(before, abs=0.5) and plan(shown) != first
+    shown.pointer(shown.centre(step(3)))
+    shown.click(step(3))
+    assert shown.text("#step-readout").startswith("step 3 is computed; skipping it: ")
 
 
 def test_steps_by_keyboard(shown: Browser) -> None:

@@ -14,9 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fastercache.policies.errors import MissingDependency
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 MISSING = "no Chromium with its driver: apt-get install chromium chromium-driver"
+PATIENCE = 900.0
+"""Seconds that one command may take: a busy machine is slow, and a browser that hangs must not hang us for ever."""
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 KEYS = {"ArrowLeft": "\ue012", "ArrowUp": "\ue013", "ArrowRight": "\ue014", "ArrowDown": "\ue015", "Enter": "\ue007"}
 KEYS |= {"Control": "\ue009", "Shift": "\ue008", "Tab": "\ue004", "Home": "\ue011", "End": "\ue010", "Space": " "}
@@ -41,10 +45,10 @@ class Browser:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.root + path, data, {"Content-Type": "application/json"}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
-            raise AssertionError(json.load(error)["value"]["message"]) from None
+            raise RuntimeError(json.load(error)["value"]["message"]) from None
 
     def close(self) -> None:
         self._ask("DELETE", "")
@@ -72,16 +76,20 @@ class Browser:
         self.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         time.sleep(0.3)
 
-    def picture(self, path: Path, part: str | None = None) -> Path:
-        """The whole page, or one element, as PNG."""
-        chosen = f"document.querySelector({part!r})" if part else "document.documentElement"
+    def picture(self, part: str = "html", scale: float = 1.0) -> bytes:
+        """The part of the page, over all its width, where the first element that a selector names stands, as PNG.
+
+        Args:
+            scale: pixels for each CSS pixel.
+        """
         box = self.run(
-            f"const r = {chosen}.getBoundingClientRect(); return [r.left + scrollX, r.top + scrollY, r.width, r.height]"
+            "const r = document.querySelector(arguments[0]).getBoundingClientRect();"
+            "return [0, r.top + scrollY, document.documentElement.clientWidth, r.height]",
+            part,
         )
-        clip = dict(zip(("x", "y", "width", "height"), box, strict=True), scale=1)
+        clip = dict(zip(("x", "y", "width", "height"), box, strict=True), scale=scale)
         shot = self.command("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
-        path.write_bytes(base64.b64decode(shot["data"]))
-        return path
+        return base64.b64decode(shot["data"])
 
     def _found(self, selector: str) -> str:
         found = self._ask("POST", "/element", {"using": "css selector", "value": selector})
@@ -127,13 +135,18 @@ class Browser:
             if new:
                 return new[0]
             time.sleep(0.1)
-        raise AssertionError("nothing was downloaded")
+        raise TimeoutError("nothing was downloaded")
 
 
 @contextmanager
 def browser(downloads: Path) -> Iterator[Browser]:
-    """A browser, for as long as the block runs."""
-    assert DRIVER is not None
+    """A browser, for as long as the block runs.
+
+    Raises:
+        MissingDependency: without Chromium or its driver.
+    """
+    if CHROMIUM is None or DRIVER is None:
+        raise MissingDependency(MISSING)
     driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert driver.stdout is not None
