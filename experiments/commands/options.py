@@ -103,9 +103,7 @@ Dtype = Annotated[str, typer.Option("--dtype", rich_help_panel=CALL, help="auto,
 
 Estimate = Annotated[
     bool,
-    typer.Option(
-        "--estimate", help="Only say what it would cost, from the configuration: no weights are read."
-    ),
+    typer.Option("--estimate", help="Only say what it would cost, from the configuration: no weights are read."),
 ]
 Tflops = Annotated[
     float | None,
