@@ -62,6 +62,7 @@ def tune(
     logdir: str | Path | None = None,
     video: Callable[[Any], Tensor] | None = None,
     told: Told = lambda doing, spent: None,
+    place: int = 0,
     objective: str = "flops",
     table: Seconds | None = None,
 ) -> Study:
@@ -93,6 +94,8 @@ def tune(
         logdir: folder for TensorBoard: each trial's settings and figures under HPARAMS.
         video: turns the pipeline's output into a video (F, 3, H, W) in [0, 1], where it is not diffusers' own.
         told: progress of planning: what is done, and generations spent.
+        place: number of the search prompt whose reference is made first. Workers that share `references` and begin at
+            different ones make each of them once.
         objective: what is minimised: `flops`, or `time`, the seconds of a call as foreseen from what steps take. They
             are timed once, by the worker that begins the study, also where the budget limits time (`time<=8s`).
         table: what steps take, instead of timing them.
@@ -116,6 +119,7 @@ def tune(
         seed=seed,
         video=video,
         max_cache_bytes=None if budget.cache is None else int(budget.cache.most),
+        place=place,
     )
     library = Library(evaluator, evaluator.cases(prompts), out / "calibration.json", fixed, bounds)
     searched, guests = _with_plans(policy, evaluator, prompts, budget, out, references, told)

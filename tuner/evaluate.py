@@ -60,6 +60,7 @@ class Evaluator:
     Args:
         pipe, call, seed, video: see `Setting`.
         store: folder of the references.
+        place: number of the case whose reference is made first; workers that share a folder begin at different ones.
         max_cache_bytes: a policy that would cache more is refused before it runs; see `attach`.
     """
 
@@ -73,8 +74,10 @@ class Evaluator:
         seed: int = 0,
         video: Callable[[Any], Tensor] | None = None,
         max_cache_bytes: int | None = None,
+        place: int = 0,
     ) -> None:
         self.max_cache_bytes = max_cache_bytes
+        self._place = place
         self.setting = Setting(pipe, dict(call or {}), seed, video or as_video)
         self.references = References(self.setting, Path(store))
         self.metrics = tuple(metrics)
@@ -158,8 +161,8 @@ class Evaluator:
     def evaluate(self, policy: fc.Policy, cases: Sequence[Case], stop: Stop | None = None) -> Evaluation:
         """Run the cases one by one; `stop` is asked after each but the last. Raises NotFinite."""
         result = Evaluation({name: [] for name in self.metrics})
-        for case in cases:
-            self.reference(case)  # all at once, so that the session need not be detached for each
+        for i in range(len(cases)):  # all at once, so that the session need not be detached for each
+            self.reference(cases[(self._place + i) % len(cases)])
         for i, case in enumerate(cases):
             self._add(result, case, self.run(policy, case))
             if stop is not None and i + 1 < len(cases):

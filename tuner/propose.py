@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,16 +73,24 @@ class Proposer:
     Args:
         space: what to search.
         forecast: what a static policy does and costs.
+        running: the policies that other workers are trying, which need no second trial.
         pool: how many candidates are weighed against each other.
         most: seconds that a call may take by the forecast.
     """
 
     def __init__(
-        self, space: Space, forecast: Callable[[Policy], Forecast], *, pool: int = 96, most: float = math.inf
+        self,
+        space: Space,
+        forecast: Callable[[Policy], Forecast],
+        *,
+        running: Callable[[], Iterable[Policy]] = tuple,
+        pool: int = 96,
+        most: float = math.inf,
     ) -> None:
         self.space = space
         self.most = most
         self.pool = pool
+        self._running = running
         self._forecast = forecast
         self._forecasts: dict[str, Forecast | None] = {}
 
@@ -99,7 +107,8 @@ class Proposer:
     def propose(self, seen: Sequence[Seen], rng: np.random.Generator) -> dict[str, Any]:
         """Parameters of the next trial. Where nothing cheaper than the incumbent is found, a random point."""
         best = min((s.cost for s in seen if s.feasible), default=1.0)
-        known = {forecast.behaviour for s in seen if (forecast := self.forecast(s.policy)) is not None}
+        tried = [*(s.policy for s in seen), *self._running()]
+        known = {forecast.behaviour for policy in tried if (forecast := self.forecast(policy)) is not None}
         model, columns = self._model(seen)
         pool = self._first_pool(seen, best, known, rng)
         if not pool:

@@ -43,7 +43,7 @@ from fastercache.tuner.propose import Proposer, SamplerName, Seen, make_sampler
 from fastercache.tuner.record import SAME, SPENT, Outcome, Record, cheapest, front, is_interrupted, records
 from fastercache.tuner.seconds import Seconds
 from fastercache.tuner.setting import Case
-from fastercache.tuner.simulate import CostModel
+from fastercache.tuner.simulate import CostModel, Forecast
 from fastercache.tuner.space import Space
 from fastercache.tuner.storage import heartbeat, open_storage, recover, requeue, this_worker
 
@@ -103,7 +103,9 @@ class Study(Framed):
         # TPE does not know costs: it may take many proposals to find one that can beat the incumbent.
         self._patience = 3 if sampler == "known-cost" and space.static else 100
         most = math.inf if budget.time is None else budget.time.most
-        self._proposer = Proposer(space, lambda policy: self.cost_model.forecast(policy), most=most)
+        self._proposer = Proposer(
+            space, lambda policy: self.cost_model.forecast(policy), running=self._under_way, most=most
+        )
         self._cost_model: CostModel | None = None
         self._records: dict[int, Record] = {}
         self._seeds, self._guests = dict(seeds or {}), guests
@@ -216,7 +218,10 @@ class Study(Framed):
             time.sleep(0.05)  # where the one that made the study died before, another does it after a while
         present = {Notes.of(t).source for t in self.optuna.get_trials(deepcopy=False) if not is_interrupted(t)}
         if self._guests is not None and not any(source.startswith(GUEST) for source in present):
-            for source, policy in self._guests().items():
+            made = self._guests()
+            # Minutes have passed: another worker may have planned as well.
+            planned = {Notes.of(t).source for t in self.optuna.get_trials(deepcopy=False)}
+            for source, policy in made.items() if not any(s.startswith(GUEST) for s in planned) else ():
                 enqueue(self.optuna, {}, policy=dump(policy), source=source)
         for source, policy in self._seeds.items():
             if source not in present:
@@ -263,6 +268,8 @@ class Study(Framed):
             self._note_seconds(trial, forecast.seconds)
             if too_long := self.time.too_long(forecast.seconds):
                 return self._finish(trial, Outcome.INVALID, too_long)
+            if (other := self._same_under_way(trial, forecast)) is not None:
+                return self._finish(trial, Outcome.DOMINATED, f"trial {other}, of another worker, does the same")
             incumbent = min((r.cost for r in self.records if r.feasible and r.cost is not None), default=1.0)
             if forecast.ratio >= 1.0 - SAME and incumbent >= 1.0 - SAME:
                 return self._tell_exact(trial)
@@ -294,6 +301,21 @@ class Study(Framed):
                 raise
             return self._finish(trial, Outcome.INVALID, str(error))
         self._tell(trial, result, projection)
+
+    def _under_way(self) -> list[Policy]:
+        """What is being tried, by this worker and others."""
+        running = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [load_policy(noted.policy) for t in running if (noted := Notes.of(t)).policy is not None]
+
+    def _same_under_way(self, trial: Trial, forecast: Forecast) -> int | None:
+        """The number of an earlier trial that is still running and does what this one would."""
+        running = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for other in (t for t in running if t.number < trial.number):
+            noted = Notes.of(other)
+            known = None if noted.policy is None else self._proposer.forecast(load_policy(noted.policy))
+            if known is not None and known.behaviour == forecast.behaviour:
+                return other.number
+        return None
 
     def _tell_exact(self, trial: Trial) -> None:
         values = self.evaluator.exact(self.search)

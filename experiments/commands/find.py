@@ -24,6 +24,7 @@ from fastercache.experiments.commands.options import (
     Steps,
     Storage,
     Tflops,
+    Workers,
     estimated,
     finish,
     opened,
@@ -112,6 +113,7 @@ def tune(
         ),
     ] = None,
     storage: Storage = None,
+    workers: Workers = 1,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config.")] = Path("tuned.json"),
     estimate: Estimate = False,
     tflops: Tflops = None,
@@ -141,9 +143,9 @@ def tune(
 
     `fastercache tune ./my-latte --prompts search.txt --held-out others.txt --budget 'ssim>=0.95' --set interval=2`
     """
-    from fastercache.experiments.jobs import searching
+    from fastercache.experiments.jobs import searching, study_job
 
-    job = searching.job_of(
+    job = study_job.job_of(
         pipe,
         prompt_file=prompt_file,
         held_out_file=held_out_file,
@@ -167,7 +169,7 @@ def tune(
         subject = opened(pipe, device, dtype, call, steps, guidance, weights=False)
         return finish(estimating.tune(subject, job, trials=trials, tflops=tflops, show=not as_json), as_json)
     base = Path("tuning") / f"{Path(pipe).name}-{'+'.join(job.policies)}"
-    folder = study or (base if storage is not None else searching.folder_for(job, base))
+    folder = study or (base if storage is not None else study_job.folder_for(job, base))
     finish(
         searching.search(
             job,
@@ -176,6 +178,7 @@ def tune(
             trials=trials,
             seconds=time_limit,
             storage=storage,
+            workers=workers,
             references=None if study is not None else base.parent / f"{Path(pipe).name}-references",
             show=not as_json,
         ),

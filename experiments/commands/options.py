@@ -81,6 +81,9 @@ Metrics = Annotated[
     ),
 ]
 
+Workers = Annotated[
+    int, typer.Option("--workers", min=1, metavar="N", help="Work with N processes, one for each GPU in turn.")
+]
 Storage = Annotated[
     str | None,
     typer.Option(

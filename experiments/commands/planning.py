@@ -21,6 +21,7 @@ from fastercache.experiments.commands.options import (
     Steps,
     Storage,
     Tflops,
+    Workers,
     estimated,
     finish,
     opened,
@@ -78,6 +79,7 @@ def plan(
         Path | None, typer.Option("--study", metavar="DIR", help="Where everything is kept. [planning/PIPE]")
     ] = None,
     storage: Storage = None,
+    workers: Workers = 1,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config, or dial.")] = Path("tuned.json"),
     estimate: Estimate = False,
     tflops: Tflops = None,
@@ -114,6 +116,7 @@ def plan(
     """
     from fastercache.experiments.arguments import metric_names
     from fastercache.experiments.jobs import planning
+    from fastercache.experiments.jobs import workers as workers_of
     from fastercache.experiments.pipelines import given_prompts
     from fastercache.tuner.clock import objective_called
     from fastercache.tuner.planning.planner import EFFORTS
@@ -138,6 +141,7 @@ def plan(
             show=not as_json,
         )
         return finish(found, as_json)
+    folder = study or Path("planning") / Path(pipe).name
     finish(
         planning.plan(
             subject,
@@ -150,9 +154,12 @@ def plan(
             metrics=named,
             objective=goal,
             seed=seed,
-            folder=study or Path("planning") / Path(pipe).name,
+            folder=folder,
             out=out,
             storage=storage,
+            team=workers_of.recorders(
+                subject, prompts[:recorded], folder, workers, device=device, dtype=dtype, seed=seed
+            ),
             show=not as_json,
         ),
         as_json,

@@ -28,7 +28,7 @@ from fastercache.experiments.bench.contest import heats
 from fastercache.experiments.bench.rows import size
 from fastercache.experiments.console import results, say
 from fastercache.experiments.jobs.planning import limit_of, questions_of
-from fastercache.experiments.jobs.searching import Job
+from fastercache.experiments.jobs.study_job import Job
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.experiments.weightless import Tokens
 from fastercache.policies.errors import FasterCacheError, InvalidPolicy, PipelineUnreadable

@@ -11,6 +11,7 @@ from fastercache.bounds import Limit
 from fastercache.experiments.console import progress, say
 from fastercache.experiments.jobs.plan_outcome import Outcome, Plan
 from fastercache.experiments.jobs.searching import tell
+from fastercache.experiments.jobs.workers import Recording, shared
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.documents import check_writable
 from fastercache.policies.errors import BudgetNotMet, InvalidPolicy
@@ -22,7 +23,7 @@ from fastercache.tuner.planning.opening import opened
 from fastercache.tuner.planning.planner import EFFORTS, Planner
 from fastercache.tuner.planning.room import HISTORY
 from fastercache.tuner.seconds import RUNS, Seconds
-from fastercache.tuner.setting import Setting
+from fastercache.tuner.setting import Case, References, Setting
 
 TIMING = (1 + RUNS) / 2
 """Generations' worth of denoiser calls that timing steps takes: every second step of each run is computed."""
@@ -43,6 +44,7 @@ def plan(
     folder: Path,
     out: Path,
     storage: str | None = None,
+    team: Sequence[Recording] = (),
     show: bool = True,
 ) -> dict[str, Any]:
     """Plan within budgets or for speedups, and export what was found: one plan as a tuned config, several as a dial.
@@ -52,6 +54,7 @@ def plan(
         effort: see `EFFORTS`. margin: dB over a budget on the search prompts; by default from their spread.
         objective: what a speedup is of.
         folder: keeps recordings, references, judged plans and pictures. out: the tuned config or dial.
+        team: workers that record some of the search prompts.
 
     Raises:
         InvalidPolicy: if neither or both of budgets and speedups are given.
@@ -91,6 +94,7 @@ def plan(
             storage=storage,
             told=told,
             priced=priced,
+            beforehand=shared(team, told, priced),
         )
         seconds = _timed(planner) if timed else None
         found = [_answered(planner, one, margin, objective, seconds) for one in questions]
@@ -161,6 +165,7 @@ def open_planner(
     storage: str | None = None,
     told: Told = lambda doing, spent: None,
     priced: Callable[[float], None] = lambda seconds: None,
+    beforehand: Callable[[References, Sequence[Case]], None] = lambda references, cases: None,
 ) -> Planner:
     """The planner of an opened pipeline, see `tuner.planning.opening`."""
     setting = Setting(subject.pipe, subject.call, seed)
@@ -174,6 +179,7 @@ def open_planner(
         storage=storage,
         told=told,
         priced=priced,
+        beforehand=beforehand,
     )
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import fastercache as fc
 from fastercache import zoo
 from fastercache.experiments import cli, weightless
-from fastercache.experiments.jobs import estimating, planning, searching
+from fastercache.experiments.jobs import estimating, planning, searching, study_job
 from fastercache.experiments.pipelines import Subject, given_prompts, open_pipeline
 from fastercache.policies.errors import PipelineUnreadable
 from fastercache.tuner import Seconds
@@ -130,11 +130,11 @@ def test_tune_makes_as_many_videos_as_were_estimated(
 ) -> None:
     """One trial keeps the budget on all prompts, so that what is said to be the most is what is made."""
     words: dict[str, Any] = {"prompts": tuple(PROMPTS), "held_out": tuple(HELD_OUT), "budget": "psnr>=1"}
-    job = searching.Job(pipe="tiny", policies=("teacache",), call=CALL, **words)
+    job = study_job.Job(pipe="tiny", policies=("teacache",), call=CALL, **words)
     told = estimating.tune(opened(folder), job, trials=1, show=False)
     assert "measuring constants" in {part["name"] for part in told["parts"]}
     pipe = zoo.build("latte").pipe
-    monkeypatch.setattr(searching.Job, "open", lambda job: Subject("tiny", pipe, CALL, reference=False))
+    monkeypatch.setattr(study_job.Job, "open", lambda job: Subject("tiny", pipe, CALL, reference=False))
     tally = Tally(pipe, monkeypatch)
     searching.search(job, tmp_path / "study", tmp_path / "tuned.json", trials=1, seconds=None, show=False)
     assert tally.videos == told["videos"]
@@ -154,7 +154,7 @@ def test_timing_steps_by_the_clock_is_part_of_it(folder: str, monkeypatch: pytes
     assert (parts["timing steps"]["videos"], parts["timing steps"]["calls"]) == (tally.videos, tally.calls)
 
     words: dict[str, Any] = {"prompts": tuple(PROMPTS), "budget": "psnr>=1", "objective": "time"}
-    job = searching.Job(pipe="tiny", policies=("static_interval",), call=CALL, **words)
+    job = study_job.Job(pipe="tiny", policies=("static_interval",), call=CALL, **words)
     told = estimating.tune(opened(folder), job, trials=1, show=False)
     tally.videos = tally.calls = 0
     known = estimating.facts(opened(folder), PROMPTS[0])

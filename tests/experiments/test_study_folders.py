@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import fastercache as fc
 from fastercache.experiments import cli, pipelines
-from fastercache.experiments.jobs.searching import JOURNAL, Job, folder_for
+from fastercache.experiments.jobs.study_job import JOURNAL, Job, folder_for
 from fastercache.policies.documents import check_writable
 
 

@@ -121,6 +121,16 @@ def test_only_what_is_cheaper_and_new_is_weighed() -> None:
         assert bool(pool) is admitted
 
 
+def test_what_another_worker_is_trying_is_not_proposed() -> None:
+    """One by one, every proposal goes to another worker that is not done: none comes twice."""
+    found, away = [seen(OFF), seen(PAPER)], list[fc.Policy]()
+    proposer = Proposer(SPACE, MODEL.forecast, running=lambda: away, pool=40)
+    for _ in range(4):
+        away.append(SPACE.build(proposer.propose(found, np.random.default_rng([0, 0]))))
+    behaviours = [MODEL.forecast(policy).behaviour for policy in away]
+    assert len(set(behaviours)) == len(away)
+
+
 def test_same_seed_same_proposal() -> None:
     assert [s.policy for s in known_cost(3, 5)] == [s.policy for s in known_cost(3, 5)]
 
