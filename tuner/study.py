@@ -336,12 +336,15 @@ class Study(Framed):
 
     def _foreseen(self, result: Evaluation) -> float | None:
         """Seconds of a call by the table, the mean over the cases that were run; None where steps were not timed."""
+        if self.time.table is None:
+            return None
         found = [s for table in result.tables if (s := self.cost_model.seconds(table)) is not None]
-        return statistics.fmean(found) if found else None
+        return statistics.fmean(found)
 
     def _note_seconds(self, trial: Trial, foreseen: float | None) -> None:
-        if foreseen is not None:
-            note(trial, foreseen=foreseen, hardware=self.time.here)
+        if foreseen is None:
+            return
+        note(trial, foreseen=foreseen, hardware=self.time.here)
         if (clocked := self.cost_model.clocked(foreseen)) is not None:
             note(trial, clocked=clocked)
 

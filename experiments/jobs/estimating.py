@@ -191,7 +191,6 @@ def tune(subject: Subject, job: Job, *, trials: int, tflops: float | None = None
     known = facts(subject, prompts_of(job.prompts[:1])[0])
     names = list(known_policies()) if list(job.policies) == [ANY] else list(job.policies)
     classes = [policy_class(name) for name in names]
-    made = [cls(**dict(cls.constants)) for cls in classes if cls is not fc.Planned]
     parts = tune_parts(
         known,
         len(job.prompts),
@@ -199,9 +198,20 @@ def tune(subject: Subject, job: Job, *, trials: int, tflops: float | None = None
         trials=trials,
         calibrated=any(cls.unmeasured(job.fields) for cls in classes if cls is not fc.Planned),
         planned=fc.Planned.name in job.policies,
-        kinds=kinds_reused(made, known.run) if job.timed else None,
+        kinds=kinds_reused(_usual(classes), known.run) if job.timed else None,
     )
     return told(subject, known, parts, tflops, show=show)
+
+
+def _usual(classes: Sequence[type[fc.Policy]]) -> list[fc.Policy]:
+    """The policies as they are without further settings; without those that are nothing before they are set."""
+    found = []
+    for cls in classes:
+        try:
+            found.append(cls(**dict(cls.constants)))
+        except FasterCacheError:
+            continue
+    return found
 
 
 # -- the parts of the two commands -------------------------------------------------------------------------------------

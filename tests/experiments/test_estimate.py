@@ -162,6 +162,10 @@ def test_timing_steps_by_the_clock_is_part_of_it(folder: str, monkeypatch: pytes
     [timing] = [part for part in told["parts"] if part["name"] == "timing steps"]
     assert timing["videos"] == tally.videos and timing["calls"] >= tally.calls
 
+    everything = estimating.tune(opened(folder), job.model_copy(update={"policies": ("any",)}), trials=1, show=False)
+    [more] = [part for part in everything["parts"] if part["name"] == "timing steps"]
+    assert more["videos"] > timing["videos"], "more kinds of sites take more runs"
+
 
 def run(*args: str) -> Any:
     return CliRunner().invoke(cli.app, list(args))

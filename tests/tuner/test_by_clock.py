@@ -195,13 +195,18 @@ def test_nothing_is_proposed_that_would_take_too_long() -> None:
 
 
 def test_a_policy_that_decides_while_it_runs_ends_after_a_prompt_that_took_too_long(
-    tiny_latte: Any, tmp_path: Path
+    tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words: dict[str, Any] = {"policy": "first_block_cache", "fixed": {}, "trials": 1}
     loose = search(tiny_latte, tmp_path / "loose", **words)
     [record] = [r for r in loose.records if r.outcome is Outcome.MEASURED]
     assert record.foreseen is not None and record.clocked == pytest.approx(record.foreseen / 8.0)
     assert len(record.values["psnr"]) == 2
+
+    with monkeypatch.context() as patch:  # by FLOPs nobody asks what a step costs
+        patch.setattr(Evaluator, "cost_model", lambda *_: pytest.fail("an uncached run was counted"))
+        by_flops = search(tiny_latte, tmp_path / "flops", **{**words, "objective": "flops", "seeds": {}})
+        assert by_flops.records[-1].foreseen is None
 
     tight = search(tiny_latte, tmp_path / "tight", budget="psnr>=1,time<=2.5s", **words)
     [stopped] = [r for r in tight.records if r.outcome is Outcome.STOPPED]
