@@ -45,7 +45,8 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", message="this tuned config was made for")
+        for shown in ("this tuned config was made for", "the seconds of this study are those of"):
+            warnings.filterwarnings("default", message=shown)
         warnings.showwarning = lambda message, *_: say(f"warning: {message}")
     for name in ("tensorboard", "absl", "optuna", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

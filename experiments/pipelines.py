@@ -14,7 +14,7 @@ import transformers
 from diffusers import DiffusionPipeline
 
 from fastercache.experiments import reference
-from fastercache.experiments.arguments import assignments
+from fastercache.experiments.arguments import assignments, read_prompts
 from fastercache.model.families import known_families
 from fastercache.policies.errors import ConfigUnreadable, InvalidPolicy, PipelineUnreadable, suggest
 
@@ -53,8 +53,33 @@ def shipped_captions(name: str, split: str) -> list[str]:
     return list(captions("held_out" if split == "held_out" else "train"))
 
 
+def given_prompts(
+    name: str, prompt_file: Path | None, held_out_file: Path | None, made_up: int = 0
+) -> tuple[list[str], list[str]]:
+    """The search and held-out prompts of a command: from files, or those that come with a reference model.
+
+    Args:
+        made_up: so many of each stand in for an estimate, where another model is given without prompts.
+
+    Raises:
+        ConfigUnreadable: for a file that cannot be read, or another model without one.
+    """
+    if made_up and prompt_file is None and name not in reference.names():
+        return ["a prompt"] * made_up, read_prompts(held_out_file) if held_out_file else ["another prompt"] * made_up
+    search = read_prompts(prompt_file) if prompt_file else shipped_captions(name, "train")
+    if held_out_file:
+        return search, read_prompts(held_out_file)
+    return search, [] if prompt_file else shipped_captions(name, "held_out")
+
+
 def open_pipeline(
-    name: str, *, device: str = "auto", dtype: str = "auto", call: Sequence[str] = (), **overrides: Any
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    weights: bool = True,
+    call: Sequence[str] = (),
+    **overrides: Any,
 ) -> Subject:
     """Load the pipeline `name` stands for.
 
@@ -62,6 +87,7 @@ def open_pipeline(
         name: short name, local folder or hub id.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is a GPU where there is one.
         dtype: `auto` (float32 on the CPU, bfloat16 elsewhere), `float32`, `bfloat16` or `float16`.
+        weights: False to build it from its configuration only, see `experiments.weightless`.
         call: `key=value` arguments for each call of the pipeline.
         overrides: the same as values, by the pipeline's own names; None means not given.
 
@@ -75,7 +101,7 @@ def open_pipeline(
     kinds["auto"] = torch.float32 if place.type == "cpu" or shipped else torch.bfloat16
     if dtype not in kinds:
         raise InvalidPolicy(f"no dtype is called '{dtype}'{suggest(dtype, kinds)}")
-    pipe = _load(name, kinds[dtype]).to(place)
+    pipe = _load(name, kinds[dtype]).to(place) if weights else _without_weights(name, kinds[dtype])
     defaults = reference.GENERATION[name].kwargs() if shipped else {}
     pipe.set_progress_bar_config(disable=True)
     given = assignments(call) | {key: value for key, value in overrides.items() if value is not None}
@@ -119,7 +145,7 @@ def _load(name: str, dtype: torch.dtype) -> Any:
     path = Path(name).expanduser()
     shipped = name in reference.names()
     if not shipped:
-        _check_place(name, path)
+        check_place(name, path)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     known_families()  # imports the denoisers of installed packages, which diffusers does not do on a folder's word
@@ -132,7 +158,14 @@ def _load(name: str, dtype: torch.dtype) -> Any:
         raise PipelineUnreadable(f"the pipeline {name} could not be loaded: {reason:.300}") from error
 
 
-def _check_place(name: str, path: Path) -> None:
+def _without_weights(name: str, dtype: torch.dtype) -> Any:
+    from fastercache.experiments import weightless
+
+    diffusers.utils.logging.disable_progress_bar()
+    return weightless.load(name, dtype)
+
+
+def check_place(name: str, path: Path) -> None:
     """Raises PipelineUnreadable for what is neither a pipeline's folder nor a hub id."""
     if path.is_dir():
         if not (path / "model_index.json").is_file():

@@ -100,7 +100,7 @@ _QUANTITIES = {
         "time",
         "write for example time<=8s or time<=500ms",
         "for a call of the pipeline on this machine",
-        "the time is foreseen from the number of computed steps, so there is no share or quantile of it",
+        "the time is foreseen for all prompts alike, so there is no share or quantile of it",
         "leaves no time",
         1e-9,
     ),

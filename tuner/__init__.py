@@ -17,6 +17,7 @@ from fastercache.tuner.export import export
 from fastercache.tuner.fields import Parameter
 from fastercache.tuner.joint import JointSpace
 from fastercache.tuner.record import Outcome, Record
+from fastercache.tuner.seconds import Seconds
 from fastercache.tuner.setting import Case, References, Setting, run
 from fastercache.tuner.simulate import CostModel, Forecast
 from fastercache.tuner.space import Encoded, SearchSpace, Space
@@ -37,6 +38,7 @@ __all__ = [
     "Record",
     "References",
     "SearchSpace",
+    "Seconds",
     "Setting",
     "Space",
     "Study",

@@ -17,6 +17,9 @@ class Notes(BaseModel):
         policy: what is tried, serialised. source: `no_cache`, `default`, `preset:...`, a given name, or `search`.
         worker: who runs it: host, process id and start time.
         forecast: computed over uncached FLOPs as known before the run; ratio: as counted.
+        foreseen: seconds of a call by the study's table, of what is decided before the run or was decided in it.
+        hardware: the machine of the worker, in words, where seconds matter.
+        clocked: those over the seconds of an uncached call, in a study by the clock.
         values: per metric one value per prompt that was run.
         violation, margin: how the budget is met; see `tuner.budget`.
         seconds, cached_bytes: of a run.
@@ -30,6 +33,9 @@ class Notes(BaseModel):
     worker: str | None = None
     forecast: float | None = None
     ratio: float | None = None
+    foreseen: float | None = None
+    hardware: str | None = None
+    clocked: float | None = None
     values: dict[str, list[float]] = {}
     violation: float | None = None
     margin: float | None = None
@@ -40,9 +46,14 @@ class Notes(BaseModel):
     words: str | None = None
 
     @property
-    def cost(self) -> float | None:
+    def computed(self) -> float | None:
         """Computed over uncached FLOPs: as counted where the trial ran, else as forecast; None if neither is known."""
         return self.forecast if self.ratio is None else self.ratio
+
+    @property
+    def cost(self) -> float | None:
+        """What the study minimises, as a share of the uncached run's; None where it is not known."""
+        return self.computed if self.clocked is None else self.clocked
 
     @classmethod
     def of(cls, trial: FrozenTrial | Trial) -> Notes:

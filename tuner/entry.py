@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from fastercache.attachment import find_sites
-from fastercache.bounds import InvalidBudget
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import BudgetNotMet, ConfigUnreadable, FasterCacheError
 from fastercache.policies.methods.faster_cache import PRESETS, FasterCache
@@ -18,7 +19,9 @@ from fastercache.policies.methods.planned import Planned
 from fastercache.policies.schedule import Code, compile_policy
 from fastercache.policies.vocabulary import Run, Site
 from fastercache.prompts import Given, prompts_of
+from fastercache.tuned import OtherConditions
 from fastercache.tuner.budget import Budget
+from fastercache.tuner.clock import Objective, objective_called
 from fastercache.tuner.evaluate import Evaluator
 from fastercache.tuner.fields import Bounds
 from fastercache.tuner.library import Library, Searched, check, listed
@@ -26,6 +29,8 @@ from fastercache.tuner.logbook import logged
 from fastercache.tuner.planning.material import Told
 from fastercache.tuner.planning.opening import opened
 from fastercache.tuner.propose import SamplerName
+from fastercache.tuner.seconds import Seconds, kinds_reused, timeable
+from fastercache.tuner.simulate import CostModel
 from fastercache.tuner.space import SearchSpace, Space
 from fastercache.tuner.study import GUEST, Guests, OnTrial, Study, disjoint
 
@@ -57,6 +62,9 @@ def tune(
     logdir: str | Path | None = None,
     video: Callable[[Any], Tensor] | None = None,
     told: Told = lambda doing, spent: None,
+    place: int = 0,
+    objective: str = "flops",
+    table: Seconds | None = None,
 ) -> Study:
     """Search the cheapest policy within a budget; call it again with the same arguments to go on.
 
@@ -86,12 +94,18 @@ def tune(
         logdir: folder for TensorBoard: each trial's settings and figures under HPARAMS.
         video: turns the pipeline's output into a video (F, 3, H, W) in [0, 1], where it is not diffusers' own.
         told: progress of planning: what is done, and generations spent.
+        place: number of the search prompt whose reference is made first. Workers that share `references` and begin at
+            different ones make each of them once.
+        objective: what is minimised: `flops`, or `time`, the seconds of a call as foreseen from what steps take. They
+            are timed once, by the worker that begins the study, also where the budget limits time (`time<=8s`).
+        table: what steps take, instead of timing them.
 
     Raises:
         InvalidBudget, InvalidPolicy: for what cannot be read or searched.
+        MeasurementError: if steps cannot be timed that must be.
         ConfigMismatch: if the study on disk was made for another model, scheduler, budget or prompts.
     """
-    budget = searchable(budget)
+    budget, goal = Budget.parse(budget), objective_called(objective)
     if not prompts:
         raise ConfigUnreadable("tuning needs at least one search prompt, found none")
     prompts, held_out = prompts_of(prompts), prompts_of(held_out, "held-out prompt")
@@ -105,12 +119,24 @@ def tune(
         seed=seed,
         video=video,
         max_cache_bytes=None if budget.cache is None else int(budget.cache.most),
+        place=place,
     )
     library = Library(evaluator, evaluator.cases(prompts), out / "calibration.json", fixed, bounds)
     searched, guests = _with_plans(policy, evaluator, prompts, budget, out, references, told)
     space = library.space(searched)
+    first = evaluator.cases(prompts[:1])[0]
     if trials:  # before the study is written down: a call that the pipeline refuses leaves none behind
-        evaluator.reference(evaluator.cases(prompts[:1])[0])
+        evaluator.reference(first)
+        if table is None and (goal is Objective.TIME or budget.time is not None):
+            timeable(evaluator.setting, first)
+
+    began = time.monotonic()
+
+    def clock(model: CostModel) -> Seconds:
+        evaluator.close()
+        kinds = kinds_reused(space.bases.values(), model.run)
+        return table or Seconds.of_kinds(evaluator.setting, first, model.run, kinds)
+
     study = Study(
         evaluator,
         space,
@@ -123,19 +149,15 @@ def tune(
         sampler=sampler,
         seeds=default_seeds(space, find_sites(pipe), seeds),
         guests=guests if trials else None,
+        objective=goal,
+        clock=clock if trials else None,
     )
+    if trials and study.time.elsewhere is not None:
+        warnings.warn(study.time.elsewhere, OtherConditions, stacklevel=2)
+    if timeout is not None and study.time.table is not None:
+        timeout -= time.monotonic() - began  # timing steps, or waiting for the worker that does, is part of the call
     with logged(logdir, on_trial) as finished:
         return study.optimise(trials, timeout, finished)
-
-
-def searchable(budget: str | Budget) -> Budget:
-    """A budget that a search can keep. Raises InvalidBudget for one that limits time, or cannot be read."""
-    budget = Budget.parse(budget)
-    if budget.time is not None:
-        raise InvalidBudget(
-            f"tune counts FLOPs and keeps no limit of time: leave {budget.time} out, or plan with it (fastercache plan)"
-        )
-    return budget
 
 
 def _with_plans(

@@ -14,12 +14,10 @@ from torch import Tensor
 import fastercache as fc
 from fastercache.analysis.metrics import measure, metric_called
 from fastercache.policies.errors import NotFinite
+from fastercache.policies.schedule import Table
 from fastercache.tuned import Measured
 from fastercache.tuner.setting import Case, References, Setting, as_video, run_bare, run_under
 from fastercache.tuner.simulate import CostModel
-
-Stop = Callable[[Mapping[str, Sequence[float]]], str | None]
-"""Told the values so far, per metric; a reason ends the evaluation early."""
 
 
 @dataclass
@@ -32,6 +30,7 @@ class Evaluation:
         seconds: wall time of each cached pipeline call, FLOP counting excluded.
         cached_bytes: the peak over all runs.
         stopped: why not all cases were run; None if they were.
+        tables: what each run decided.
     """
 
     values: dict[str, list[float]]
@@ -40,11 +39,16 @@ class Evaluation:
     seconds: list[float] = field(default_factory=list)
     cached_bytes: int = 0
     stopped: str | None = None
+    tables: list[Table] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
         """Computed over uncached FLOPs."""
         return self.flops / self.flops_full if self.flops_full else 1.0
+
+
+Stop = Callable[[Evaluation], str | None]
+"""Told what was measured so far; a reason ends the evaluation early."""
 
 
 class Evaluator:
@@ -56,6 +60,7 @@ class Evaluator:
     Args:
         pipe, call, seed, video: see `Setting`.
         store: folder of the references.
+        place: number of the case whose reference is made first; workers that share a folder begin at different ones.
         max_cache_bytes: a policy that would cache more is refused before it runs; see `attach`.
     """
 
@@ -69,8 +74,10 @@ class Evaluator:
         seed: int = 0,
         video: Callable[[Any], Tensor] | None = None,
         max_cache_bytes: int | None = None,
+        place: int = 0,
     ) -> None:
         self.max_cache_bytes = max_cache_bytes
+        self._place = place
         self.setting = Setting(pipe, dict(call or {}), seed, video or as_video)
         self.references = References(self.setting, Path(store))
         self.metrics = tuple(metrics)
@@ -154,12 +161,12 @@ class Evaluator:
     def evaluate(self, policy: fc.Policy, cases: Sequence[Case], stop: Stop | None = None) -> Evaluation:
         """Run the cases one by one; `stop` is asked after each but the last. Raises NotFinite."""
         result = Evaluation({name: [] for name in self.metrics})
-        for case in cases:
-            self.reference(case)  # all at once, so that the session need not be detached for each
+        for i in range(len(cases)):  # all at once, so that the session need not be detached for each
+            self.reference(cases[(self._place + i) % len(cases)])
         for i, case in enumerate(cases):
             self._add(result, case, self.run(policy, case))
             if stop is not None and i + 1 < len(cases):
-                result.stopped = stop(result.values)
+                result.stopped = stop(result)
                 if result.stopped is not None:
                     break
         return result
@@ -171,6 +178,7 @@ class Evaluator:
         result.flops += trace.total_flops
         result.flops_full += sum(trace.flops_full)
         result.seconds.append(seconds)
+        result.tables.append(trace.table)
         result.cached_bytes = max(result.cached_bytes, trace.cached_bytes)
 
     def compare(self, policy: fc.Policy, cases: Sequence[Case], repeats: int = 1) -> tuple[Measured, Evaluation]:

@@ -1,10 +1,10 @@
 """Which policy to try next, when its cost is known and only its quality must be guessed.
 
 Optuna's general samplers learn objective and constraint alike from trials. Here the objective, the computed FLOPs of a
-static policy, is known before any video is made. So candidates that cannot beat the incumbent are never run, a
-Gaussian process models only the quality margin, and the next trial maximises the expected saving
+static policy or its seconds by a table, is known before any video is made. So candidates that cannot beat the incumbent
+are never run, a Gaussian process models only the quality margin, and the next trial maximises the expected saving
 
-    (best ratio - ratio(x)) P(margin(x) >= 0)^CAUTION
+    (best cost - cost(x)) P(margin(x) >= 0)^CAUTION
 
 which for CAUTION = 1 is constrained expected improvement with a known objective (Gardner et al. 2014).
 """
@@ -12,8 +12,9 @@ which for CAUTION = 1 is constrained expected improvement with a known objective
 from __future__ import annotations
 
 import json
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,16 +40,17 @@ CAUTION = 2.0
 from what was seen; at 2 fewer videos are lost on policies that miss the budget by far."""
 SamplerName = Literal["known-cost", "tpe"]
 LEAST_GAIN = 0.002
-"""A candidate must save at least this share of the uncached FLOPs more than the incumbent."""
+"""A candidate must save at least this share of the uncached cost more than the incumbent."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An evaluated policy: its parameters, and its margin in dB over the budget (projected where stopped early)."""
+    """An evaluated policy: its parameters, its cost as a share of the uncached run's, and its margin in dB over the
+    budget (projected where stopped early)."""
 
     params: Mapping[str, Any]
     policy: Policy
-    ratio: float
+    cost: float
     margin: float
     feasible: bool
 
@@ -71,12 +73,24 @@ class Proposer:
     Args:
         space: what to search.
         forecast: what a static policy does and costs.
+        running: the policies that other workers are trying, which need no second trial.
         pool: how many candidates are weighed against each other.
+        most: seconds that a call may take by the forecast.
     """
 
-    def __init__(self, space: Space, forecast: Callable[[Policy], Forecast], *, pool: int = 96) -> None:
+    def __init__(
+        self,
+        space: Space,
+        forecast: Callable[[Policy], Forecast],
+        *,
+        running: Callable[[], Iterable[Policy]] = tuple,
+        pool: int = 96,
+        most: float = math.inf,
+    ) -> None:
         self.space = space
+        self.most = most
         self.pool = pool
+        self._running = running
         self._forecast = forecast
         self._forecasts: dict[str, Forecast | None] = {}
 
@@ -92,8 +106,9 @@ class Proposer:
 
     def propose(self, seen: Sequence[Seen], rng: np.random.Generator) -> dict[str, Any]:
         """Parameters of the next trial. Where nothing cheaper than the incumbent is found, a random point."""
-        best = min((s.ratio for s in seen if s.feasible), default=1.0)
-        known = {forecast.behaviour for s in seen if (forecast := self.forecast(s.policy)) is not None}
+        best = min((s.cost for s in seen if s.feasible), default=1.0)
+        tried = [*(s.policy for s in seen), *self._running()]
+        known = {forecast.behaviour for policy in tried if (forecast := self.forecast(policy)) is not None}
         model, columns = self._model(seen)
         pool = self._first_pool(seen, best, known, rng)
         if not pool:
@@ -112,7 +127,7 @@ class Proposer:
     ) -> list[Candidate]:
         """Neighbours and crossings of the cheapest feasible and the least infeasible policies, and a few points from
         anywhere: far from what was seen the surrogate knows nothing, and most of a large space is far worse."""
-        feasible = sorted((s for s in seen if s.feasible and s.ratio < 1.0), key=lambda s: s.ratio)[:4]
+        feasible = sorted((s for s in seen if s.feasible and s.cost < 1.0), key=lambda s: s.cost)[:4]
         missed = sorted((s for s in seen if not s.feasible), key=lambda s: -s.margin)[:3]
         parents = [s.params for s in (*feasible, *missed)]
         pool: list[Candidate] = []
@@ -135,7 +150,7 @@ class Proposer:
         except FasterCacheError:
             return  # a combination of fields that the policy itself refuses
         forecast = self.forecast(policy)
-        if forecast is None or forecast.ratio > best - LEAST_GAIN:
+        if forecast is None or forecast.cost > best - LEAST_GAIN or (forecast.seconds or 0.0) > self.most:
             return
         if forecast.behaviour not in known:
             pool.append(Candidate(params, policy, forecast))
@@ -193,8 +208,8 @@ class Proposer:
     def _gain(
         self, pool: Sequence[Candidate], best: float, model: Surrogate | None, used: NDArray[np.bool_] | None
     ) -> Array:
-        """Expected saving of each candidate, as a share of the uncached FLOPs."""
-        saving = np.array([best - c.forecast.ratio for c in pool])
+        """Expected saving of each candidate, as a share of the uncached cost."""
+        saving = np.array([best - c.forecast.cost for c in pool])
         if model is None or used is None:
             return -np.abs(saving - 0.05)  # nothing known yet: a small step
         mean, std = model.predict(np.stack([c.vector(self.space)[used] for c in pool]))

@@ -42,7 +42,7 @@ def is_interrupted(trial: FrozenTrial) -> bool:
 
 
 SAME = 1e-9
-"""FLOP ratios closer than this are equal."""
+"""Shares of the uncached cost closer than this are equal."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ class Record:
         violation: how far the budget is missed (dB of PSNR or what counts as much); at most 0 where it is met.
         margin: the same as slack on a decibel scale; projected for stopped trials.
         reason: why it was stopped, skipped or failed.
+        foreseen: seconds of a call by the study's table; None where steps were not timed.
+        hardware: the machine that it ran on, in words, where seconds matter.
+        clocked: those over the seconds of an uncached call, in a study by the clock.
     """
 
     number: int
@@ -71,6 +74,14 @@ class Record:
     seconds: float | None
     cached_bytes: int | None
     reason: str | None
+    foreseen: float | None = None
+    hardware: str | None = None
+    clocked: float | None = None
+
+    @property
+    def cost(self) -> float | None:
+        """What the study minimises, as a share of the uncached run's; None where it is not known."""
+        return self.ratio if self.clocked is None else self.clocked
 
     @property
     def feasible(self) -> bool:
@@ -98,13 +109,16 @@ class Record:
             source=noted.source,
             policy=load_policy(noted.policy),
             params=dict(trial.params),
-            ratio=noted.cost,
+            ratio=noted.computed,
             values=noted.values,
             violation=noted.violation,
             margin=noted.margin,
             seconds=noted.seconds,
             cached_bytes=noted.cached_bytes,
             reason=noted.reason,
+            foreseen=noted.foreseen,
+            hardware=noted.hardware,
+            clocked=noted.clocked,
         )
 
 
@@ -126,9 +140,9 @@ def cheapest(found: Sequence[Record], budget: Budget) -> Record:
         BudgetNotMet: with the closest miss.
     """
     judged = [
-        (r.ratio, r.violation, r)
+        (r.cost, r.violation, r)
         for r in found
-        if r.ratio is not None and r.ratio < 1.0 - SAME and r.violation is not None
+        if r.cost is not None and r.cost < 1.0 - SAME and r.violation is not None
     ]
     feasible = [one for one in judged if one[-1].feasible]
     if feasible:
@@ -147,11 +161,11 @@ def cheapest(found: Sequence[Record], budget: Budget) -> Record:
 
 
 def front(found: Sequence[Record]) -> list[Record]:
-    """The measured records that no other beats in both FLOPs and margin, cheapest first."""
+    """The measured records that no other beats in both cost and margin, cheapest first."""
     measured = [
-        (r.ratio, -r.margin, r)
+        (r.cost, -r.margin, r)
         for r in found
-        if r.outcome is Outcome.MEASURED and r.ratio is not None and r.margin is not None
+        if r.outcome is Outcome.MEASURED and r.cost is not None and r.margin is not None
     ]
     result: list[tuple[float, float, Record]] = []
     for one in sorted(measured, key=itemgetter(0, 1)):

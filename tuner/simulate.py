@@ -1,7 +1,8 @@
 """What a policy would do and cost, known before any video is made.
 
 A static policy compiles to a table, and a skipped cell of the table saves FLOPs that one counted run has told. So the
-tuner's objective is known exactly for free; only quality has to be measured.
+tuner's objective is known exactly for free; only quality has to be measured. By the clock it is foreseen in the same
+way, from what steps took on one machine (`tuner.seconds`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from fastercache.model.families import Guidance
 from fastercache.policies.base import Policy
 from fastercache.policies.registry import dump
 from fastercache.policies.schedule import Code, Table, compile_policy
-from fastercache.policies.vocabulary import Kind, Run, Site
+from fastercache.policies.vocabulary import OUTER, Kind, Run, Site
 from fastercache.session import Session
+from fastercache.tuner.seconds import Seconds, kind_of
 
 BINS = 4
 """Stretches of the run over which staleness is averaged."""
@@ -36,11 +38,20 @@ class Forecast:
         features: per kind and role of the run's sites the mean log2(1 + age) of the values in use, in `BINS` stretches
             of the run, then the ratio; shape (groups * BINS + 1,). Sites that the policy does not claim have age 0.
         behaviour: digest of the decisions and predictors; policies with the same one give the same video.
+        seconds: of a call, where steps were timed.
+        clocked: those over the seconds of an uncached call, in a search by the clock.
     """
 
     ratio: float
     features: NDArray[np.float64]
     behaviour: str
+    seconds: float | None = None
+    clocked: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """What a search minimises, as a share of the uncached run's."""
+        return self.ratio if self.clocked is None else self.clocked
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,8 @@ class CostModel:
             the prefix of its sites' names; one that is not named runs them all.
         guidance: how the branches are computed.
         latent: shape of the denoiser's main input without its batch axis.
+        clock: what steps take, where they were timed.
+        by_clock: whether a search minimises seconds, and not FLOPs.
     """
 
     run: Run
@@ -63,6 +76,8 @@ class CostModel:
     active: Mapping[str, frozenset[int]] = field(default_factory=dict)
     guidance: Guidance = "none"
     latent: tuple[int, ...] = ()
+    clock: Seconds | None = None
+    by_clock: bool = False
 
     @classmethod
     def measured(cls, session: Session, generate: Callable[[], object]) -> CostModel:
@@ -103,7 +118,8 @@ class CostModel:
         reuses = (table.codes == Code.REUSED).any(axis=(1, 2)).tolist()
         used = [dump(p) if reused else None for p, reused in zip(table.predictors, reuses, strict=True)]
         behaviour = hashlib.sha256(table.codes.tobytes() + json.dumps(used, sort_keys=True).encode()).hexdigest()
-        return Forecast(ratio, np.array([*self._ages(table), ratio]), behaviour)
+        seconds = self.seconds(table)
+        return Forecast(ratio, np.array([*self._ages(table), ratio]), behaviour, seconds, self.clocked(seconds))
 
     def reached(self, table: Table) -> Table:
         """The table with what a denoiser does only at the steps that it runs: before the first value computed there is
@@ -132,6 +148,62 @@ class CostModel:
         shares = np.array([self.share(site) for site in table.sites])
         saved = float(shares @ (reused * per_branch).sum(axis=(1, 2)))
         return 1.0 - saved / float(sum(self.step_flops))
+
+    def seconds(self, table: Table) -> float | None:
+        """Seconds of a call that does as a table says, or did; None where steps were not timed.
+
+        What a reused site saves is its share of what was saved when all sites of its kind were reused; of a kind that
+        was not timed, its share of the FLOPs. Shares of several sites add up. No step takes less than a skipped one.
+        """
+        clock = self.clock
+        if clock is None:
+            return None
+        branches = len(self.run.branches)
+        reused = table.codes == Code.REUSED  # (sites, branches, steps)
+        outer = np.array([site.kind in OUTER for site in table.sites], dtype=bool)
+        dropped = reused[outer].any(axis=0).sum(axis=0)  # (steps,): branches for which the denoiser is not called
+        further = max(branches - 1, 1)
+        timed = clock.kinds.get(Kind.BRANCH, clock.computed - self._whole * further / branches)
+        saved = dropped * (clock.computed - timed) / further
+        for site, cells, codes in zip(table.sites, reused, table.codes, strict=True):
+            if site.kind not in OUTER:
+                # A stack runs for all rows or for none.
+                skips = cells & np.all(codes != Code.COMPUTED, axis=0) if site.kind is Kind.STACK else cells
+                saved = saved + skips.sum(axis=0) * self._saving(site) / branches
+        weights = np.array(self.step_flops, dtype=float) / np.mean(self.step_flops)
+        spent = np.where(dropped == branches, 0.0, np.maximum(self._whole - saved, 0.0)) * weights
+        return clock.rest + clock.steps * clock.skipped + float(spent.sum())
+
+    def clocked(self, seconds: float | None) -> float | None:
+        """Seconds over those of an uncached call, in a search by the clock; None in any other."""
+        if not self.by_clock or self.clock is None or seconds is None:
+            return None
+        return seconds / (self.clock.rest + self.clock.steps * self.clock.skipped + self.clock.steps * self._whole)
+
+    @property
+    def _whole(self) -> float:
+        """Seconds that skipping a whole step saves."""
+        assert self.clock is not None
+        return self.clock.computed - self.clock.skipped
+
+    def _saving(self, site: Site) -> float:
+        """Seconds that a step saves at which a site is reused in all branches."""
+        if site.name not in self._known_savings:
+            assert self.clock is not None
+            kind = kind_of(site)
+            alike = [s for s in self.run.sites if kind_of(s) == kind and s.denoiser == site.denoiser]
+            of_kind = sum(map(self.share, alike))
+            share = self.share(site)
+            if kind in self.clock.kinds and of_kind:
+                share *= (self.clock.computed - self.clock.kinds[kind]) / of_kind
+            else:
+                share *= self._whole
+            self._known_savings[site.name] = share
+        return self._known_savings[site.name]
+
+    @cached_property
+    def _known_savings(self) -> dict[str, float]:
+        return {}
 
     @cached_property
     def _groups(self) -> tuple[str, ...]:

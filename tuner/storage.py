@@ -92,7 +92,7 @@ def _start_time(pid: int) -> str:
         return "-"  # no /proc: the process id alone must do
 
 
-def _alive(worker: str) -> bool:
+def alive(worker: str) -> bool:
     host, pid, started = worker.rsplit("/", 2)
     if host != socket.gethostname():
         return True  # nothing can be said from here; a database's heartbeat tells
@@ -121,7 +121,7 @@ def recover(study: optuna.Study) -> list[FrozenTrial]:
     abandoned = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = Notes.of(trial).worker
-        if not (_unsigned_for_long(trial) if worker is None else not _alive(worker)):
+        if not (_unsigned_for_long(trial) if worker is None else not alive(worker)):
             continue
         try:
             if not study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL):

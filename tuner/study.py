@@ -1,4 +1,4 @@
-"""Tuning: the cheapest policy, in computed FLOPs, whose quality stays within a budget.
+"""Tuning: the cheapest policy, in computed FLOPs or by the clock, whose quality stays within a budget.
 
 An Optuna study with one objective and the budget as its constraint. It can be interrupted at any moment, by Ctrl-C or
 by `kill -9`, and the same call goes on where it stopped.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -32,14 +34,16 @@ from fastercache.run.memory import CacheTooLarge
 from fastercache.tuned import Certificate, Measured
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import certificate
+from fastercache.tuner.clock import Foresight, Objective, Timekeeper, agreed, foresight
 from fastercache.tuner.codec import Notes, enqueue, note, shown_feasible
 from fastercache.tuner.database import HEARTBEAT
 from fastercache.tuner.early import Projection
 from fastercache.tuner.evaluate import Evaluation, Evaluator
 from fastercache.tuner.propose import Proposer, SamplerName, Seen, make_sampler
 from fastercache.tuner.record import SAME, SPENT, Outcome, Record, cheapest, front, is_interrupted, records
+from fastercache.tuner.seconds import Seconds
 from fastercache.tuner.setting import Case
-from fastercache.tuner.simulate import CostModel
+from fastercache.tuner.simulate import CostModel, Forecast
 from fastercache.tuner.space import Space
 from fastercache.tuner.storage import heartbeat, open_storage, recover, requeue, this_worker
 
@@ -52,7 +56,12 @@ OnTrial = Callable[["Study", Record], None]
 Guests = Callable[[], Mapping[str, Policy]]
 """Makes policies that are tried beside the searched ones, by name; all names begin with `GUEST`."""
 GUEST = "planned:"
-OBJECTIVE = "computed FLOPs, share of uncached"
+Clock = Callable[[CostModel], Seconds]
+"""Measures what steps take on this machine."""
+OBJECTIVES = {
+    Objective.FLOPS: "computed FLOPs, share of uncached",
+    Objective.TIME: "seconds of a call, share of uncached",
+}
 """What a study minimises, as its plots call it."""
 
 
@@ -62,6 +71,7 @@ class Study(Framed):
     Attributes:
         budget, space, evaluator: what is searched, and how it is judged.
         search, held_out: the disjoint sets of cases.
+        objective: what is minimised. time: what steps take, in a study that goes by the clock or limits time.
         ended: why the last call of `optimise` stopped.
     """
 
@@ -79,8 +89,12 @@ class Study(Framed):
         sampler: SamplerName = "known-cost",
         seeds: Mapping[str, Policy] | None = None,
         guests: Guests | None = None,
+        objective: Objective = Objective.FLOPS,
+        clock: Clock | None = None,
     ) -> None:
         disjoint(search, held_out)
+        self.objective = objective
+        self.time = Timekeeper(None, budget.time, evaluator.setting.hardware)
         self.evaluator, self.space, self.budget = evaluator, space, budget
         self.search, self.held_out = evaluator.cases(search), evaluator.cases(held_out)
         self.ended = ""
@@ -88,7 +102,10 @@ class Study(Framed):
         self._place = f"{storage}"
         # TPE does not know costs: it may take many proposals to find one that can beat the incumbent.
         self._patience = 3 if sampler == "known-cost" and space.static else 100
-        self._proposer = Proposer(space, lambda policy: self.cost_model.forecast(policy))
+        most = math.inf if budget.time is None else budget.time.most
+        self._proposer = Proposer(
+            space, lambda policy: self.cost_model.forecast(policy), running=self._under_way, most=most
+        )
         self._cost_model: CostModel | None = None
         self._records: dict[int, Record] = {}
         self._seeds, self._guests = dict(seeds or {}), guests
@@ -101,6 +118,10 @@ class Study(Framed):
         finally:
             optuna.logging.set_verbosity(optuna_verbosity)
         self._check_fingerprint()
+        if objective is Objective.TIME or budget.time is not None:
+            table = agreed(self.optuna, self._made, None if clock is None else lambda: clock(self.cost_model))
+            self.time = replace(self.time, table=table)
+            self._cost_model = None
         drawn = len(self.optuna.get_trials(deepcopy=False))
         self.optuna.sampler = make_sampler(sampler, self._proposer, lambda _: self.seen(), seed, drawn)
 
@@ -114,7 +135,7 @@ class Study(Framed):
             return optuna.load_study(storage=self._storage, study_name=name), False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names([OBJECTIVE])
+            study.set_metric_names([OBJECTIVES[self.objective]])
         return study, True
 
     # -- identity ----------------------------------------------------------------------------------------------------
@@ -127,6 +148,7 @@ class Study(Framed):
             "prompts": _digest([list(c.identity.values()) for c in self.search]),
             "policy": ", ".join(self.space.bases),
             "search space": _digest([*map(dump, self.space.bases.values()), shape]),
+            "objective": str(self.objective),
         }
 
     def _check_fingerprint(self) -> None:
@@ -138,6 +160,7 @@ class Study(Framed):
                 raise ConfigUnreadable(f"{self._place} holds a study that is not of this tuner: give another path")
             self.optuna.set_user_attr(FINGERPRINT, now)
             return
+        then = {"objective": str(Objective.FLOPS), **then}  # older studies knew no other
         for key in {**then, **now}:
             if then.get(key) != now.get(key):
                 raise ConfigMismatch(
@@ -147,9 +170,10 @@ class Study(Framed):
 
     @property
     def cost_model(self) -> CostModel:
-        """FLOPs of any static policy on this study's runs; one counted run is made the first time it is asked for."""
+        """Costs of any static policy on this study's runs; one counted run is made the first time it is asked for."""
         if self._cost_model is None:
-            self._cost_model = self.evaluator.cost_model(self.search[0])
+            counted = self.evaluator.cost_model(self.search[0])
+            self._cost_model = replace(counted, clock=self.time.table, by_clock=self.objective is Objective.TIME)
         return self._cost_model
 
     @property
@@ -180,7 +204,8 @@ class Study(Framed):
                 skipped = record is None or (record.source == "search" and record.outcome not in SPENT)
                 fruitless = fruitless + 1 if skipped else 0
                 if fruitless >= self._patience:
-                    self.ended = f"{fruitless} proposals in a row could not be cheaper than the best"
+                    longer = "" if self.budget.time is None else ", or would take too long"
+                    self.ended = f"{fruitless} proposals in a row could not be cheaper than the best{longer}"
                     break
         finally:
             self.evaluator.close()
@@ -193,7 +218,10 @@ class Study(Framed):
             time.sleep(0.05)  # where the one that made the study died before, another does it after a while
         present = {Notes.of(t).source for t in self.optuna.get_trials(deepcopy=False) if not is_interrupted(t)}
         if self._guests is not None and not any(source.startswith(GUEST) for source in present):
-            for source, policy in self._guests().items():
+            made = self._guests()
+            # Minutes have passed: another worker may have planned as well.
+            planned = {Notes.of(t).source for t in self.optuna.get_trials(deepcopy=False)}
+            for source, policy in made.items() if not any(s.startswith(GUEST) for s in planned) else ():
                 enqueue(self.optuna, {}, policy=dump(policy), source=source)
         for source, policy in self._seeds.items():
             if source not in present:
@@ -237,16 +265,26 @@ class Study(Framed):
         forecast = self._proposer.forecast(policy) if policy.static else None
         if forecast is not None:
             note(trial, forecast=forecast.ratio)
-            incumbent = min((r.ratio for r in self.records if r.feasible and r.ratio is not None), default=1.0)
+            self._note_seconds(trial, forecast.seconds)
+            if too_long := self.time.too_long(forecast.seconds):
+                return self._finish(trial, Outcome.INVALID, too_long)
+            if (other := self._same_under_way(trial, forecast)) is not None:
+                return self._finish(trial, Outcome.DOMINATED, f"trial {other}, of another worker, does the same")
+            incumbent = min((r.cost for r in self.records if r.feasible and r.cost is not None), default=1.0)
             if forecast.ratio >= 1.0 - SAME and incumbent >= 1.0 - SAME:
                 return self._tell_exact(trial)
-            if forecast.ratio >= incumbent - SAME:
-                reason = f"costs {forecast.ratio:.4f} of the uncached FLOPs, the best so far {incumbent:.4f}"
+            if forecast.cost >= incumbent - SAME:
+                what = "FLOPs" if forecast.clocked is None else "seconds"
+                reason = f"costs {forecast.cost:.4f} of the uncached {what}, the best so far {incumbent:.4f}"
                 return self._finish(trial, Outcome.DOMINATED, reason)
         finished = [r.values for r in self.records if r.outcome is Outcome.MEASURED]
         projection = Projection(self.budget, len(self.search), finished)
+
+        def stop(result: Evaluation) -> str | None:
+            return self.time.too_long(self._foreseen(result)) or projection.verdict(result.values)
+
         try:
-            result = self.evaluator.evaluate(policy, self.search, projection.verdict)
+            result = self.evaluator.evaluate(policy, self.search, stop)
         except NotFinite as error:
             return self._finish(trial, Outcome.FAILED, str(error))
         except CacheTooLarge as error:  # known before the first step: no video was made
@@ -264,6 +302,21 @@ class Study(Framed):
             return self._finish(trial, Outcome.INVALID, str(error))
         self._tell(trial, result, projection)
 
+    def _under_way(self) -> list[Policy]:
+        """What is being tried, by this worker and others."""
+        running = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [load_policy(noted.policy) for t in running if (noted := Notes.of(t)).policy is not None]
+
+    def _same_under_way(self, trial: Trial, forecast: Forecast) -> int | None:
+        """The number of an earlier trial that is still running and does what this one would."""
+        running = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for other in (t for t in running if t.number < trial.number):
+            noted = Notes.of(other)
+            known = None if noted.policy is None else self._proposer.forecast(load_policy(noted.policy))
+            if known is not None and known.behaviour == forecast.behaviour:
+                return other.number
+        return None
+
     def _tell_exact(self, trial: Trial) -> None:
         values = self.evaluator.exact(self.search)
         note(trial, ratio=1.0)
@@ -273,17 +326,33 @@ class Study(Framed):
     def _tell(self, trial: Trial, result: Evaluation, projection: Projection) -> None:
         seconds = sorted(result.seconds)[len(result.seconds) // 2]
         note(trial, values=result.values, ratio=result.ratio, seconds=seconds, cached_bytes=result.cached_bytes)
+        self._note_seconds(trial, self._foreseen(result))  # of a policy that decides while it runs only now
         if result.stopped is None:
-            self._judge(trial, result.values)
-            self._finish(trial, Outcome.MEASURED, None, result.ratio)
+            self._judge(trial, result.values, seconds)
+            self._finish(trial, Outcome.MEASURED, self.time.took_too_long(seconds), Notes.of(trial).cost)
         else:
             self._judge(trial, projection.completed(result.values))
             self._finish(trial, Outcome.STOPPED, result.stopped)
 
-    def _judge(self, trial: Trial, values: Mapping[str, Sequence[float]]) -> None:
-        """Record how the budget is met; these values are projections where the trial was stopped."""
-        note(trial, violation=self.budget.violation(values), margin=self.budget.margin(values))
-        violations = self.budget.violations(values)
+    def _foreseen(self, result: Evaluation) -> float | None:
+        """Seconds of a call by the table, the mean over the cases that were run; None where steps were not timed."""
+        found = [s for table in result.tables if (s := self.cost_model.seconds(table)) is not None]
+        return statistics.fmean(found) if found else None
+
+    def _note_seconds(self, trial: Trial, foreseen: float | None) -> None:
+        if foreseen is not None:
+            note(trial, foreseen=foreseen, hardware=self.time.here)
+        if (clocked := self.cost_model.clocked(foreseen)) is not None:
+            note(trial, clocked=clocked)
+
+    def _judge(self, trial: Trial, values: Mapping[str, Sequence[float]], seconds: float | None = None) -> None:
+        """Record how the budget is met; these values are projections where the trial was stopped.
+
+        `seconds`: of a call as measured.
+        """
+        violations = self.budget.violations(values) | self.time.excess(seconds)
+        violation = max(self.budget.violation(values), self.time.violation(seconds))
+        note(trial, violation=violation, margin=self.budget.margin(values))
         for term, amount in violations.items():
             trial.set_constraint(term, amount)
         shown_feasible(trial, list(violations.values()))
@@ -303,7 +372,9 @@ class Study(Framed):
     def _words(self, noted: Notes) -> str:
         """`FORA(interval=3): 2.94x fewer FLOPs; psnr 31.2, misses psnr>=33`."""
         policy = "" if noted.policy is None else repr(load_policy(noted.policy))
-        cost = "" if not noted.cost else f": {1.0 / noted.cost:.2f}x fewer FLOPs"
+        cost = "" if not noted.computed else f": {1.0 / noted.computed:.2f}x fewer FLOPs"
+        if noted.clocked:
+            cost += f", {1.0 / noted.clocked:.2f}x by the clock"
         kept = ""
         if noted.violation is not None and all(noted.values.get(name) for name in self.budget.metrics):
             verb = "keeps" if noted.violation <= 0.0 else "misses"
@@ -314,7 +385,7 @@ class Study(Framed):
     # -- results -----------------------------------------------------------------------------------------------------
     def _facts(self) -> dict[str, object]:
         found = self.records
-        kept = [(1.0 / record.ratio, record) for record in found if record.feasible and record.ratio]
+        kept = [(1.0 / record.cost, record) for record in found if record.feasible and record.cost]
         speedup, best = max(kept, key=itemgetter(0), default=(None, None))
         return {
             "budget": str(self.budget),
@@ -344,6 +415,7 @@ class Study(Framed):
                 "within_budget": one.feasible,
                 "margin": one.margin,
                 "seconds": one.seconds,
+                "foreseen": one.foreseen,
                 "cached_bytes": one.cached_bytes,
                 "reason": one.reason,
                 **{name: sum(values) / len(values) for name, values in one.values.items() if values},
@@ -356,8 +428,8 @@ class Study(Framed):
         found = []
         for r in self.records:
             margin = -15.0 if r.outcome is Outcome.FAILED else r.margin
-            if r.ratio is not None and margin is not None and r.params:
-                found.append(Seen(r.params, r.policy, r.ratio, margin, r.feasible))
+            if r.cost is not None and margin is not None and r.params:
+                found.append(Seen(r.params, r.policy, r.cost, margin, r.feasible))
         return found
 
     def best(self) -> Record:
@@ -367,8 +439,15 @@ class Study(Framed):
         """
         return cheapest(self.records, self.budget)
 
+    @property
+    def foresight(self) -> Foresight | None:
+        """How well the table foresaw the seconds of the trials that ran where it was measured; None without any."""
+        where = None if self.time.table is None else self.time.table.hardware
+        ran = [r for r in self.records if r.outcome in (Outcome.MEASURED, Outcome.STOPPED) and r.hardware == where]
+        return foresight([(r.foreseen, r.seconds) for r in ran if r.foreseen is not None and r.seconds is not None])
+
     def front(self) -> list[Record]:
-        """The measured trials that no other beats in both FLOPs and margin, cheapest first."""
+        """The measured trials that no other beats in both cost and margin, cheapest first."""
         return front(self.records)
 
     def verify(self, policy: Policy | None = None, prompts: Sequence[str] | None = None, repeats: int = 1) -> Measured:

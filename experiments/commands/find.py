@@ -13,6 +13,7 @@ from fastercache.experiments.commands.options import (
     Count,
     Device,
     Dtype,
+    Estimate,
     Guidance,
     Json,
     Metrics,
@@ -22,6 +23,9 @@ from fastercache.experiments.commands.options import (
     Seed,
     Steps,
     Storage,
+    Tflops,
+    Workers,
+    estimated,
     finish,
     opened,
 )
@@ -62,9 +66,17 @@ def tune(
         str,
         typer.Option(
             "--budget",
-            help="Quality to keep: `psnr>=30`, `ssim>=0.95`, `p90:psnr>=28,cache<=2GiB`; in quotes.",
+            help="Quality to keep: `psnr>=30`, `ssim>=0.95,time<=8s`, `p90:psnr>=28,cache<=2GiB`; in quotes.",
         ),
     ] = "psnr>=30",
+    objective: Annotated[
+        str,
+        typer.Option(
+            "--objective",
+            metavar="flops|time",
+            help="What is minimised: computed FLOPs, or seconds of a call on the machine that begins the study.",
+        ),
+    ] = "flops",
     policies: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,7 +113,10 @@ def tune(
         ),
     ] = None,
     storage: Storage = None,
+    workers: Workers = 1,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config.")] = Path("tuned.json"),
+    estimate: Estimate = False,
+    tflops: Tflops = None,
     steps: Steps = None,
     guidance: Guidance = None,
     call: Call = None,
@@ -120,13 +135,17 @@ def tune(
 
     `fastercache tune latte-digits --budget 'psnr>=30' --time-limit 600`
 
+    `fastercache tune latte-digits --policy any --objective time`, or `--budget 'psnr>=30,time<=1.5s'`
+
     `fastercache tune latte-digits --policy any --trials 80`, or `--policy foca --policy teacache`
+
+    `fastercache tune ./config-only --estimate --tflops 40`: what it would cost, before any weight is there
 
     `fastercache tune ./my-latte --prompts search.txt --held-out others.txt --budget 'ssim>=0.95' --set interval=2`
     """
-    from fastercache.experiments.jobs import searching
+    from fastercache.experiments.jobs import searching, study_job
 
-    job = searching.job_of(
+    job = study_job.job_of(
         pipe,
         prompt_file=prompt_file,
         held_out_file=held_out_file,
@@ -141,9 +160,16 @@ def tune(
         device=device,
         dtype=dtype,
         seed=seed,
+        objective=objective,
+        made_up=count if estimated(estimate, tflops) else 0,
     )
+    if estimate:
+        from fastercache.experiments.jobs import estimating
+
+        subject = opened(pipe, device, dtype, call, steps, guidance, weights=False)
+        return finish(estimating.tune(subject, job, trials=trials, tflops=tflops, show=not as_json), as_json)
     base = Path("tuning") / f"{Path(pipe).name}-{'+'.join(job.policies)}"
-    folder = study or (base if storage is not None else searching.folder_for(job, base))
+    folder = study or (base if storage is not None else study_job.folder_for(job, base))
     finish(
         searching.search(
             job,
@@ -152,6 +178,7 @@ def tune(
             trials=trials,
             seconds=time_limit,
             storage=storage,
+            workers=workers,
             references=None if study is not None else base.parent / f"{Path(pipe).name}-references",
             show=not as_json,
         ),

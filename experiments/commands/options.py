@@ -81,6 +81,9 @@ Metrics = Annotated[
     ),
 ]
 
+Workers = Annotated[
+    int, typer.Option("--workers", min=1, metavar="N", help="Work with N processes, one for each GPU in turn.")
+]
 Storage = Annotated[
     str | None,
     typer.Option(
@@ -101,17 +104,48 @@ Device = Annotated[str, typer.Option("--device", rich_help_panel=CALL, help="aut
 Dtype = Annotated[str, typer.Option("--dtype", rich_help_panel=CALL, help="auto, float32, bfloat16, float16.")]
 
 
+Estimate = Annotated[
+    bool,
+    typer.Option("--estimate", help="Only say what it would cost, from the configuration: no weights are read."),
+]
+Tflops = Annotated[
+    float | None,
+    typer.Option("--tflops", metavar="N", help="With --estimate: the machine's speed, in 10^12 FLOPs a second."),
+]
+
+
 def opened(
-    pipe: str, device: str, dtype: str, call: list[str] | None, steps: int | None = None, guidance: float | None = None
+    pipe: str,
+    device: str,
+    dtype: str,
+    call: list[str] | None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    weights: bool = True,
 ) -> Any:
-    """The pipeline that a command was given, as a `Subject`."""
+    """The pipeline that a command was given, as a `Subject`; without weights from its configuration alone."""
     from fastercache.experiments.pipelines import open_pipeline
 
     if steps == 1:
         console.say("note: a run of 1 step has no step before it to reuse anything from: give --steps 2 or more")
     return open_pipeline(
-        pipe, device=device, dtype=dtype, call=call or (), num_inference_steps=steps, guidance_scale=guidance
+        pipe,
+        device=device,
+        dtype=dtype,
+        weights=weights,
+        call=call or (),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
     )
+
+
+def estimated(estimate: bool, tflops: float | None) -> bool:
+    """Whether only an estimate is asked for. Raises InvalidPolicy for a speed without one."""
+    from fastercache.policies.errors import InvalidPolicy
+
+    if tflops is not None and not estimate:
+        raise InvalidPolicy("--tflops is the speed for an estimate: give --estimate too, or leave it out")
+    return estimate
 
 
 def finish(payload: dict[str, Any], as_json: bool) -> None:

@@ -11,6 +11,7 @@ from fastercache.experiments.commands.options import (
     Call,
     Device,
     Dtype,
+    Estimate,
     Guidance,
     Json,
     Metrics,
@@ -19,6 +20,9 @@ from fastercache.experiments.commands.options import (
     Seed,
     Steps,
     Storage,
+    Tflops,
+    Workers,
+    estimated,
     finish,
     opened,
 )
@@ -75,7 +79,10 @@ def plan(
         Path | None, typer.Option("--study", metavar="DIR", help="Where everything is kept. [planning/PIPE]")
     ] = None,
     storage: Storage = None,
+    workers: Workers = 1,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The tuned config, or dial.")] = Path("tuned.json"),
+    estimate: Estimate = False,
+    tflops: Tflops = None,
     steps: Steps = None,
     guidance: Guidance = None,
     call: Call = None,
@@ -101,36 +108,58 @@ def plan(
 
     `fastercache plan latte-digits --speedup 4 --objective time`, or `--budget 'psnr>=45,time<=1.5s'`
 
+    `fastercache plan ./config-only --speedup 5 --estimate --tflops 40`: what it would cost, before any weight is there
+
     `fastercache plan ./my-i2v --prompts calls.jsonl --speedup 3`: lines like `{"prompt": "a cat", "image": "a.png"}`
 
     `fastercache plan latte-digits --speedup 3 --speedup 5 --speedup 8 --out dial.json`
     """
-    from fastercache.experiments.arguments import metric_names, read_prompts
+    from fastercache.experiments.arguments import metric_names
     from fastercache.experiments.jobs import planning
-    from fastercache.experiments.pipelines import shipped_captions
+    from fastercache.experiments.jobs import workers as workers_of
+    from fastercache.experiments.pipelines import given_prompts
+    from fastercache.tuner.clock import objective_called
     from fastercache.tuner.planning.planner import EFFORTS
 
-    named = metric_names(metrics or ())
-    prompts = read_prompts(prompt_file) if prompt_file else shipped_captions(pipe, "train")
-    others = read_prompts(held_out_file) if held_out_file else []
-    if not (prompt_file or held_out_file):
-        others = shipped_captions(pipe, "held_out")
-    subject = opened(pipe, device, dtype, call, steps, guidance)
+    named, goal = metric_names(metrics or ()), objective_called(objective)
+    recorded, only_priced = count or EFFORTS[effort].recorded, estimated(estimate, tflops)
+    made_up = max(recorded, held_out_count) if only_priced else 0
+    prompts, others = given_prompts(pipe, prompt_file, held_out_file, made_up)
+    subject = opened(pipe, device, dtype, call, steps, guidance, weights=not only_priced)
+    if only_priced:
+        from fastercache.experiments.jobs import estimating
+
+        found = estimating.plan(
+            subject,
+            prompts[:recorded],
+            len(others[:held_out_count]),
+            budgets=budgets or (),
+            speedups=speedups or (),
+            effort=effort,
+            objective=goal,
+            tflops=tflops,
+            show=not as_json,
+        )
+        return finish(found, as_json)
+    folder = study or Path("planning") / Path(pipe).name
     finish(
         planning.plan(
             subject,
-            prompts[: count or EFFORTS[effort].recorded],
+            prompts[:recorded],
             budgets=budgets or (),
             speedups=speedups or (),
             held_out=others[:held_out_count],
             effort=effort,
             margin=margin,
             metrics=named,
-            objective=planning.objective_called(objective),
+            objective=goal,
             seed=seed,
-            folder=study or Path("planning") / Path(pipe).name,
+            folder=folder,
             out=out,
             storage=storage,
+            team=workers_of.recorders(
+                subject, prompts[:recorded], folder, workers, device=device, dtype=dtype, seed=seed
+            ),
             show=not as_json,
         ),
         as_json,

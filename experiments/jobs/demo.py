@@ -45,7 +45,7 @@ from fastercache.experiments.pictures.poster import Map, poster
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.documents import put_aside, read_json, write_json
 from fastercache.policies.methods.taylorseer import Forecast
-from fastercache.tuner import Budget, Evaluator
+from fastercache.tuner import Budget, Evaluation, Evaluator
 from fastercache.tuner.planning.material import material
 
 PAPER, BEST, PLANNED = "FasterCache (paper)", "best published", "planned"
@@ -146,7 +146,8 @@ class Demo:
         tried: dict[str, float] = kept(path, "demo's trials").get("psnr", {}) if path.is_file() else {}
         demanded = Budget.parse(self.budget)
 
-        def stop(values: Any) -> str | None:
+        def stop(found: Evaluation) -> str | None:
+            values = found.values
             lost = len(values["psnr"]) > 1 and demanded.margin({"psnr": list(values["psnr"])}) < -HOPELESS
             return "far below the budget" if lost else None
 

@@ -18,6 +18,7 @@ from fastercache.experiments.bench.contest import Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.console import progress, results, say
+from fastercache.experiments.jobs.outcome import by_the_clock
 from fastercache.experiments.pipelines import Subject
 from fastercache.policies.errors import BudgetNotMet
 from fastercache.policies.wording import counted
@@ -26,7 +27,7 @@ from fastercache.tuned import Measured, Results, TunedConfig
 from fastercache.tuner import Budget
 from fastercache.tuner.planning.front import Front, Point, means
 from fastercache.tuner.planning.planner import Planner
-from fastercache.tuner.planning.seconds import Seconds
+from fastercache.tuner.seconds import Seconds
 from fastercache.tuner.setting import hardware, run
 
 PLANNED = "planned"
@@ -220,10 +221,7 @@ class Outcome:
         """What was foreseen by the clock, and what was measured beside the uncached pipeline."""
         assert self.seconds is not None
         count = len(one.plan.point.computed)
-        wall = one.rows[0].speedup_wall
-        measured = "" if wall is None else f"; measured {wall:.2f}x"
-        foreseen = f"{self.seconds.of(count):.3g} s a call, {self.seconds.speedup(count):.2f}x"
-        return f"by the clock, foreseen: {foreseen}{measured}"
+        return by_the_clock(self.seconds.of(count), self.seconds.speedup(count), one.rows[0].speedup_wall)
 
     def _say(self, shown: Sequence[Shown], files: dict[str, str], out: Path) -> None:
         prompts = counted(self.front.prompts, "search prompt")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +11,22 @@ from fastercache.bounds import Limit
 from fastercache.experiments.console import progress, say
 from fastercache.experiments.jobs.plan_outcome import Outcome, Plan
 from fastercache.experiments.jobs.searching import tell
+from fastercache.experiments.jobs.workers import Recording, shared
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.documents import check_writable
 from fastercache.policies.errors import BudgetNotMet, InvalidPolicy
 from fastercache.policies.wording import counted, lasting
 from fastercache.tuner import Budget
+from fastercache.tuner.clock import Objective
 from fastercache.tuner.planning.material import Told
 from fastercache.tuner.planning.opening import opened
 from fastercache.tuner.planning.planner import EFFORTS, Planner
 from fastercache.tuner.planning.room import HISTORY
-from fastercache.tuner.planning.seconds import RUNS, Seconds
-from fastercache.tuner.setting import Setting
+from fastercache.tuner.seconds import RUNS, Seconds
+from fastercache.tuner.setting import Case, References, Setting
 
 TIMING = (1 + RUNS) / 2
 """Generations' worth of denoiser calls that timing steps takes: every second step of each run is computed."""
-
-
-class Objective(StrEnum):
-    """What a speedup is of: computed FLOPs, or seconds of a call on this machine."""
-
-    FLOPS = "flops"
-    TIME = "time"
-
-
-def objective_called(name: str) -> Objective:
-    """The objective of this name. Raises InvalidPolicy."""
-    if name not in set(Objective):
-        raise InvalidPolicy(f"no objective is called '{name}': give {' or '.join(Objective)}")
-    return Objective(name)
 
 
 def plan(
@@ -57,6 +44,7 @@ def plan(
     folder: Path,
     out: Path,
     storage: str | None = None,
+    team: Sequence[Recording] = (),
     show: bool = True,
 ) -> dict[str, Any]:
     """Plan within budgets or for speedups, and export what was found: one plan as a tuned config, several as a dial.
@@ -66,14 +54,13 @@ def plan(
         effort: see `EFFORTS`. margin: dB over a budget on the search prompts; by default from their spread.
         objective: what a speedup is of.
         folder: keeps recordings, references, judged plans and pictures. out: the tuned config or dial.
+        team: workers that record some of the search prompts.
 
     Raises:
         InvalidPolicy: if neither or both of budgets and speedups are given.
         BudgetNotMet: if no plan does what is asked. MeasurementError: if steps cannot be timed that must be.
     """
-    if bool(budgets) == bool(speedups):
-        raise InvalidPolicy("say what the plan is for: --budget 'psnr>=45' or --speedup 5, one of the two")
-    questions: list[Budget | float] = list(dict.fromkeys([*map(Budget.parse, budgets), *speedups]))
+    questions = questions_of(budgets, speedups)
     wanted = [question for question in questions if isinstance(question, Budget)]
     for budget in wanted:
         tell(budget)
@@ -107,12 +94,20 @@ def plan(
             storage=storage,
             told=told,
             priced=priced,
+            beforehand=shared(team, told, priced),
         )
         seconds = _timed(planner) if timed else None
         found = [_answered(planner, one, margin, objective, seconds) for one in questions]
     if cache is not None:
         say(f"{cache} leaves room for {planner.history} of {HISTORY} past outputs")
     return Outcome(subject, planner, found, held_out, named, seed, folder, seconds).shipped(out, show=show)
+
+
+def questions_of(budgets: Sequence[str], speedups: Sequence[float]) -> list[Budget | float]:
+    """What is asked, each once. Raises InvalidPolicy if neither or both of budgets and speedups are given."""
+    if bool(budgets) == bool(speedups):
+        raise InvalidPolicy("say what the plan is for: --budget 'psnr>=45' or --speedup 5, one of the two")
+    return list(dict.fromkeys([*map(Budget.parse, budgets), *speedups]))
 
 
 def _timed(planner: Planner) -> Seconds:
@@ -170,6 +165,7 @@ def open_planner(
     storage: str | None = None,
     told: Told = lambda doing, spent: None,
     priced: Callable[[float], None] = lambda seconds: None,
+    beforehand: Callable[[References, Sequence[Case]], None] = lambda references, cases: None,
 ) -> Planner:
     """The planner of an opened pipeline, see `tuner.planning.opening`."""
     setting = Setting(subject.pipe, subject.call, seed)
@@ -183,6 +179,7 @@ def open_planner(
         storage=storage,
         told=told,
         priced=priced,
+        beforehand=beforehand,
     )
 
 

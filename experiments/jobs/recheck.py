@@ -62,11 +62,13 @@ def main(
     pipe: Annotated[str, typer.Argument(metavar="PIPE")],
     config: Annotated[Path, typer.Argument(metavar="FILE")],
     count: Annotated[int, typer.Option("--count", min=1)] = 500,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps. [the model's]")] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR")] = Path("recheck"),
 ) -> None:
     """Re-check a certificate and write DIR/recheck.json."""
     quiet()
-    found = recheck(open_pipeline(pipe), fc.load(config), count, out)
+    call = {} if steps is None else {"num_inference_steps": steps}
+    found = recheck(open_pipeline(pipe, **call), fc.load(config), count, out)
     write_json(out / "recheck.json", found, "re-check")
     print(
         f"{found['misses']} of {found['prompts']} fresh prompts miss it ({100 * found['rate']:.1f} %, 95 % interval "

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 import fastercache as fc
-from fastercache.experiments.arguments import assignments, metric_names, named, read_prompts
-from fastercache.experiments.bench.contest import METRICS, UNCACHED, Contest
+from fastercache.experiments.bench.contest import UNCACHED, Contest
 from fastercache.experiments.bench.entries import FewerSteps
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.bench.verdict import NO, OUTSIDE, UNDECIDED, YES, Baseline, Verdict, verdict
 from fastercache.experiments.console import progress, results, say
-from fastercache.experiments.jobs.outcome import sentence
-from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions, with_steps
-from fastercache.policies.documents import Missing, check_writable, read_model, write_json
+from fastercache.experiments.jobs.outcome import by_the_clock, sentence
+from fastercache.experiments.jobs.study_job import Job, study_of
+from fastercache.experiments.jobs.workers import Searching, devices, joined
+from fastercache.experiments.pipelines import Subject, with_steps
+from fastercache.policies.documents import check_writable
 from fastercache.policies.wording import counted, lasting
-from fastercache.prompts import plain, prompts_of
-from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export, tune
-from fastercache.tuner.entry import JOURNAL, searchable
+from fastercache.prompts import prompts_of
+from fastercache.tuner import Budget, JointSpace, Outcome, Record, Study, export
 from fastercache.tuner.export import searched
-from fastercache.tuner.library import check
 from fastercache.tuner.planning.material import Told
 from fastercache.tuner.setting import References, Setting, run_bare
 
-JOB, TUNED = "job.json", "tuned"
+TUNED = "tuned"
 AFTER = 3.0
 """Uncached generations' worth of time for each held-out prompt: it is generated uncached, tuned, and by two numbers of
 fewer steps."""
@@ -45,134 +41,6 @@ SAID = {
 }
 
 
-class Job(BaseModel):
-    """What a study is about. Written beside the study, so that `export` needs only the folder.
-
-    Attributes:
-        pipe, device, dtype, call: how the pipeline is opened and called.
-        prompts, held_out: what trials are judged by, and what the outcome is measured on.
-        budget: the quality demanded. metrics: what is measured besides its metrics, PSNR and SSIM.
-        policies, fields: what is searched (`any`: all there are), and the fields that are not.
-        seed: of the noise and of the search.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-    pipe: str
-    prompts: tuple[str | dict[str, Any], ...]
-    budget: str
-    held_out: tuple[str | dict[str, Any], ...] = ()
-    policies: tuple[str, ...] = (fc.FasterCache.name,)
-    fields: dict[str, Any] = Field(default_factory=dict)
-    call: dict[str, Any] = Field(default_factory=dict)
-    device: str = "auto"
-    dtype: str = "auto"
-    seed: int = 0
-    metrics: tuple[str, ...] = ()
-
-    def save(self, folder: Path, storage: str | None = None) -> None:
-        """Write the job, also over one whose study never began.
-
-        Raises:
-            ConfigMismatch: if the folder holds a study of something else.
-        """
-        begun = storage is not None or (folder / JOURNAL).is_file()
-        if begun and (folder / JOB).is_file():
-            before = Job.load(folder)
-            for name in Job.model_fields:
-                was, now = getattr(before, name), getattr(self, name)
-                if was != now:
-                    raise fc.ConfigMismatch(
-                        f"the study in {folder} was made with {_differing(name, was, now)}: "
-                        "repeat the old call to continue it, or give another --study folder"
-                    )
-        write_json(folder / JOB, self.model_dump(mode="json"), "study's job")
-
-    @classmethod
-    def load(cls, folder: Path) -> Job:
-        """The job of a study's folder. Raises ConfigUnreadable."""
-        try:
-            return read_model(folder / JOB, cls, "study's job")
-        except Missing:
-            raise fc.ConfigUnreadable(f"there is no study in {folder}: {JOB} is missing; make one with tune") from None
-
-    def open(self) -> Subject:
-        """The pipeline the job is about."""
-        return open_pipeline(self.pipe, device=self.device, dtype=self.dtype, **self.call)
-
-
-def folder_for(job: Job, base: Path) -> Path:
-    """The default folder of a job: `base`, or where that holds a study of another job `base-2`, `base-3`, ..."""
-    number = 1
-    while True:
-        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        if not (folder / JOURNAL).is_file() or _is_of(folder, job):
-            return folder
-        number += 1
-
-
-def _is_of(folder: Path, job: Job) -> bool:
-    try:
-        return Job.load(folder) == job
-    except fc.ConfigUnreadable:
-        return False
-
-
-def _differing(name: str, was: Any, now: Any) -> str:
-    """`4 prompts, this call has 8`; a setting that is no list by its value."""
-    if isinstance(was, tuple) and len(was) != len(now):
-        noun = {"prompts": "prompts", "held_out": "held-out prompts"}.get(name, name)
-        return f"{len(was)} {noun}, this call has {len(now)}"
-    if name in ("prompts", "held_out"):
-        differing = next(i for i, (old, new) in enumerate(zip(was, now, strict=True)) if old != new)
-        first = f"{_short(was[differing])}, this call has {_short(now[differing])}"
-        return f"other {name.replace('_', '-')} (place {differing + 1}): {first}"
-    return f"{name} {_short(was)}, this call has {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def study_of(
-    subject: Subject,
-    job: Job,
-    folder: Path,
-    *,
-    trials: int,
-    seconds: float | None,
-    on_trial: Callable[[Study, Record], None] | None = None,
-    told: Told = lambda doing, spent: None,
-    references: Path | None = None,
-    logdir: Path | None = None,
-    storage: str | None = None,
-) -> Study:
-    """The job's study, continued by up to `trials` trials in all; 0 only opens it.
-
-    `logdir`: for TensorBoard. `storage`: a database's URL, in which the study is called as the folder is.
-    """
-    return tune(
-        subject.pipe,
-        job.prompts,
-        budget=job.budget,
-        metrics=(*METRICS, *job.metrics),
-        policy=job.policies,
-        held_out=job.held_out,
-        call=subject.call,
-        trials=trials,
-        timeout=seconds,
-        out=folder,
-        seed=job.seed,
-        fixed=job.fields,
-        on_trial=on_trial,
-        told=told,
-        references=references,
-        logdir=logdir,
-        storage=storage,
-        name=folder.name,
-    )
-
-
 @contextmanager
 def watched(trials: int, seconds: float | None, began: float) -> Iterator[tuple[Callable[[Study, Record], None], Told]]:
     """A progress bar over trials, or over the time limit where there is one, with the best so far; and over plans.
@@ -184,7 +52,7 @@ def watched(trials: int, seconds: float | None, began: float) -> Iterator[tuple[
 
         def tick(study: Study, record: Record) -> None:
             ran = sum(r.outcome in (Outcome.MEASURED, Outcome.STOPPED) for r in study.records)
-            saving = [r.speedup_flops or 1.0 for r in study.records if r.feasible]
+            saving = [1.0 / (r.cost or 1.0) for r in study.records if r.feasible]
             text = f"tuning, {counted(ran, 'trial')}, best {max(saving, default=1.0):.2f}x"
             bar.update(task, description=text, completed=time.monotonic() - began if seconds else ran)
 
@@ -210,12 +78,13 @@ def search(
     seconds: float | None,
     storage: str | None = None,
     references: Path | None = None,
+    workers: int = 1,
     show: bool,
 ) -> dict[str, Any]:
     """Search, measure the best policy on the held-out prompts, export it to `out`.
 
     `seconds`: of the whole command: measuring on the held-out prompts gets its share. `references`: folder of the
-    uncached references, where several studies share it.
+    uncached references, where several studies share it. `workers`: processes that search, this one among them.
 
     Raises:
         InvalidPolicy: if the time leaves nothing to search in.
@@ -230,6 +99,7 @@ def search(
     say(
         f"the price: at most {videos} ({counted(trials, 'trial')} of {counted(len(job.prompts), 'prompt')}, most are "
         f"stopped early), {len(job.prompts)} uncached ones before them, and the held-out prompts after them"
+        + ("; steps are timed once for the study, in some runs that compute every second one" if job.timed else "")
     )
     uncached = timed(subject, job, references or folder / "references", again=seconds is not None)
     if uncached is not None:
@@ -239,7 +109,21 @@ def search(
     if seconds is not None:
         assert uncached is not None
         searching = remaining(seconds, began, uncached, len(job.held_out))
-    with watched(trials, seconds, began) as (tick, told):
+    team = [
+        Searching(
+            folder=folder,
+            device=device,
+            trials=trials,
+            seconds=searching,
+            storage=storage,
+            references=references,
+            place=i * len(job.prompts) // workers,
+        )
+        for i, device in enumerate(devices(job.device, workers))
+    ][1:]
+    if team:  # made, calibrated and seeded before the others begin
+        study_of(subject, job, folder, trials=0, seconds=None, references=references, storage=storage)
+    with watched(trials, seconds, began) as (tick, told), joined(team):
         logdir = folder / "tensorboard"
         study = study_of(
             subject,
@@ -253,8 +137,11 @@ def search(
             logdir=logdir,
             storage=storage,
         )
-    best = study.best()
+    if study.time.table is not None:
+        table, where = study.time.table, "here" if study.time.elsewhere is None else f"on {study.time.table.hardware}"
+        say(f"by the clock, {table.told(where)}")
     say(f"search ended: {study.ended}")
+    best = study.best()
     if left_out := _left_out(study):
         say(f"not searched: {', '.join(left_out)} (--json says why)")
     return ship(subject, job, study, best, folder, out, show=show)
@@ -333,6 +220,8 @@ def ship(
         prompts = f"{held}{counted(own.prompts, 'search prompt')}"
         results.print(table(rows, f"{subject.name}, {record.policy.name} within {job.budget}: {prompts}"))
         say(sentence(study.records, record), results)
+        for line in _clock(study, record, rows[0] if job.held_out else None):
+            say(line, results)
         if kept is not None:
             verb = "kept" if kept else "missed"
             say(f"the budget {job.budget} is {verb} on the held-out prompts: {found}", results)
@@ -351,11 +240,31 @@ def ship(
         "kept_on_held_out": kept,
         "left_out": _left_out(study),
         "found": sentence(study.records, record),
+        "foreseen": None if record.foreseen is None else {"seconds": record.foreseen, **_foresight(study)},
         "trial": record.number,
         "trials": len(study.records),
         "ended": study.ended,
         "files": {"tuned": str(path), "study": str(folder), "tensorboard": str(folder / "tensorboard")},
     }
+
+
+def _clock(study: Study, record: Record, held_out: Row | None) -> list[str]:
+    """What was foreseen by the clock and what was measured, where steps were timed."""
+    if study.time.table is None or record.foreseen is None:
+        return []
+    uncached = study.time.table.of(study.time.table.steps)
+    wall = None if held_out is None else held_out.speedup_wall
+    lines = [by_the_clock(record.foreseen, uncached / record.foreseen, wall)]
+    if (found := study.foresight) is not None:
+        lines.append(f"foresight: {found.words}")
+    return lines
+
+
+def _foresight(study: Study) -> dict[str, Any]:
+    """How well seconds were foreseen, as `--json` says it."""
+    found = study.foresight
+    table = None if study.time.table is None else study.time.table.payload()
+    return {"trials": 0, "rank": None, "ratio": None, "table": table} | ({} if found is None else found._asdict())
 
 
 def against_fewer_steps(subject: Subject, record: Record, job: Job, folder: Path) -> Contest:
@@ -378,10 +287,17 @@ def against_fewer_steps(subject: Subject, record: Record, job: Job, folder: Path
 
 
 def keeps_budget(contest: Contest, budget: Budget) -> tuple[bool, str]:
-    """Whether the tuned policy keeps the budget on the contest's prompts, and its figures in words."""
+    """Whether the tuned policy keeps the budget on the contest's prompts, and its figures in words.
+
+    A limit of time is compared with what was measured here.
+    """
     runs = contest.figures(TUNED)
     values = {name: [float(run["quality"][name]) for run in runs] for name in budget.metrics}
-    return budget.violation(values) <= 0, budget.describe(values)
+    kept, found = budget.violation(values) <= 0, budget.describe(values)
+    if budget.time is not None:
+        seconds = contest.measured(TUNED).seconds
+        kept, found = kept and seconds <= budget.time.most, f"{found}, {seconds:.3g} s a call here"
+    return kept, found
 
 
 def beats_fewer_steps(contest: Contest) -> Verdict:
@@ -415,51 +331,4 @@ def _searched(study: Study, record: Record) -> Row:
         cache_bytes=found.cached_bytes,
         prompts=found.prompts,
         policy=fc.dump(record.policy),
-    )
-
-
-def job_of(
-    pipe: str,
-    *,
-    prompt_file: Path | None,
-    held_out_file: Path | None,
-    count: int,
-    budget: str,
-    metrics: Sequence[str] = (),
-    policies: Sequence[str],
-    fields: Sequence[str],
-    call: Sequence[str],
-    steps: int | None,
-    guidance: float | None,
-    device: str,
-    dtype: str,
-    seed: int,
-) -> Job:
-    """A job from what was typed; whatever is wrong with it is said before a model is loaded.
-
-    Reference models bring search and held-out prompts of their own. Raises as the parts do.
-    """
-    measured_by = metric_names(metrics)  # first: a budget may bound a metric of the user's own file
-    searchable(budget)
-    values, names = assignments(fields), tuple(map(named, policies)) or (fc.FasterCache.name,)
-    check(names, values)
-    given = {"num_inference_steps": steps, "guidance_scale": guidance}
-    arguments = assignments(call) | {key: value for key, value in given.items() if value is not None}
-    prompts = read_prompts(prompt_file) if prompt_file else shipped_captions(pipe, "train")
-    held_out = read_prompts(held_out_file) if held_out_file else []
-    if not (prompt_file or held_out_file):
-        held_out = shipped_captions(pipe, "held_out")
-    chosen, measured = tuple(map(plain, prompts[:count])), tuple(map(plain, held_out[:count]))
-    return Job(
-        pipe=pipe,
-        prompts=chosen,
-        budget=budget,
-        held_out=measured,
-        policies=names,
-        fields=values,
-        call=arguments,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        metrics=measured_by,
     )

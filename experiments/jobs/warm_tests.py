@@ -54,7 +54,7 @@ def tests(names: list[str], output: Path, loaded: Path | None) -> int:
     root = Path.cwd().resolve()
     # what this process had imported before pytest began cannot have its assertions explained, which would be an error
     warm = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *warm, *names]))
+    code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *warm, *names]))
     package = sys.modules.get("fastercache")
     if package is not None and root not in Path(str(package.__file__)).resolve().parents:
         print(f"\nthe package that was tested lies outside {root}: {package.__file__}", flush=True)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 import fastercache as fc
 from fastercache.experiments import arguments, cli, console, failures
-from fastercache.experiments.jobs import catalog, generation, searching
+from fastercache.experiments.jobs import catalog, generation, study_job
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.tuner import Budget, InvalidBudget
 from fastercache.tuner.setting import Case, Setting
@@ -233,13 +233,13 @@ def test_the_same_plan_command_twice_writes_the_same_file(tmp_path: Path) -> Non
 def test_a_call_that_the_pipeline_refuses_leaves_no_study_behind(tmp_path: Path) -> None:
     words = ["--steps", "2", "--count", "1", "--study", str(tmp_path)]
     assert run("tune", "latte-digits", *words, "--call", "height=33").exit_code == 2
-    assert (tmp_path / searching.JOB).is_file() and not (tmp_path / searching.JOURNAL).exists()
-    corrected = searching.Job(pipe="latte-digits", prompts=("a red seven moving left",), budget="psnr>=30")
+    assert (tmp_path / study_job.JOB).is_file() and not (tmp_path / study_job.JOURNAL).exists()
+    corrected = study_job.Job(pipe="latte-digits", prompts=("a red seven moving left",), budget="psnr>=30")
     corrected.save(tmp_path)
-    (tmp_path / searching.JOURNAL).touch()
+    (tmp_path / study_job.JOURNAL).touch()
     with pytest.raises(fc.ConfigMismatch, match="budget"):
         corrected.model_copy(update={"budget": "psnr>=31"}).save(tmp_path)
-    assert searching.Job.load(tmp_path) == corrected
+    assert study_job.Job.load(tmp_path) == corrected
 
 
 def test_a_pipeline_without_a_text_encoder_is_told_by_what_it_lacks(latte: Specimen) -> None:

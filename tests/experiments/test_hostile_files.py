@@ -16,7 +16,7 @@ from fastercache.analysis.calibrate import Calibration
 from fastercache.analysis.profile import Profile, ProfileInfo, SiteRow
 from fastercache.experiments.bench.contest import Runs, stored
 from fastercache.experiments.bench.standings import Results
-from fastercache.experiments.jobs.searching import Job
+from fastercache.experiments.jobs.study_job import Job
 from fastercache.policies.documents import read_model, write_json
 from fastercache.tuned import Identity, Measured, Model, TunedConfig
 from fastercache.tuned import Results as Measurements

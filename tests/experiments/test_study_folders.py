@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import fastercache as fc
 from fastercache.experiments import cli, pipelines
-from fastercache.experiments.jobs.searching import JOURNAL, Job, folder_for
+from fastercache.experiments.jobs.study_job import JOURNAL, Job, folder_for
 from fastercache.policies.documents import check_writable
 
 
@@ -47,6 +47,7 @@ def test_a_folder_whose_job_cannot_be_read_is_left_alone(tmp_path: Path) -> None
         ({"held_out": ("x",)}, "was made with 0 held-out prompts, this call has 1:"),
         ({"prompts": ("a", "z")}, 'was made with other prompts (place 2): "b", this call has "z":'),
         ({"budget": "psnr>=40"}, 'was made with budget "psnr>=30", this call has "psnr>=40":'),
+        ({"objective": "time"}, 'was made with objective "flops", this call has "time":'),
     ],
 )
 def test_what_differs_in_a_folder_that_was_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastercache as fc
-from fastercache.experiments.jobs import searching
+from fastercache.experiments.jobs import searching, study_job
 from fastercache.experiments.pipelines import Subject
 from fastercache.tuner.setting import References, Setting
 
@@ -34,7 +34,7 @@ def test_the_search_gets_what_opening_and_measuring_leave(
 
 def test_the_first_reference_tells_how_long_a_generation_takes(tiny_latte: Any, tmp_path: Path) -> None:
     subject = Subject("tiny-latte", tiny_latte, CALL, reference=False)
-    job = searching.Job(pipe="tiny-latte", prompts=("a", "b"), budget="psnr>=30", seed=3)
+    job = study_job.Job(pipe="tiny-latte", prompts=("a", "b"), budget="psnr>=30", seed=3)
     seconds = searching.timed(subject, job, tmp_path, again=False)
     setting = Setting(tiny_latte, CALL, 3)
     first, second = setting.cases(["a", "b"])

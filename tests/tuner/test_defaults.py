@@ -4,18 +4,20 @@ results."""
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from fastercache.tuner import Evaluator, Study, certify, early, propose, record, simulate, tune
+from fastercache.tuner import Evaluator, Study, certify, clock, early, propose, record, seconds, simulate, tune
 from fastercache.tuner.evaluate import Evaluation
 from fastercache.tuner.setting import Setting, as_video
 
 DEFAULTS: dict[Callable[..., Any], dict[str, Any]] = {
     Study.__init__: {
         "held_out": (), "name": "tuning", "seed": 0, "sampler": "known-cost", "seeds": None, "guests": None,
+        "objective": "flops", "clock": None,
     },
     Study.optimise: {"trials": 30, "timeout": None, "on_trial": None},
     Study.verify: {"policy": None, "prompts": None, "repeats": 1},
@@ -27,10 +29,11 @@ DEFAULTS: dict[Callable[..., Any], dict[str, Any]] = {
     Evaluator.compare: {"repeats": 1},
     Evaluation.__init__: {"flops": 0, "flops_full": 0, "cached_bytes": 0, "stopped": None},
     Setting.__init__: {"seed": 0, "video": as_video},
-    propose.Proposer.__init__: {"pool": 96},
+    propose.Proposer.__init__: {"pool": 96, "most": math.inf},
     propose.KnownCostSampler.__init__: {"seed": None, "general": None},
-    simulate.CostModel.__init__: {"guidance": "none", "latent": ()},
+    simulate.CostModel.__init__: {"guidance": "none", "latent": (), "clock": None, "by_clock": False},
     record.records: {"known": None},
+    seconds.Seconds.measured: {"history": 5},
     certify.clopper_pearson: {"confidence": 0.95},
     certify.prompts_needed: {"confidence": 0.95, "violations": 0},
     certify.hoeffding_bentkus: {"maximum": 1.0},
@@ -41,12 +44,15 @@ DEFAULTS: dict[Callable[..., Any], dict[str, Any]] = {
         "policy": "fastercache", "held_out": (), "call": None, "trials": 30, "timeout": None, "out": "tuning",
         "storage": None, "name": "tuning", "seed": 0, "metrics": ("psnr", "ssim"), "fixed": None, "bounds": None,
         "seeds": None, "sampler": "known-cost", "on_trial": None, "references": None, "logdir": None, "video": None,
+        "objective": "flops", "table": None,
     },
 }  # fmt: skip
 CONSTANTS: dict[Any, dict[str, Any]] = {
     propose: {"CAUTION": 2.0, "LEAST_GAIN": 0.002},
     record: {"SAME": 1e-9},
     simulate: {"BINS": 4},
+    seconds: {"RUNS": 2, "SAMPLES": 3},
+    clock: {"UNSIGNED": 10.0},
     early: {"PRIOR_SPREAD": 2.0, "PRIOR_WEIGHT": 6.0, "SIGMAS": 3.0},
 }
 

@@ -96,16 +96,16 @@ def test_stopping_ends_after_the_prompt_that_decided(evaluator: Evaluator, monke
     for case in cases:
         evaluator.reference(case)
     made = count_runs(monkeypatch, evaluator)
-    result = evaluator.evaluate(fc.FasterCache(), cases, lambda v: "enough" if len(v["psnr"]) == 2 else None)
+    result = evaluator.evaluate(fc.FasterCache(), cases, lambda r: "enough" if len(r.values["psnr"]) == 2 else None)
     assert result.stopped == "enough" and made == SEARCH
 
 
 def test_nobody_is_asked_to_stop_after_the_last_prompt(evaluator: Evaluator) -> None:
     asked: list[int] = []
 
-    def stop(values: Any) -> str | None:
-        asked.append(len(values["psnr"]))
-        return "enough" if len(values["psnr"]) == 2 else None
+    def stop(found: Evaluation) -> str | None:
+        asked.append(len(found.values["psnr"]))
+        return "enough" if len(found.values["psnr"]) == 2 else None
 
     assert evaluator.evaluate(fc.NoCache(), evaluator.cases(SEARCH), stop).stopped is None
     assert asked == [1]

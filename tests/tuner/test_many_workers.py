@@ -20,9 +20,9 @@ import fastercache as fc
 import fastercache.tuner.database
 from fastercache.policies.errors import ConfigUnreadable, MissingDependency
 from fastercache.tuner import Outcome, tune
-from fastercache.tuner.codec import Notes, note
+from fastercache.tuner.codec import Notes, enqueue, note
 from fastercache.tuner.database import driver_hint, open_database, without_password
-from fastercache.tuner.storage import open_storage, recover, requeue
+from fastercache.tuner.storage import open_storage, recover, requeue, this_worker
 from tests.tuner.conftest import CALL, SEARCH
 from tests.tuner.postgresql import Server, server
 
@@ -204,6 +204,36 @@ def test_workers_that_begin_together_queue_each_seed_once(tiny_latte: Any, url: 
     waiting = optuna.load_study(storage=open_storage(url), study_name="tuning").trials
     sources = [t.user_attrs["source"] for t in waiting]
     assert len(sources) == len(set(sources)) > 3
+
+
+def test_what_another_worker_is_trying_is_not_tried_again(tiny_latte: Any, tmp_path: Path) -> None:
+    study = search(tiny_latte, tmp_path, trials=0, policy="fora")
+    taken = [study.optuna.ask(), study.optuna.ask()]
+    for trial in taken:
+        note(trial, worker=this_worker())  # alive, and still at it
+    assert [Notes.of(trial).source for trial in taken] == ["no_cache", "default"]
+    again = study.space.encode(fc.FORA())
+    enqueue(study.optuna, again.params, policy=fc.dump(fc.FORA()), source="again")
+    other = search(tiny_latte, tmp_path, trials=2, policy="fora")
+    by_source = {r.source: r for r in other.records}
+    assert by_source["again"].outcome is Outcome.DOMINATED
+    assert by_source["again"].reason == f"trial {taken[1].number}, of another worker, does the same"
+    tried = [fc.dump(r.policy) for r in other.records if r.source == "search"]
+    assert tried and fc.dump(fc.FORA()) not in tried
+
+
+def test_who_plans_second_queues_no_plan_twice(tiny_latte: Any, tmp_path: Path) -> None:
+    """While this worker plans, another one has queued its plans."""
+    study = search(tiny_latte, tmp_path, trials=0, policy="fora")
+    plan = fc.Planned(steps=6, computed=(0, 2, 4))
+
+    def guests() -> dict[str, fc.Policy]:
+        enqueue(study.optuna, {}, policy=fc.dump(plan), source="planned:3")
+        return {"planned:3": plan}
+
+    study._guests = guests
+    study._enqueue_seeds()
+    assert [Notes.of(t).source for t in study.optuna.trials].count("planned:3") == 1
 
 
 @pytest.mark.slow

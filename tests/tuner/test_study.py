@@ -134,7 +134,7 @@ def test_the_proposer_learns_from_what_has_parameters_a_cost_and_a_margin(finish
         for r in finished.records
         if r.params and r.margin is not None  # not from what was skipped
     ]
-    assert [(s.policy, s.ratio, s.margin, s.feasible) for s in finished.seen()] == told and told
+    assert [(s.policy, s.cost, s.margin, s.feasible) for s in finished.seen()] == told and told
 
 
 def test_front_holds_what_nothing_beats(finished: Study) -> None:

@@ -27,6 +27,7 @@ def opened(
     storage: str | None = None,
     told: Told = lambda doing, spent: None,
     priced: Callable[[float], None] = lambda seconds: None,
+    beforehand: Callable[[References, Sequence[Case]], None] = lambda references, cases: None,
 ) -> Planner:
     """Record the search prompts, or read what was recorded, and open the study that keeps the plans.
 
@@ -35,6 +36,7 @@ def opened(
         effort, metrics: see `Planner`. cache: plans keep as many past outputs as it allows.
         references: another folder of the uncached references, where it is shared.
         storage: a database for the study of plans, in place of a file in the folder. told, priced: see `material`.
+        beforehand: called before anything is recorded, for whoever records some of the cases elsewhere.
 
     Raises:
         BudgetNotMet: if the limit of the cache leaves no room for any plan, before anything is recorded.
@@ -43,7 +45,9 @@ def opened(
     folder = Path(folder)
     cases = setting.cases(prompts)
     history = history_within(setting, cases[0], cache) if cases else HISTORY
-    recorded = material(References(setting, Path(references or folder / "references")), cases, told=told, priced=priced)
+    kept = References(setting, Path(references or folder / "references"))
+    beforehand(kept, cases)
+    recorded = material(kept, cases, told=told, priced=priced)
     made_for = _made_for(setting, cases, effort, history)
     # One study for each effort and set of prompts, beside shared references.
     name = f"{'plans' if storage is None else folder.name}-{made_for[:8]}"

@@ -35,7 +35,7 @@ def history_within(setting: Setting, case: Case, limit: Limit | None) -> int:
         steps = len(session.plan(**call).per_step)
         needed = 0
         for history in range(min(HISTORY, steps - 1), 0, -1):
-            needed = made_use_of(session, partial(_fullest, steps, history), call).peak
+            needed = made_use_of(session, partial(fullest, steps, history), call).peak
             if needed <= limit.most:
                 return history
     raise BudgetNotMet(
@@ -58,7 +58,7 @@ def made_use_of(session: fc.Session, made: Callable[[float], fc.Planned], call: 
         return session.plan(**call)
 
 
-def _fullest(steps: int, history: int, source: float) -> fc.Planned:
+def fullest(steps: int, history: int, source: float) -> fc.Planned:
     """A plan that holds as much as any with so many past outputs."""
     stretch = Stretch(after=history - 1, start=history, outputs=(1.0 / history,) * history, input=source)
     return fc.Planned(steps=steps, computed=tuple(range(history)), stand_in=Fitted(stretches=(stretch,), variance=True))

@@ -153,6 +153,6 @@ def test_memory_is_as_planned(latte: Specimen, dtype: torch.dtype | None) -> Non
 
 @pytest.mark.slow
 def test_compiled_blocks() -> None:
-    short = Planned(steps=4, computed=(0, 2), stand_in=Fitted(stretches=STRETCHES[:2]))
+    short = Planned(steps=4, computed=(0, 2), stand_in=FITTED.model_copy(update={"stretches": STRETCHES[:2]}))
     outcome = check_compile(lambda: zoo.build("latte"), short)
     assert outcome.passed, outcome.detail

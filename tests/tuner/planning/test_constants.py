@@ -77,7 +77,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "room": {"HISTORY": 5},
     "scale": {"STEEPNESS": 1.35, "APART": 1.0},
     "search": {"Search(spent)": 0.0, "search(prompts)": 1, "search(worse)": 3.0, "search(fixed)": (0,)},
-    "seconds": {"RUNS": 2, "Seconds.measured(history)": 5},
     "within": {
         "SPREAD": 3.0,
         "WEIGHT": 4.0,

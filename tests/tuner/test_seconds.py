@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from fastercache.experiments.pipelines import Subject
 from fastercache.model.hooks import MethodTap
 from fastercache.policies.errors import MeasurementError
 from fastercache.policies.predictors.fitted import Fitted, Stretch
-from fastercache.tuner.planning import seconds as module
-from fastercache.tuner.planning.seconds import Seconds, _every_second
+from fastercache.tuner import seconds as module
+from fastercache.tuner.clock import Objective, objective_called
+from fastercache.tuner.seconds import Seconds, _every_second
 from fastercache.tuner.setting import Setting
 
 STEPS = 6
@@ -52,7 +54,7 @@ def full(computed: int) -> float:
 
 def test_each_part_of_a_call_is_timed(setting: Setting) -> None:
     found = Seconds.measured(setting, setting.cases(["a"])[0])
-    assert found == Seconds(STEPS, DENOISER + SCHEDULER, SCHEDULER, TEXT + DECODER)
+    assert found == Seconds(STEPS, DENOISER + SCHEDULER, SCHEDULER, TEXT + DECODER, {}, setting.hardware)
     assert [found.of(count) for count in (1, 3, STEPS)] == [full(1), full(3), full(STEPS)]
     assert found.speedup(2) == full(STEPS) / full(2)
     assert found.words == "a computed step takes 1.12 s here, a skipped one 125 ms, and the rest of a call 750 ms"
@@ -72,7 +74,7 @@ def test_how_many_steps_may_be_computed() -> None:
 
 def test_steps_that_cannot_be_timed_are_refused(setting: Setting) -> None:
     short = Setting(setting.pipe, CALL | {"num_inference_steps": 3})
-    with pytest.raises(MeasurementError, match="calls of at least 4, found 3: plan by FLOPs"):
+    with pytest.raises(MeasurementError, match="calls of at least 4, found 3: go by FLOPs"):
         Seconds.measured(short, short.cases(["a"])[0])
 
 
@@ -83,7 +85,7 @@ def test_a_speedup_by_the_clock_computes_fewer_steps(
     words: dict[str, Any] = {"folder": tmp_path / "study", "out": tmp_path / "tuned.json", "effort": 0}
     by_flops = planning.plan(subject, ["a"], speedups=[1.5], **words)
     assert len(by_flops["computed_steps"]) == 4 and by_flops["predicted_seconds"] is None
-    found = planning.plan(subject, ["a"], speedups=[1.5], objective=planning.Objective.TIME, **words)
+    found = planning.plan(subject, ["a"], speedups=[1.5], objective=Objective.TIME, **words)
     most = max(count for count in range(1, STEPS) if full(STEPS) / full(count) >= 1.5)
     assert len(found["computed_steps"]) == most == 3
     assert found["predicted_seconds"] == full(3) and found["predicted_speedup_wall"] == full(STEPS) / full(3)
@@ -102,9 +104,9 @@ def test_a_speedup_by_the_clock_computes_fewer_steps(
 
 
 def test_an_objective_that_does_not_exist_is_named() -> None:
-    assert planning.objective_called("time") is planning.Objective.TIME
+    assert objective_called("time") is Objective.TIME
     with pytest.raises(fc.InvalidPolicy, match="no objective is called 'speed': give flops or time"):
-        planning.objective_called("speed")
+        objective_called("speed")
 
 
 def test_a_limit_that_is_just_kept_is_kept_and_seconds_are_shown_as_they_are_read() -> None:
@@ -113,7 +115,12 @@ def test_a_limit_that_is_just_kept_is_kept_and_seconds_are_shown_as_they_are_rea
     assert Seconds(8, computed=1.0, skipped=0.01, rest=0.0099).words == (
         "a computed step takes 1.00 s here, a skipped one 10 ms, and the rest of a call 9.9 ms"
     )
-    assert seconds.payload() == {"steps": 8, "computed": 1.0, "skipped": 0.5, "rest": 2.0}
+    table = Seconds(8, 1.0, 0.5, 2.0, {"ff": 0.75}, "a machine")
+    assert Seconds(**json.loads(json.dumps(table.payload()))) == table
+    assert table.told("there") == (
+        "a computed step takes 1.00 s there, a skipped one 500 ms (one that reuses all of ff 750 ms), and the rest of "
+        "a call 2.00 s"
+    )
 
 
 def test_what_is_timed_computes_every_second_step_and_mixes_as_many_outputs_as_a_plan() -> None:
@@ -153,4 +160,4 @@ def test_a_scheduler_that_is_called_twice_a_step_ends_it_the_second_time(
     monkeypatch.setattr(module, "now", now)
     monkeypatch.setattr(module, "MethodTap", tapped)
     found = Seconds.measured(setting, setting.cases(["a"])[0])
-    assert found == Seconds(STEPS, DENOISER + SCHEDULER, SCHEDULER, TEXT + DECODER)
+    assert found == Seconds(STEPS, DENOISER + SCHEDULER, SCHEDULER, TEXT + DECODER, {}, setting.hardware)
