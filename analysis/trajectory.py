@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ from fastercache.policies.errors import RecordingError
 
 Floats = NDArray[np.float64]
 
-CHUNK = 1 << 16
-"""Elements of each vector that are multiplied at a time: bounds the float64 copies to `CHUNK * vectors * 8` bytes."""
+BLOCK = 1 << 22
+"""Numbers that are multiplied at a time: bounds the float64 copies to 32 MiB, however many vectors there are."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,14 @@ class Trajectory:
     @classmethod
     def merged(cls, parts: Sequence[Trajectory]) -> Trajectory:
         """All runs of several recordings, e.g. of two machines. Raises RecordingError if their steps differ."""
-
-        def joined(a: Trajectory, b: Trajectory) -> Trajectory:
-            if a.times.shape != b.times.shape or not np.allclose(a.times, b.times):
+        first = parts[0]
+        for other in parts[1:]:
+            if other.times.shape != first.times.shape or not np.allclose(other.times, first.times):
                 raise RecordingError("recordings with different timesteps cannot be merged: record with the same steps")
-            if a.branches != b.branches:
+            if other.branches != first.branches:
                 raise RecordingError("recordings with and without guidance cannot be merged")
-            both = np.concatenate([a.products, b.products]), np.concatenate([a.by_branch, b.by_branch])
-            return cls(both[0], a.times, both[1])
-
-        return reduce(joined, parts)
+        products, by_branch = (np.concatenate([getattr(p, name) for p in parts]) for name in ("products", "by_branch"))
+        return cls(products, first.times, by_branch)
 
     def only(self, runs: Sequence[int]) -> Trajectory:
         """Some of the runs."""
@@ -123,8 +120,9 @@ def gram(vectors: Sequence[Tensor]) -> Floats:
     flat = [vector.reshape(-1) for vector in vectors]
     size = flat[0].numel() if flat else 1
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
-    for first in range(0, size if flat else 0, CHUNK):
-        block = torch.stack([vector[first : first + CHUNK].to("cpu", torch.float64) for vector in flat])
+    chunk = max(BLOCK // max(len(flat), 1), 1)
+    for first in range(0, size if flat else 0, chunk):
+        block = torch.stack([vector[first : first + chunk].to("cpu", torch.float64) for vector in flat])
         total += block @ block.T
     found: Floats = (total / size).numpy()
     return found

@@ -131,6 +131,7 @@ class Contest:
         allow: differences to what a tuned config was made for that are accepted.
         metrics: what quality is measured by; each run that lacks one is made again.
         lenient: an entry that cannot run on this pipeline is noted as refused instead of ending the contest.
+        timed: whether peers' seconds are wanted; if not, each is run once, under the flop counter, on every prompt.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class Contest:
         metrics: Sequence[str] = METRICS,
         allow: frozenset[str] = frozenset(),
         lenient: bool = False,
+        timed: bool = True,
     ) -> None:
         self.subject = subject
         self.evaluator = Evaluator(subject.pipe, subject.call, store=folder / "references", seed=seed)
@@ -154,6 +156,7 @@ class Contest:
         self.metrics = tuple(dict.fromkeys((*METRICS, *metrics)))
         self.allow = allow
         self.lenient = lenient
+        self.timed = timed
         self.keep = min(keep, len(self.cases))
         self._entry_keys = {name: digest(described(entry)) for name, entry in self.entries.items()}
         setting = self.evaluator.setting
@@ -169,9 +172,10 @@ class Contest:
 
     def _figures_of(self, i: int, name: str) -> Figures | None:
         found = self._known(i).get(self._entry_keys[name])
-        if found is None or "refused" in found or all(metric in found["quality"] for metric in self.metrics):
+        if found is None or "refused" in found:
             return found
-        return None
+        enough = all(metric in found["quality"] for metric in self.metrics)
+        return found if enough and not (self.timed and found["seconds"] is None) else None
 
     def refusal(self, name: str) -> str | None:
         """Why an entry could not run on this pipeline; None if it could, or was not tried yet."""
@@ -218,15 +222,17 @@ class Contest:
         refusals: dict[str, str] = {}
         for name in order:
             try:
-                outcomes[name] = once(self.evaluator, self.entries[name], self.cases[i], self.allow, count=i < COUNTED)
+                entry, case = self.entries[name], self.cases[i]
+                counted = i < COUNTED or not self.timed
+                outcomes[name] = once(self.evaluator, entry, case, self.allow, count=counted, timed=self.timed)
             except fc.FasterCacheError as error:
                 if not self.lenient or name == UNCACHED:
                     raise
                 refusals[name] = str(error)
             if name != UNCACHED:
                 tick()
-        case = {"prompt": self.cases[i].prompt, "seed": self.cases[i].seed, "runs": {}}
-        runs = self._store.setdefault(self._case_keys[i], case)["runs"]
+        empty = {"prompt": self.cases[i].prompt, "seed": self.cases[i].seed, "runs": {}}
+        runs = self._store.setdefault(self._case_keys[i], empty)["runs"]
         for name, figures in self._measured(i, outcomes).items():
             if name != UNCACHED or self._figures_of(i, name) is None:
                 runs[self._entry_keys[name]] = {"name": name, **figures}
@@ -273,7 +279,7 @@ class Contest:
         return Row(
             name=name,
             speedup_flops=sum(r["flops_full"] for r in counted) / sum(r["flops"] for r in counted) if counted else 1.0,
-            speedup_wall=_median(own, "seconds_uncached") / _median(own, "seconds"),
+            speedup_wall=_median(own, "seconds_uncached") / _median(own, "seconds") if _timed(own) else None,
             quality={name: statistics.fmean(r["quality"][name] for r in own) for name in self.metrics},
             judge=None if own[0]["judge"] is None else statistics.fmean(r["judge"] for r in own),
             cache_bytes=max(peaks) if peaks else None,
@@ -311,6 +317,10 @@ def heats(names: Sequence[str], i: int) -> list[list[str]]:
     parts = max(math.ceil(len(order) / HEAT), 1)
     size = math.ceil(len(order) / parts)
     return [order[n * size : (n + 1) * size] for n in range(parts)]
+
+
+def _timed(runs: Sequence[Figures]) -> bool:
+    return all(r["seconds"] is not None for r in runs)
 
 
 def _median(runs: Sequence[Figures], key: str) -> float:

@@ -38,27 +38,34 @@ class Outcome:
 
     Attributes:
         video: `(F, 3, H, W)`.
-        seconds: of the pipeline call.
+        seconds: of the pipeline call; None where it was not timed.
         flops, flops_full: computed and uncached FLOPs of the denoiser; None where they were not counted.
         cache_bytes: peak cached bytes; None where another package keeps them.
     """
 
     video: Tensor
-    seconds: float
+    seconds: float | None
     flops: int | None
     flops_full: int | None
     cache_bytes: int | None
 
 
 def once(
-    evaluator: Evaluator, entry: Entry, case: Case, allow: frozenset[str] = frozenset(), *, count: bool = True
+    evaluator: Evaluator,
+    entry: Entry,
+    case: Case,
+    allow: frozenset[str] = frozenset(),
+    *,
+    count: bool = True,
+    timed: bool = True,
 ) -> Outcome:
     """Run one prompt under one entry; the bare pipeline's FLOPs are not counted.
 
     With fewer steps, the uncached FLOPs are those of the full number of steps, each costing what these cost on average.
 
     `allow`: which differences to what a tuned config was made for are accepted. `count`: whether a peer's FLOPs are
-    counted, which takes a further run of it, since what it skips is decided while it runs.
+    counted, which takes a further run of it, since what it skips is decided while it runs. `timed`: whether a peer's
+    seconds are wanted; if not, its only run is the one under the counter.
 
     Raises:
         FasterCacheError: where the entry cannot run on this pipeline.
@@ -68,7 +75,7 @@ def once(
     if entry is None:
         return Outcome(*run_bare(setting, case), 0, 0, 0)
     if isinstance(entry, Peer):
-        return _peer(evaluator, entry, case, count)
+        return _peer(evaluator, entry, case, count=count, timed=timed)
     if isinstance(entry, FewerSteps):
         shorter = _cached(setting.calling(num_inference_steps=entry.steps), fc.NoCache(), case)
         steps = int(setting.call["num_inference_steps"])
@@ -83,17 +90,19 @@ def _cached(
     return Outcome(video, seconds, sum(trace.flops), sum(trace.flops_full), trace.cached_bytes)
 
 
-def _peer(evaluator: Evaluator, peer: Peer, case: Case, count: bool) -> Outcome:
-    """The timed run, and where asked a second one under the flop counter."""
-    with _on_twin(evaluator.setting, peer) as twin:
-        video, seconds = run_bare(twin, case)
-    if not count:
-        return Outcome(video, seconds, None, None, None)
+def _peer(evaluator: Evaluator, peer: Peer, case: Case, *, count: bool, timed: bool) -> Outcome:
+    """The timed run, and where asked one under the flop counter."""
+    found: tuple[Tensor, float | None] | None = None
+    if timed:
+        with _on_twin(evaluator.setting, peer) as twin:
+            found = run_bare(twin, case)
+        if not count:
+            return Outcome(*found, None, None, None)
     full = sum(evaluator.cost_model(case).step_flops)
     evaluator.close()
     with _on_twin(evaluator.setting, peer) as twin, counted(twin.pipe) as calls:
-        twin.generate(case)
-    return Outcome(video, seconds, sum(calls), full, None)
+        counted_video = twin.generate(case)
+    return Outcome(*(found or (counted_video, None)), sum(calls), full, None)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ VERSION = 2
 """Of the methods and settings below; results say which they were made with. 2: planned, Spectrum, AB-Cache, DMD."""
 LEVELS = ("gentle", "middle", "strong")
 NAMED = {1: ("default",), 2: ("gentle", "strong"), 3: LEVELS, 4: (*LEVELS, "strongest")}
-"""What the settings of a method are called, by how many there are."""
+"""What the settings of a method are called, by how many there are; more of them are numbered."""
 FEWER = "fewer steps"
 SHARES = (0.9, 0.8, 0.66, 0.5, 0.34, 0.24, 0.2)
 """Fewer steps: 45, 40, 33, 25, 17, 12 and 10 of 50."""
@@ -55,6 +55,11 @@ class Method:
         return bool(fc.policy_class(self.policy).constants)
 
     @property
+    def levels(self) -> tuple[str, ...]:
+        """What its settings are called."""
+        return named(len(self.settings))
+
+    @property
     def speedups(self) -> tuple[float, ...]:
         """What it is planned for, level by level; empty for a method that is not planned."""
         return tuple(float(fields["speedup"]) for fields in self.settings) if self.planned else ()
@@ -77,7 +82,8 @@ def _published(cls: Any, *, published: str, **fields: Any) -> fc.Policy:
 class PeerMethod:
     """Another package's cache at each level; `family` is that of our method of the same kind.
 
-    `calibrated`: it takes MagCache's ratios. `order`: of cache-dit's TaylorSeer.
+    `calibrated`: it takes MagCache's ratios. `order`: of cache-dit's TaylorSeer. `names`: what its settings are called,
+    where not by how many there are.
     """
 
     label: str
@@ -88,11 +94,22 @@ class PeerMethod:
     calibrated: bool = False
     planned: ClassVar[bool] = False
     order: int | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """What its settings are called."""
+        return self.names or named(len(self.settings))
 
     def entries(self, calibration: Calibration | None, plans: Plans | None = None) -> list[Entry]:
         """The peers of all levels."""
         extra = {"mag_ratios": list(calibration.mean_ratios)} if self.calibrated and calibration is not None else {}
         return [Peer(self.package, self.method, {**fields, **extra}, self.order) for fields in self.settings]
+
+
+def named(count: int) -> tuple[str, ...]:
+    """What so many settings of a method are called."""
+    return NAMED.get(count) or tuple(str(n) for n in range(1, count + 1))
 
 
 def levels(name: str, *values: Any, **fixed: Any) -> tuple[Fields, ...]:
@@ -268,7 +285,7 @@ def chosen(names: Sequence[str]) -> tuple[Method, ...]:
 
 
 def lineup(
-    methods: Sequence[Method],
+    methods: Sequence[Method | PeerMethod],
     steps: int,
     calibration: Calibration | None,
     why_not: str = "",
@@ -284,22 +301,27 @@ def lineup(
     """
     counts = sorted({max(1, round(share * steps)) for share in SHARES} - {steps}, reverse=True)
     rows = [Contender(FEWER, f"{n} of {steps}", str(n), FEWER, "fastercache", FewerSteps(n)) for n in counts]
-    parts: list[Method | PeerMethod] = [*methods, *(PEERS if peers else ())]
-    for part in parts:
+    for part in (*methods, *(PEERS if peers else ())):
         refused = why_not if part.calibrated and calibration is None else None
         if part.planned and plans is None:
             refused = why_no_plans
-        entries: Sequence[Entry] = [None] * len(part.settings)
-        try:
-            entries = part.entries(calibration, plans) if refused is None else entries
-        except fc.FasterCacheError as reason:  # what was measured does not do for it
-            refused = str(reason)
-        names = NAMED[len(part.settings)]
-        rows += [
-            Contender(part.label, in_words(fields), level, part.family, part.package, entry, refused)
-            for fields, level, entry in zip(part.settings, names, entries, strict=True)
-        ]
+        rows += rows_of(part, calibration, refused, plans)
     return rows
+
+
+def rows_of(
+    part: Method | PeerMethod, calibration: Calibration | None, refused: str | None = None, plans: Plans | None = None
+) -> list[Contender]:
+    """A row for each setting of a method; `refused` is why it cannot be run, if so."""
+    entries: Sequence[Entry] = [None] * len(part.settings)
+    try:
+        entries = part.entries(calibration, plans) if refused is None else entries
+    except fc.FasterCacheError as reason:  # what was measured does not do for it
+        refused = str(reason)
+    return [
+        Contender(part.label, in_words(fields), level, part.family, part.package, entry, refused)
+        for fields, level, entry in zip(part.settings, part.levels, entries, strict=True)
+    ]
 
 
 def in_words(fields: Fields) -> str:

@@ -18,11 +18,10 @@ from importlib import import_module
 from typing import Any, Literal
 
 from torch import nn
-from torch.utils.module_tracker import ModuleTracker
 
 import fastercache as fc
 from fastercache.attachment import denoisers_of
-from fastercache.model.flops import flop_counter
+from fastercache.model.flops import FlopTotal
 from fastercache.tuned import package_versions
 
 CONTEXT = "all"
@@ -183,28 +182,12 @@ def counted(pipe: Any) -> Iterator[list[int]]:
 
 def _counting(forward: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        counter = flop_counter()
-        counter.mod_tracker = _Unattributed()
-        with counter:
+        with FlopTotal() as counter:  # torch's own walks the module tree, in which cache-dit makes a circle
             output = forward(*args, **kwargs)
-        calls.append(counter.get_total_flops())
+        calls.append(counter.total)
         return output
 
     return call
-
-
-class _Unattributed(ModuleTracker):
-    """Counts for the call as a whole. torch's own tracker walks the module tree, in which cache-dit makes a circle."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parents = {"Global"}
-
-    def __enter__(self) -> _Unattributed:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def _restore(module: nn.Module, forward: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import fastercache as fc
 from fastercache.analysis.calibrate import Calibration, calibrate
 from fastercache.experiments.bench.contest import COUNTED, HEAT, UNCACHED, Contest
-from fastercache.experiments.bench.lineup import FEWER, VERSION, Contender, Method, lineup
+from fastercache.experiments.bench.lineup import FEWER, VERSION, Contender, Method, PeerMethod, lineup
 from fastercache.experiments.bench.peers import Peer
 from fastercache.experiments.bench.plans import PLANNED_ON, plans_for
 from fastercache.experiments.bench.standings import Line, Results
@@ -53,7 +53,7 @@ class Plan:
         metrics: what quality is measured by besides PSNR and SSIM.
     """
 
-    methods: tuple[Method, ...]
+    methods: tuple[Method | PeerMethod, ...]
     prompts: tuple[str, ...]
     calibration: tuple[str, ...]
     search: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Plan:
 
 def plan_for(
     subject: Subject,
-    methods: Sequence[Method],
+    methods: Sequence[Method | PeerMethod],
     given: Sequence[str] | None,
     count: int,
     seed: int,
@@ -98,7 +98,7 @@ def calibrated(subject: Subject, plan: Plan, out: Path) -> tuple[Calibration | N
     sites = fc.find_sites(subject.pipe)
     policies = [
         cls
-        for cls in (fc.policy_class(method.policy) for method in plan.methods)
+        for cls in (fc.policy_class(method.policy) for method in plan.methods if isinstance(method, Method))
         if all(matches(measure.sites, sites) for measure in cls.measures.values())
     ]
     if path.is_file():
@@ -123,12 +123,19 @@ def calibrated(subject: Subject, plan: Plan, out: Path) -> tuple[Calibration | N
 def bench(subject: Subject, plan: Plan, out: Path) -> Results:
     """Calibrate, plan, run what is missing, and judge; everything is kept in `out`."""
     subject = with_steps(subject)
+    contest, contenders = entered(subject, plan, out)
+    hold(contest)
+    return judged(contest, contenders)
+
+
+def entered(subject: Subject, plan: Plan, out: Path) -> tuple[Contest, list[Contender]]:
+    """Calibrate and plan what asks for it; the contest with every row that can be tried, and all rows."""
     steps = int(subject.call["num_inference_steps"])
     constants, why_not = None, ""
     if any(part.calibrated for part in plan.methods) or plan.peers:
         constants, why_not = calibrated(subject, plan, out)
     plans, why_no_plans = None, ""
-    if speedups := [speedup for part in plan.methods for speedup in part.speedups]:
+    if speedups := [speedup for part in plan.methods if isinstance(part, Method) for speedup in part.speedups]:
         plans, why_no_plans = plans_for(subject, plan.search, speedups, out)
     contenders = lineup(
         plan.methods, steps, constants, why_not, plans=plans, why_no_plans=why_no_plans, peers=plan.peers
@@ -143,11 +150,15 @@ def bench(subject: Subject, plan: Plan, out: Path) -> Results:
         metrics=plan.metrics,
         lenient=True,
     )
+    return contest, contenders
+
+
+def hold(contest: Contest) -> None:
+    """Run what is missing, with a word ahead and progress."""
     announce(contest)
     with progress() as bar:
         task = bar.add_task("running", total=len(contest.cases) * len(contest.entries))
         contest.run(lambda: bar.advance(task))
-    return judged(contest, contenders, steps)
 
 
 def announce(contest: Contest) -> None:
@@ -161,7 +172,8 @@ def announce(contest: Contest) -> None:
     _, seconds = contest.evaluator.run_bare(contest.cases[0])
     cost = 0.0
     for i, names in enumerate(missing):
-        again = sum(isinstance(contest.entries[name], Peer) for name in names) if i < COUNTED else 0
+        twice = contest.timed and i < COUNTED
+        again = sum(isinstance(contest.entries[name], Peer) for name in names) if twice else 0
         cost += seconds * (0.65 * len(names) + len(names) / HEAT + again)
     kept = len(contest.cases) * len(contest.entries) - count
     say(
@@ -170,7 +182,7 @@ def announce(contest: Contest) -> None:
     )
 
 
-def judged(contest: Contest, contenders: Sequence[Contender], steps: int) -> Results:
+def judged(contest: Contest, contenders: Sequence[Contender]) -> Results:
     """The table: each contender's figures, and what they say against fewer steps."""
     fewer = [c for c in contenders if c.label == FEWER and contest.refusal(c.name) is None]
     by_flops = Baseline.of([(contest.row(c.name).speedup_flops, psnrs(contest, c.name)) for c in fewer])
@@ -179,7 +191,7 @@ def judged(contest: Contest, contenders: Sequence[Contender], steps: int) -> Res
     return Results(
         lineup=VERSION,
         pipeline=contest.subject.name,
-        steps=steps,
+        steps=int(contest.evaluator.setting.call["num_inference_steps"]),
         prompts=len(contest.cases),
         seed=contest.evaluator.setting.seed,
         hardware=contest.evaluator.setting.hardware,

@@ -43,7 +43,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "response": {"SEED": 0, "REPEATS": 8, "probe(first)": 0, "probe(tolerance)": 1e-4},
     "sketch": {},
     "tape": {"_CACHED": 262144},
-    "trajectory": {"CHUNK": 65536, "interpolation(points)": 6},
+    "trajectory": {"BLOCK": 4194304, "interpolation(points)": 6},
 }
 
 

@@ -236,11 +236,29 @@ def test_values_round_trip_and_hostile_values_are_one_line(tmp_path: Path, latte
         assert "\n" not in str(caught.value)
 
 
-def test_gram_sums_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastercache.analysis.trajectory.CHUNK", 7)
-    vectors = [torch.randn(3, 5, generator=torch.Generator().manual_seed(i)) for i in range(4)]
-    rows = torch.stack(vectors).reshape(4, -1).double().numpy()
-    np.testing.assert_allclose(gram(vectors), rows @ rows.T / 15, rtol=1e-12)
+@pytest.mark.parametrize("count", [4, 9, 50])
+def test_gram_holds_no_more_at_a_time_however_many_vectors_there_are(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastercache.analysis.trajectory.BLOCK", 40)
+    sizes: list[int] = []
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda found: (sizes.append(sum(t.numel() for t in found)), stack(found))[1])
+    vectors = [torch.randn(3, 5, generator=torch.Generator().manual_seed(i)) for i in range(count)]
+    found = gram(vectors)
+    assert sum(sizes) == 15 * count and max(sizes) <= max(40, count) and len(sizes) > 1
+    rows = stack(vectors).reshape(count, -1).double().numpy()
+    np.testing.assert_allclose(found, rows @ rows.T / 15, rtol=1e-12)
+
+
+def test_merging_copies_each_recording_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [Trajectory(np.full((1, 5, 5), k), np.array([2.0, 1.0]), np.full((1, 4, 4), k)) for k in range(6)]
+    copied: list[int] = []
+    joined = np.concatenate
+    monkeypatch.setattr(np, "concatenate", lambda found: (copied.append(sum(map(len, found))), joined(found))[1])
+    merged = Trajectory.merged(parts)
+    assert copied == [6, 6] and merged.runs == 6 and merged.branches == 2
+    assert [run[0, 0] for run in merged.products] == [run[0, 0] for run in merged.by_branch] == list(range(6))
 
 
 def test_interpolation_is_exact_for_polynomials_and_takes_double_times_once() -> None:

@@ -128,8 +128,8 @@ class Damage:
         """Damage of skipping each step alone while all others are computed, (n,); NaN where a step must be computed."""
         found = np.full(self.steps, np.nan)
         for step in range(1, self.steps):
-            if step not in self.starts:
-                found[step] = self.of([k for k in range(self.steps) if k != step])
+            if step not in self.starts:  # every other stretch of such a plan is empty and does no damage
+                found[step] = self._row(self._recent(range(step), step - 1))[1]
         return found
 
     def of(self, computed: Sequence[int]) -> float:
@@ -139,9 +139,11 @@ class Damage:
     def by_stretch(self, computed: Sequence[int]) -> Floats:
         """Damage of each stretch of a plan, (B,)."""
         ends = [*computed[1:], self.steps]
-        values = []
-        for q, (i, j) in enumerate(zip(computed, ends, strict=True)):
-            first = self.first_of(i)
-            past = [step for step in computed[max(q - self.history + 1, 0) : q + 1] if step >= first][::-1]
-            values.append(self._row((*past, *[-1] * (self.history - len(past))))[j - i - 1])
-        return np.array(values)
+        pairs = zip(computed, ends, strict=True)
+        return np.array([self._row(self._recent(computed, q))[j - i - 1] for q, (i, j) in enumerate(pairs)])
+
+    def _recent(self, computed: Sequence[int], q: int) -> tuple[int, ...]:
+        """The last K computed steps up to the q-th, newest first, padded with -1; none of another denoiser."""
+        first = self.first_of(computed[q])
+        past = [step for step in computed[max(q - self.history + 1, 0) : q + 1] if step >= first][::-1]
+        return (*past, *[-1] * (self.history - len(past)))

@@ -123,6 +123,17 @@ def test_alone_is_the_damage_of_skipping_one_step() -> None:
         assert found[step] == pytest.approx(residual(runs, known, step + 1), rel=1e-5)
 
 
+def test_skipping_each_step_alone_looks_at_one_stretch_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All others are empty; looking at them took a thousand steps a million."""
+    runs = random_runs(40)
+    damage = Damage(runs.trajectory, runs.impulse, history=3)
+    looked: list[tuple[int, ...]] = []
+    original = Damage._row
+    monkeypatch.setattr(Damage, "_row", lambda self, recent: (looked.append(recent), original(self, recent))[1])
+    found = damage.alone()
+    assert len(looked) == 39 and np.isfinite(found[1:]).all()
+
+
 def test_plans_apart_and_no_longer_than_asked() -> None:
     runs = random_runs(8)
     damage = Damage(runs.trajectory, runs.impulse, history=2)
