@@ -67,8 +67,7 @@ def main(
 ) -> None:
     """Re-check a certificate and write DIR/recheck.json."""
     quiet()
-    call = {} if steps is None else {"num_inference_steps": steps}
-    found = recheck(open_pipeline(pipe, **call), fc.load(config), count, out)
+    found = recheck(open_pipeline(pipe, num_inference_steps=steps), fc.load(config), count, out)
     write_json(out / "recheck.json", found, "re-check")
     print(
         f"{found['misses']} of {found['prompts']} fresh prompts miss it ({100 * found['rate']:.1f} %, 95 % interval "
