@@ -52,7 +52,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Ran:
     ran = Ran(usual)
     names = {json.dumps(fc.dump(policy)): name for name, policy in ENTRIES.items()}
 
-    def once(evaluator: Any, entry: Any, case: Any, allow: Any, *, count: bool) -> Outcome:
+    def once(evaluator: Any, entry: Any, case: Any, allow: Any, *, count: bool, timed: bool) -> Outcome:
         name = UNCACHED if entry is None else names[json.dumps(fc.dump(entry))]
         ran.done.append((case.prompt, name, count))
         figures = ran.figures(name, PROMPTS.index(case.prompt))
