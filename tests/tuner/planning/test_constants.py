@@ -13,7 +13,7 @@ from tests.defaults import defaults_of
 
 GIB = 2**30
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "attribution": {"holding(part)": 0.5},
+    "attribution": {"holding(part)": 0.5, "rank_interval(draws)": 1000},
     "damage": {
         "KEPT": 32768,
         "Damage(history)": 5,
