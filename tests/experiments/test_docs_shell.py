@@ -40,6 +40,7 @@ ELSEWHERE = {
     "make ": "the targets are what continuous integration runs",
     "source ": "not a program",
     "python -m fastercache.experiments.reproduce ": "an hour; small in tests/experiments/reproduce/test_command.py",
+    "python -m fastercache.experiments.jobs.swept ": "an hour; small in tests/experiments/jobs/test_swept.py",
     "tensorboard": "serves until it is stopped; that `analyze` writes its files is tested with the command",
     "pip install": "test_wheel.py installs",
 }
