@@ -21,7 +21,7 @@ from typing import Any
 import optuna
 import torch
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fastercache.model.families import Guidance
 from fastercache.policies.base import Policy
@@ -49,6 +49,8 @@ from fastercache.tuner.storage import heartbeat, open_storage, recover, requeue,
 
 FINGERPRINT = "fastercache"
 SEEDED = "seeded"
+PROPOSING = 10.0
+"""Seconds that a worker waits for what another one is about to try."""
 SEEDING = 30.0
 """Seconds that a worker waits for the one that made the study to queue its seeds."""
 
@@ -184,7 +186,8 @@ class Study(Framed):
     # -- search ------------------------------------------------------------------------------------------------------
     def optimise(self, trials: int = 30, timeout: float | None = None, on_trial: OnTrial | None = None) -> Study:
         """Search until `trials` trials of this study have made videos, `timeout` seconds have passed, or no proposal
-        can beat the incumbent any more. Trials that were resumed count; trials skipped without a video do not."""
+        can beat the incumbent any more. Trials that were resumed count; trials skipped without a video do not. Of N
+        workers each may be in one when the number is reached: up to N - 1 more are made."""
         started = time.monotonic()
         self._enqueue_seeds()
         recovered = -math.inf
@@ -204,9 +207,13 @@ class Study(Framed):
                 skipped = record is None or (record.source == "search" and record.outcome not in SPENT)
                 fruitless = fruitless + 1 if skipped else 0
                 if fruitless >= self._patience:
+                    if recover(self.optuna):
+                        fruitless = 0  # what a dead worker was trying comes first
+                        continue
                     longer = "" if self.budget.time is None else ", or would take too long"
                     self.ended = f"{fruitless} proposals in a row could not be cheaper than the best{longer}"
                     break
+            recover(self.optuna)  # no trial of a dead worker is left running
         finally:
             self.evaluator.close()
         return self
@@ -308,11 +315,23 @@ class Study(Framed):
         return [load_policy(noted.policy) for t in running if (noted := Notes.of(t)).policy is not None]
 
     def _same_under_way(self, trial: Trial, forecast: Forecast) -> int | None:
-        """The number of an earlier trial that is still running and does what this one would."""
-        running = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for other in (t for t in running if t.number < trial.number):
-            noted = Notes.of(other)
-            known = None if noted.policy is None else self._proposer.forecast(load_policy(noted.policy))
+        """The number of an earlier trial, running or just ended, that does what this one would.
+
+        Earlier trials whose policy is not known yet are waited for. So of two workers that come to the same policy at
+        the same time the one with the lower number tries it, and never both.
+        """
+        own = self.optuna.get_trials(deepcopy=False)[trial.number]
+        until = time.monotonic() + PROPOSING
+        while True:
+            others = [t for t in self.optuna.get_trials(deepcopy=False) if t.number < trial.number and _beside(t, own)]
+            if time.monotonic() > until or not any(
+                Notes.of(t).policy is None for t in others if not t.state.is_finished()
+            ):
+                break
+            time.sleep(0.05)
+        for other in others:
+            policy = None if is_interrupted(other) else Notes.of(other).policy
+            known = None if policy is None else self._proposer.forecast(load_policy(policy))
             if known is not None and known.behaviour == forecast.behaviour:
                 return other.number
         return None
@@ -479,6 +498,14 @@ def disjoint(search: Sequence[str], others: Sequence[str]) -> None:
         raise ConfigUnreadable(
             f"{len(shared)} prompts are in two sets that must be disjoint: remove '{shared[0]:.60}' from one of them"
         )
+
+
+def _beside(other: FrozenTrial, own: FrozenTrial) -> bool:
+    """Whether a trial was at work when another one began."""
+    if other.state is TrialState.RUNNING:
+        return True
+    ended, begun = other.datetime_complete, own.datetime_start
+    return ended is not None and begun is not None and ended > begun
 
 
 def _spelled(prompt: str) -> str:

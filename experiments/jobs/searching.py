@@ -137,6 +137,8 @@ def search(
             logdir=logdir,
             storage=storage,
         )
+    if team:  # one of them may have died after this process was done
+        study.optimise(trials, timeout=searching)
     if study.time.table is not None:
         table, where = study.time.table, "here" if study.time.elsewhere is None else f"on {study.time.table.hardware}"
         say(f"by the clock, {table.told(where)}")

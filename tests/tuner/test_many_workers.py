@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fastercache.tuner import Outcome, tune
 from fastercache.tuner.codec import Notes, enqueue, note
 from fastercache.tuner.database import driver_hint, open_database, without_password
 from fastercache.tuner.storage import open_storage, recover, requeue, this_worker
+from fastercache.tuner.study import _beside
 from tests.tuner.conftest import CALL, SEARCH
 from tests.tuner.postgresql import Server, server
 
@@ -220,6 +222,60 @@ def test_what_another_worker_is_trying_is_not_tried_again(tiny_latte: Any, tmp_p
     assert by_source["again"].reason == f"trial {taken[1].number}, of another worker, does the same"
     tried = [fc.dump(r.policy) for r in other.records if r.source == "search"]
     assert tried and fc.dump(fc.FORA()) not in tried
+
+
+def test_of_two_that_come_to_the_same_policy_at_once_the_lower_number_tries_it(
+    tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other worker has begun its trial and is still proposing; what it proposes is known only after a while."""
+    study = search(tiny_latte, tmp_path, trials=0, policy="fora")
+    first, second = study.optuna.ask(), study.optuna.ask()
+    for trial in (first, second):
+        note(trial, worker=this_worker())
+    third = study.optuna.ask()  # beyond the seeds: nothing is noted of it
+    encoded = study.space.encode(fc.FORA(interval=5))
+    enqueue(study.optuna, encoded.params, policy=fc.dump(fc.FORA(interval=5)), source="again")
+    threading.Timer(0.3, lambda: note(third, policy=fc.dump(fc.FORA(interval=5)), source="search")).start()
+    found = {r.source: r for r in search(tiny_latte, tmp_path, trials=1, policy="fora").records}
+    assert found["again"].reason == f"trial {third.number}, of another worker, does the same"
+
+
+def test_what_ended_while_this_one_was_proposed_is_not_tried_again(tiny_latte: Any, tmp_path: Path) -> None:
+    study = search(tiny_latte, tmp_path, trials=2, policy="fora")
+    ended = next(r for r in study.records if r.source == "default")
+    own = study.optuna.ask()
+    forecast = study._proposer.forecast(ended.policy)
+    assert forecast is not None
+    assert study._same_under_way(own, forecast) is None  # it ended before this one began
+    other = study.optuna.trials[ended.number]
+    assert other.datetime_complete is not None
+    late = replace_start(study.optuna.trials[own.number], other.datetime_complete - timedelta(seconds=1))
+    assert _beside(other, late) and not _beside(other, study.optuna.trials[own.number])
+
+
+def replace_start(trial: optuna.trial.FrozenTrial, start: datetime) -> optuna.trial.FrozenTrial:
+    trial.datetime_start = start
+    return trial
+
+
+def test_a_search_ends_with_no_trial_of_a_dead_worker_running(tiny_latte: Any, tmp_path: Path) -> None:
+    study = search(tiny_latte, tmp_path, trials=0, policy="fora")
+    left = study.optuna.ask(), study.optuna.ask()
+    note(left[0], worker=this_worker())
+    note(left[1], worker=f"{os.uname().nodename}/999999999/1")
+    died: list[int] = []
+
+    def dies(_: Any, record: Any) -> None:  # after the look that begins a search
+        if not died:
+            third = study.optuna.ask()
+            note(
+                third, worker=f"{os.uname().nodename}/999999999/1", policy=fc.dump(fc.FORA(interval=4)), source="search"
+            )
+            died.append(third.number)
+
+    done = search(tiny_latte, tmp_path, trials=2, policy="fora", on_trial=dies)
+    running = [t.number for t in done.optuna.trials if t.state is TrialState.RUNNING]
+    assert died and running == [left[0].number]
 
 
 def test_who_plans_second_queues_no_plan_twice(tiny_latte: Any, tmp_path: Path) -> None:
