@@ -17,7 +17,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 OFFERED = PROJECT["optional-dependencies"]
 CALLED = {"sklearn": "scikit-learn", "cosmic_ray": "cosmic-ray"}
 """Packages by the modules they install, where the names differ."""
-BROUGHT = {"annotated_types": "pydantic", "pydantic_core": "pydantic", "PIL": "diffusers", "sqlalchemy": "optuna"}
+BROUGHT = {
+    "annotated_types": "pydantic", "pydantic_core": "pydantic", "PIL": "diffusers", "huggingface_hub": "diffusers",
+    "sqlalchemy": "optuna",
+}  # fmt: skip
 """Modules that come with a package of the lists, which could not do without them."""
 
 LAB = ("lab",)

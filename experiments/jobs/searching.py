@@ -142,8 +142,8 @@ def search(
     if study.time.table is not None:
         table, where = study.time.table, "here" if study.time.elsewhere is None else f"on {study.time.table.hardware}"
         say(f"by the clock, {table.told(where)}")
-    say(f"search ended: {study.ended}")
     best = study.best()
+    say(f"search ended: {study.ended}")
     if left_out := _left_out(study):
         say(f"not searched: {', '.join(left_out)} (--json says why)")
     return ship(subject, job, study, best, folder, out, show=show)

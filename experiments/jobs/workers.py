@@ -234,4 +234,5 @@ def record(order: Recording) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the command runs in the background
     work(TypeAdapter[Searching | Recording](Searching | Recording).validate_json(sys.stdin.read()))

@@ -65,7 +65,8 @@ def test_workers_that_begin_on_an_empty_database_all_get_in(url: str) -> None:
     def enter(i: int) -> None:
         open_storage(url)
 
-    assert together(8, enter) == [0] * 8
+    count = 8 if url.startswith("postgresql") else 4  # a file is locked by one after the other, which takes long
+    assert together(count, enter) == [0] * count
 
 
 def test_a_missing_driver_is_named_as_sqlalchemy_would_load_it(monkeypatch: pytest.MonkeyPatch) -> None:

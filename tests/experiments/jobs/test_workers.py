@@ -42,7 +42,8 @@ import os, sys
 print(sys.stdin.read(), os.environ["OMP_NUM_THREADS"], len(sys.argv))
 """
 WAITING = """
-import sys, time, pathlib
+import signal, sys, time, pathlib
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     pathlib.Path(sys.argv[1]).touch()
     time.sleep(60)

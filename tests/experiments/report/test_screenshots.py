@@ -24,6 +24,7 @@ def numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", text)]
 
 
+@pytest.mark.slow
 def test_each_picture_shows_what_it_claims(shown: Browser, found: Given) -> None:
     assert found.planning is not None and found.planning.planned is not None and found.profile is not None
     shown.look(WIDTH)

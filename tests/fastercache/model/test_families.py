@@ -83,7 +83,14 @@ def test_every_law_holds(name: str, kind: str) -> None:
     assert {v.law for v in report.verdicts} == set(LAWS)
 
 
-@pytest.mark.parametrize("name", [n for n in LIGHT if n not in DISTILLED | TEXT_LENGTHS | PERTURBED])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in SHAPES else [pytest.mark.slow])
+        for n in LIGHT
+        if n not in DISTILLED | TEXT_LENGTHS | PERTURBED
+    ],
+)
 def test_a_call_may_compute_one_branch_and_reuse_the_other(name: str) -> None:
     """Where branches reuse at different steps, a batched call is cut into rows inside its blocks: laws 4 and 5."""
     s = specimen(name)
