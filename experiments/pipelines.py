@@ -17,6 +17,7 @@ from fastercache.experiments import reference
 from fastercache.experiments.arguments import assignments, read_prompts
 from fastercache.model.families import known_families
 from fastercache.policies.errors import ConfigUnreadable, InvalidPolicy, PipelineUnreadable, suggest
+from fastercache.policies.wording import first_line
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _place(device: str) -> torch.device:
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         torch.empty(1, device=place).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each backend has its own way to be absent
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise InvalidPolicy(
             f"no device '{device}' can be used here ({reason:.200}): give --device cpu or auto"
         ) from None
@@ -154,7 +155,7 @@ def _load(name: str, dtype: torch.dtype) -> Any:
             return reference.load(name, dtype=dtype)
         return DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else name, dtype=dtype)
     except Exception as error:  # whatever a broken folder or a missing network makes the loaders raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise PipelineUnreadable(f"the pipeline {name} could not be loaded: {reason:.300}") from error
 
 

@@ -27,6 +27,7 @@ from fastercache.experiments.pipelines import check_place
 from fastercache.experiments.reference.spec import MODELS, Distilled
 from fastercache.model.families import known_families
 from fastercache.policies.errors import PipelineUnreadable
+from fastercache.policies.wording import first_line
 
 CONFIGURATION = ["model_index.json", "*/*config*.json", "*/tokenizer*", "*/*.model", "*/vocab*", "*/merges.txt"]
 """What is fetched of a hub id; no weights are among it."""
@@ -54,7 +55,7 @@ def load(name: str, dtype: torch.dtype) -> Any:
         for part in texts:
             setattr(pipe, part, parts[part])
     except Exception as error:  # whatever a broken configuration makes the loaders raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise PipelineUnreadable(f"{name} cannot be built from its configuration: {reason:.300}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -74,7 +75,7 @@ def _folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=CONFIGURATION))
     except Exception as error:  # no network, no such model, no permission
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise PipelineUnreadable(f"the configuration of {name} could not be fetched: {reason:.300}") from error
 
 

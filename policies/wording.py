@@ -19,3 +19,8 @@ def _plural(noun: str) -> str:
 def lasting(seconds: float) -> str:
     """`40 s`, `3 min`."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -22,6 +22,7 @@ from scipy import stats
 from fastercache.bounds import Limit
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.policies.wording import counted
+from fastercache.tuner.budget import Budget
 from fastercache.tuner.database import HEARTBEAT
 from fastercache.tuner.seconds import Seconds
 from fastercache.tuner.storage import alive, this_worker
@@ -44,6 +45,11 @@ def objective_called(name: str) -> Objective:
     if name not in set(Objective):
         raise InvalidPolicy(f"no objective is called '{name}': give {' or '.join(Objective)}")
     return Objective(name)
+
+
+def needs_table(objective: Objective, *budgets: Budget) -> bool:
+    """Whether steps have to be timed: for a search by the clock, or a budget that limits time."""
+    return objective is Objective.TIME or any(budget.time is not None for budget in budgets)
 
 
 @dataclass(frozen=True)

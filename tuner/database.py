@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 
 from fastercache.policies.errors import ConfigUnreadable, MissingDependency
+from fastercache.policies.wording import first_line
 
 HEARTBEAT = 30
 """Seconds between a worker's signs of life; after four of them missed its trial counts as abandoned."""
@@ -58,7 +59,7 @@ def _patient(method: F) -> F:
                     raise
                 if time.monotonic() > until:
                     raise ConfigUnreadable(
-                        f"the study database {self.place} does not answer ({first_line(error)}): what was finished is "
+                        f"the study database {self.place} does not answer ({_cause(error)}): what was finished is "
                         "kept, and the same call goes on once it answers"
                     ) from error
             again = True
@@ -110,12 +111,12 @@ def open_database(url: str, on_stale: Callable[[optuna.Study, FrozenTrial], None
         except ImportError as error:
             raise MissingDependency(f"the database {place} needs a driver ({error}): {driver_hint(url)}") from None
         except (ArgumentError, NoSuchModuleError) as error:
-            raise ConfigUnreadable(f"{place} is no database that can be opened: {first_line(error)}") from None
+            raise ConfigUnreadable(f"{place} is no database that can be opened: {_cause(error)}") from None
         except Exception as error:
             # Several workers that find it empty make its tables at once; all but one are told that they exist.
             made_by_another = isinstance(error, DBAPIError) and not refused(error)
             if not made_by_another or attempt + 1 == ATTEMPTS:
-                reason = first_line(error)
+                reason = _cause(error)
                 raise ConfigUnreadable(f"cannot open the study database {place}: {reason:.200}") from None
         time.sleep(random.random() * 0.2 * (attempt + 1))
     raise AssertionError("the loop returns or raises")
@@ -139,10 +140,9 @@ def driver_hint(url: str) -> str:
     return f"pip install '{package}'{extra}" if package else "install it"
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error, or its type where it has none."""
-    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+def _cause(error: BaseException) -> str:
+    """The first line of an error, or of what Optuna wrapped."""
+    return first_line(error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error)
 
 
 def without_password(url: str) -> str:

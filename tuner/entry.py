@@ -21,7 +21,7 @@ from fastercache.policies.vocabulary import Run, Site
 from fastercache.prompts import Given, prompts_of
 from fastercache.tuned import OtherConditions
 from fastercache.tuner.budget import Budget
-from fastercache.tuner.clock import Objective, objective_called
+from fastercache.tuner.clock import needs_table, objective_called
 from fastercache.tuner.evaluate import Evaluator
 from fastercache.tuner.fields import Bounds
 from fastercache.tuner.library import Library, Searched, check, listed
@@ -127,7 +127,7 @@ def tune(
     first = evaluator.cases(prompts[:1])[0]
     if trials:  # before the study is written down: a call that the pipeline refuses leaves none behind
         evaluator.reference(first)
-        if table is None and (goal is Objective.TIME or budget.time is not None):
+        if table is None and needs_table(goal, budget):
             timeable(evaluator.setting, first)
 
     began = time.monotonic()

@@ -34,7 +34,7 @@ from fastercache.run.memory import CacheTooLarge
 from fastercache.tuned import Certificate, Measured
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import certificate
-from fastercache.tuner.clock import Foresight, Objective, Timekeeper, agreed, foresight
+from fastercache.tuner.clock import Foresight, Objective, Timekeeper, agreed, foresight, needs_table
 from fastercache.tuner.codec import Notes, enqueue, note, shown_feasible
 from fastercache.tuner.database import HEARTBEAT
 from fastercache.tuner.early import Projection
@@ -120,7 +120,7 @@ class Study(Framed):
         finally:
             optuna.logging.set_verbosity(optuna_verbosity)
         self._check_fingerprint()
-        if objective is Objective.TIME or budget.time is not None:
+        if needs_table(objective, budget):
             table = agreed(self.optuna, self._made, None if clock is None else lambda: clock(self.cost_model))
             self.time = replace(self.time, table=table)
             self._cost_model = None
@@ -320,10 +320,10 @@ class Study(Framed):
         Earlier trials whose policy is not known yet are waited for. So of two workers that come to the same policy at
         the same time the one with the lower number tries it, and never both.
         """
-        own = self.optuna.get_trials(deepcopy=False)[trial.number]
         until = time.monotonic() + PROPOSING
         while True:
-            others = [t for t in self.optuna.get_trials(deepcopy=False) if t.number < trial.number and _beside(t, own)]
+            *earlier, own = self.optuna.get_trials(deepcopy=False)[: trial.number + 1]
+            others = [t for t in earlier if _beside(t, own)]
             if time.monotonic() > until or not any(
                 Notes.of(t).policy is None for t in others if not t.state.is_finished()
             ):

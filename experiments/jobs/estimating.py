@@ -35,10 +35,10 @@ from fastercache.policies.errors import FasterCacheError, InvalidPolicy, Pipelin
 from fastercache.policies.plugins import ANY
 from fastercache.policies.registry import known_policies, policy_class
 from fastercache.policies.vocabulary import Run
-from fastercache.policies.wording import counted, lasting
+from fastercache.policies.wording import counted, first_line, lasting
 from fastercache.prompts import prompts_of
 from fastercache.tuner import Budget
-from fastercache.tuner.clock import Objective
+from fastercache.tuner.clock import Objective, needs_table
 from fastercache.tuner.library import CALIBRATED_ON
 from fastercache.tuner.planning.planner import EFFORTS
 from fastercache.tuner.planning.room import fullest, history_within, made_use_of
@@ -121,7 +121,7 @@ def facts(subject: Subject, prompt: str, cache: Limit | None = None) -> Facts:
     except FasterCacheError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise PipelineUnreadable(
             f"a call of {subject.name} cannot be followed without weights: {reason:.300}; it can be estimated by no "
             "other means"
@@ -176,7 +176,7 @@ def plan(
     limits = [one for one in wanted if isinstance(one, Budget)]
     subject = with_steps(subject)
     known = facts(subject, prompts[0], limit_of(limits))
-    timed = objective is Objective.TIME or any(budget.time is not None for budget in limits)
+    timed = needs_table(objective, *limits)
     computed = [
         None if isinstance(one, Budget) or objective is Objective.TIME else math.floor(known.steps / one + 1e-9)
         for one in wanted

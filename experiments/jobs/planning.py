@@ -17,7 +17,7 @@ from fastercache.policies.documents import check_writable
 from fastercache.policies.errors import BudgetNotMet, InvalidPolicy
 from fastercache.policies.wording import counted, lasting
 from fastercache.tuner import Budget
-from fastercache.tuner.clock import Objective
+from fastercache.tuner.clock import Objective, needs_table
 from fastercache.tuner.planning.material import Told
 from fastercache.tuner.planning.opening import opened
 from fastercache.tuner.planning.planner import EFFORTS, Planner
@@ -68,7 +68,7 @@ def plan(
     check_writable(out, "tuned config")
     subject = with_steps(subject)
     Setting(subject.pipe, subject.call, seed).cases(held_out)  # what is wrong with them is said first
-    timed = objective is Objective.TIME or any(budget.time is not None for budget in wanted)
+    timed = needs_table(objective, *wanted)
     price = EFFORTS[effort].price(len(prompts), len(questions))
     steps = int(subject.call["num_inference_steps"])
     say(

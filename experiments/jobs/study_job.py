@@ -16,7 +16,7 @@ from fastercache.experiments.pipelines import Subject, given_prompts, open_pipel
 from fastercache.policies.documents import Missing, read_model, write_json
 from fastercache.prompts import plain
 from fastercache.tuner import Budget, Record, Study, tune
-from fastercache.tuner.clock import Objective, objective_called
+from fastercache.tuner.clock import Objective, needs_table, objective_called
 from fastercache.tuner.entry import JOURNAL
 from fastercache.tuner.library import check
 from fastercache.tuner.planning.material import Told
@@ -53,7 +53,7 @@ class Job(BaseModel):
     @property
     def timed(self) -> bool:
         """Whether steps have to be timed."""
-        return self.objective == Objective.TIME or Budget.parse(self.budget).time is not None
+        return needs_table(objective_called(self.objective), Budget.parse(self.budget))
 
     def save(self, folder: Path, storage: str | None = None) -> None:
         """Write the job, also over one whose study never began.
