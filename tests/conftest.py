@@ -23,6 +23,16 @@ PHASES = (Phase.explicit, Phase.generate) if "FASTERCACHE_MUTANT" in os.environ 
 settings.register_profile("suite", derandomize=True, deadline=None, max_examples=40, phases=PHASES)
 settings.load_profile("suite")
 
+# Tiny tensors are slower on many threads, and sums are then the same on every machine. Here, before any test's file is
+# imported, so that what such a file asks of the machine is what its tests see.
+torch.set_num_threads(1)
+TABLES = {
+    registry: ("_POLICIES", "_PREDICTORS"),
+    signals: ("_SIGNALS",),
+    families: ("FAMILIES",),
+    metrics: ("_METRICS",),
+}
+
 
 def pytest_collection_finish() -> None:
     """What was imported stays: the collector need not go through it again, which took a twentieth of the time."""
@@ -32,8 +42,24 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Tiny tensors are slower on many threads, and sums are then the same on every machine."""
+    """Whatever a test sets, the next one has one thread again."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_registered() -> Iterator[None]:
+    """A name that a test adds would be seen by whichever tests follow; `own_registry` takes it away again."""
+    tables = [getattr(module, name) for module, names in TABLES.items() for name in names]
+    before = [set(table) for table in tables]
+    yield
+    left = {name for table, known in zip(tables, before, strict=True) for name in set(table) - known}
+    ours = {name for table in tables for name in left & set(table) if _is_ours(table[name])}
+    assert left == ours, f"registered and left behind: {sorted(left - ours)}; the test needs the fixture own_registry"
+
+
+def _is_ours(entry: object) -> bool:
+    """A class that the import of one of our modules registered, which a test may be the first to need."""
+    return isinstance(entry, type) and entry.__module__.startswith("fastercache.")
 
 
 @pytest.fixture
@@ -54,13 +80,13 @@ def latte() -> Specimen:
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is registered in a test is forgotten after it, and files and plug-ins are loaded anew."""
-    tables = ((registry, "_POLICIES"), (registry, "_PREDICTORS"), (signals, "_SIGNALS"), (families, "FAMILIES"))
-    for module, table in (*tables, (metrics, "_METRICS")):
-        monkeypatch.setattr(module, table, dict(getattr(module, table)))
+    for module, names in TABLES.items():
+        for name in names:
+            monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
     def reset() -> None:
         files._run.cache_clear()
-        for module in (registry, signals, families, metrics):
+        for module in TABLES:
             module.PLUGINS.reset()
 
     reset()

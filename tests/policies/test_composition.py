@@ -82,6 +82,7 @@ class Counting(SitePolicy, StaticRule[list[int]]):
         return bool(state[0] > 3)
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_a_wrapped_rule_is_asked_at_every_step() -> None:
     register(Counting)
     run = Run.of(8, branches=("cond",), sites=SITES)
@@ -219,6 +220,7 @@ def test_policies_are_frozen() -> None:
         StaticInterval().interval = 3
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_a_taken_name_is_refused() -> None:
     class Thief(NoCache):
         name: ClassVar[str] = "fastercache"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -389,13 +390,15 @@ def test_zero_and_relative() -> None:
 
 def test_every_method_cites_its_paper() -> None:
     ours = {"no_cache", "compose", "schedule", "warm_up", "window", "max_consecutive", "guidance_reuse"}
-    ours |= {"adaptive_guidance", "branch_reuse", "counting"}
+    ours |= {"adaptive_guidance", "branch_reuse"}
     for name, cls in known_policies().items():
-        if name in ours or not cls.__module__.startswith("policies."):
+        if name in ours or not cls.__module__.startswith("fastercache.policies."):
             continue
         cited = cls.citation
         assert cited is not None, name
-        assert cited.url.startswith("https://") and 2015 < cited.year < 2030 and cited.reuses and cited.authors
+        of_ours = name == "planned" and (Path(__file__).parents[3] / cited.url).is_file()
+        assert cited.url.startswith("https://") or of_ours, name
+        assert 2015 < cited.year < 2030 and cited.reuses and cited.authors
 
 
 def test_a_value_older_than_the_interval_is_not_reused() -> None:
