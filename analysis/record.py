@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from fastercache.analysis.bound import MAX_BYTES, Bound, Layout
 from fastercache.analysis.guidance_tape import GuidanceTape, pair_bytes
 from fastercache.analysis.profile import Component, Profile, ProfileInfo, SiteRow
 from fastercache.analysis.sketch import Tokens, projection_error
-from fastercache.analysis.tape import Deck
+from fastercache.analysis.tape import Deck, TapeStatistics
 from fastercache.policies.errors import FasterCacheError, RecordingError
 from fastercache.policies.registry import dump
 from fastercache.policies.schedule import Code
@@ -256,7 +257,7 @@ class Recorder:
             if self._sums is None:
                 self._sums = RunSums(self.sites, run)
             self._settle()
-            statistics = {key: deck.close(row) for key, (deck, row) in self._places.items() if deck.recorded(row)}
+            statistics = dict(self._statistics())
             guidance = None if self._guidance is None else self._guidance.close()
             self._sums.add(statistics, guidance)
             self._values += self._run_values
@@ -269,6 +270,11 @@ class Recorder:
         self._run_values = self._run_predicted = 0
         if self._raw is not None:
             self._raw.flush()
+
+    def _statistics(self) -> Iterator[tuple[tuple[str, Branch], TapeStatistics]]:
+        for deck in self._decks:
+            rows = {key: row for key, (one, row) in self._places.items() if one is deck and deck.recorded(row)}
+            yield from zip(rows, deck.close(list(rows.values())), strict=True)
 
     def _tokens(self) -> dict[str, tuple[int, int]]:
         """How many tokens were kept of how many, by site; sites that were kept whole are left out."""

@@ -5,7 +5,7 @@ Nothing here waits for the device: sums land in preallocated tensors and cross o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -167,39 +167,53 @@ class Deck:
         """Whether this run had a value for the row."""
         return bool(self._seen[row])
 
-    def close(self, row: int) -> TapeStatistics:
-        """The statistics of a row in the run that was recorded. The one place that waits for the device."""
-        n, seen = self.numel, self._seen[row]
-        l1, rms = torch.full((2, self.steps), torch.nan, dtype=torch.float64)
-        norms = self._norms[:, :, row].double().cpu()
-        l1[seen], rms[seen] = norms[0, seen] / n, norms[1, seen] / n**0.5
-        lagged = self._lagged[..., row].double().cpu().transpose(1, 2)  # (2, T, K)
+    def close(self, rows: Sequence[int]) -> list[TapeStatistics]:
+        """The statistics of rows in the run that was recorded. The one place that waits for the device."""
+        found: dict[int, TapeStatistics] = {}
+        by_seen = sorted(rows, key=lambda row: self._seen[row])
+        for seen, group in groupby(by_seen, lambda row: self._seen[row]):
+            alike, size = list(group), max(1, _CACHED // self.steps**2)
+            for start in range(0, len(alike), size):
+                part = alike[start : start + size]
+                found.update(zip(part, self._close(part, seen), strict=True))
+        return [found[row] for row in rows]
+
+    def _close(self, rows: list[int], seen: list[int]) -> Iterator[TapeStatistics]:
+        """Those of rows that were there at the same steps."""
+        n, at = self.numel, torch.tensor(seen)
+        norms = self._norms[:, :, rows].double().cpu().transpose(1, 2)  # (2, rows, T)
+        l1, rms = torch.full((2, len(rows), self.steps), torch.nan, dtype=torch.float64)
+        l1[:, at], rms[:, at] = norms[0][:, at] / n, norms[1][:, at] / n**0.5
+        lagged = self._lagged[..., rows].double().cpu().permute(0, 3, 2, 1)  # (2, rows, T, K)
         lag_l1, lag_rms = lagged[0] / n, lagged[1] / n**0.5
-        sketches = self._sketches[seen, row].double().cpu()
-        gram = _spread(sketches @ sketches.T / n, seen, self.steps)
-        apart_l1 = torch.zeros((len(seen), len(seen)), dtype=torch.float64)
-        pairs = torch.pdist(self._samples[seen, row], p=1.0).double().cpu() / self.sample.width
+        products, distances = torch.zeros((2, len(rows), len(seen), len(seen)), dtype=torch.float64)
         above, right = torch.triu_indices(len(seen), len(seen), 1)
-        apart_l1[above, right] = apart_l1[right, above] = pairs
-        square = gram.diagonal()
-        apart = (square[:, None] + square[None, :] - 2 * gram).clamp(min=0).sqrt()
-        estimated = torch.stack((_spread(apart_l1, seen, self.steps), apart))  # (2, T, T)
+        for i, row in enumerate(rows):
+            sketches = self._sketches[seen, row].double().cpu()
+            products[i] = sketches @ sketches.T / n
+            pairs = torch.pdist(self._samples[seen, row], p=1.0).double().cpu() / self.sample.width
+            distances[i, above, right] = distances[i, right, above] = pairs
+        gram = _spread(products, at, self.steps)
+        square = gram.diagonal(dim1=-2, dim2=-1)
+        apart = (square[..., :, None] + square[..., None, :] - 2 * gram).clamp(min=0).sqrt()
+        estimated = torch.stack((_spread(distances, at, self.steps), apart))  # (2, rows, T, T)
         exact = estimated.clone()
         for k in range(1, self.lags + 1):
-            for which, values in enumerate((lag_l1[k:, k - 1], lag_rms[k:, k - 1])):
-                exact[which].diagonal(-k).copy_(values)
-                exact[which].diagonal(k).copy_(values)
+            for which, values in enumerate((lag_l1[:, k:, k - 1], lag_rms[:, k:, k - 1])):
+                for offset in (-k, k):
+                    exact[which].diagonal(offset, dim1=-2, dim2=-1).copy_(values)
         known = torch.ones_like(gram).tril(-1).triu(-self.lags).bool() & (exact > 0).all(0)
-        check = (estimated[:, known] / exact[:, known] - 1.0).T
-        if self.projection.exact and self.sample.exact:
-            check = check[:0]
-        token_check = rms[seen][:0]
+        kept_whole = self.projection.exact and self.sample.exact
+        token_check = torch.zeros((len(rows), 0), dtype=torch.float64)
         if not self.tokens.whole:
-            token_check = rms[seen] / self._whole[seen, row].double().cpu().sqrt() - 1.0
-            token_check = token_check[token_check.isfinite()]
+            token_check = rms[:, at] / self._whole[:, rows][at].T.double().cpu().sqrt() - 1.0
         # Row i is replaced (denominator), column j stands in for it.
-        matrices = from_norms(exact[0], exact[1], l1[:, None], rms[None, :], rms[:, None])
-        return TapeStatistics(*(t.numpy() for t in (l1, rms, lag_l1, lag_rms, gram, matrices, check, token_check)))
+        matrices = from_norms(exact[0], exact[1], l1[..., :, None], rms[..., None, :], rms[..., :, None])
+        for i in range(len(rows)):
+            check = (estimated[:, i, known[i]] / exact[:, i, known[i]] - 1.0).T[: 0 if kept_whole else None]
+            there = token_check[i][token_check[i].isfinite()]
+            parts = (l1[i], rms[i], lag_l1[i], lag_rms[i], gram[i], matrices[i], check, there)
+            yield TapeStatistics(*(part.numpy() for part in parts))
 
 
 def _stretches(rows: list[int], size: int) -> Iterator[tuple[int, int]]:
@@ -211,9 +225,8 @@ def _stretches(rows: list[int], size: int) -> Iterator[tuple[int, int]]:
             start = i
 
 
-def _spread(square: Tensor, at: list[int], size: int) -> Tensor:
-    """A matrix over the recorded steps as one over all steps, NaN elsewhere."""
-    full = torch.full((size, size), torch.nan, dtype=torch.float64)
-    index = torch.tensor(at)
-    full[index[:, None], index[None, :]] = square
+def _spread(squares: Tensor, at: Tensor, size: int) -> Tensor:
+    """Matrices over the recorded steps, (rows, s, s), as ones over all steps, NaN elsewhere."""
+    full = torch.full((len(squares), size, size), torch.nan, dtype=torch.float64)
+    full[:, at[:, None], at[None, :]] = squares
     return full

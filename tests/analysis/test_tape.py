@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fastercache.analysis import tape
 from fastercache.analysis.sketch import Tokens, width_of
 from fastercache.analysis.tape import Deck, _stretches, chunk_of, deck_bytes
 
@@ -103,7 +104,7 @@ def test_what_waits_is_a_copy_of_the_sample_with_the_mean_square_of_all() -> Non
         assert one.recorded(1) and not one.recorded(0)
         one.put(1, 0, value + 1.0)  # a second one for the same step replaces the first
         one.settle(0)
-        assert one.close(1).l1[0] == pytest.approx(float(one.tokens.of(value + 1.0).abs().mean()))
+        assert one.close([1])[0].l1[0] == pytest.approx(float(one.tokens.of(value + 1.0).abs().mean()))
 
 
 def test_statistics_of_sampled_tokens_are_those_of_these_tokens() -> None:
@@ -113,7 +114,7 @@ def test_statistics_of_sampled_tokens_are_those_of_these_tokens() -> None:
     for step, value in enumerate(values):
         one.put(0, step, value)
         one.settle(step)
-    found = one.close(0)
+    found = one.close([0])[0]
     kept = [one.tokens.of(value).double().numpy() for value in values]
     np.testing.assert_allclose(found.l1, [np.abs(x).mean() for x in kept], rtol=1e-6)
     np.testing.assert_allclose(found.rms, [np.sqrt(np.mean(x**2)) for x in kept], rtol=1e-6)
@@ -165,3 +166,37 @@ def test_a_sample_of_all_tokens_keeps_what_it_keeps_of_a_sample() -> None:
     assert whole.mean_square(value) is None
     square = fewer.mean_square(value)
     assert square is not None and float(square) == pytest.approx(float(value.square().mean()))
+
+
+@pytest.mark.parametrize("kept", [40, 15])
+@pytest.mark.parametrize("together", [1 << 18, 30])
+def test_rows_closed_together_have_each_its_own_values_at_the_steps_where_it_was_there(
+    monkeypatch: pytest.MonkeyPatch, kept: int, together: int
+) -> None:
+    """Three of five rows at every step, one at three steps, one at none; in the order asked for, in pieces or not."""
+    monkeypatch.setattr(tape, "_CACHED", together)  # of 25 elements a row: one at a time
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(5, 5, 40, 3, generator=generator) * torch.arange(1.0, 6.0)[:, None, None, None]
+    there = {0: [0, 1, 2, 3, 4], 1: [1, 2, 4], 3: [0, 1, 2, 3, 4], 4: [0, 1, 2, 3, 4]}
+    one = deck(values[0, 0], kept, rows=5, lags=2, sketch=200, sample=200)
+    for step in range(5):
+        for row, steps in there.items():
+            if step in steps:
+                one.put(row, step, values[row, step])
+        one.settle(step)
+    order = [4, 1, 0, 3]
+    for row, found in zip(order, one.close(order), strict=True):
+        flat = torch.stack([one.tokens.of(value) for value in values[row]]).double().numpy()
+        steps = there[row]
+        missing = [step for step in range(5) if step not in steps]
+        expected = np.full((5, 5), np.nan)
+        expected[np.ix_(steps, steps)] = (flat @ flat.T / flat.shape[1])[np.ix_(steps, steps)]
+        np.testing.assert_allclose(found.gram, expected, rtol=1e-5, atol=1e-5)
+        apart = np.abs(flat[:, None] - flat[None]).mean(-1)  # step j standing in for step i
+        relative = apart / np.abs(flat).mean(-1)[:, None]
+        relative[missing, :] = relative[:, missing] = np.nan
+        np.testing.assert_allclose(found.matrices[..., 1], relative, rtol=1e-5, atol=1e-6)
+        assert len(found.token_check) == (0 if kept == 40 else len(steps))
+        whole = values[row].flatten(1).square().mean(1).sqrt().numpy()[steps]
+        if kept == 15:
+            np.testing.assert_allclose(found.token_check, found.rms[steps] / whole - 1.0, rtol=1e-4, atol=1e-6)
