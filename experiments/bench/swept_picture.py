@@ -60,6 +60,11 @@ def _place(line: Line, which: str) -> Place:
     return speedup.value, line.quality["psnr"].value
 
 
+def _look(place: int) -> tuple[str, str]:
+    """Colour and marker of a method by its place; no two of up to 36 look the same."""
+    return LINES[place % len(LINES)], MARKERS[(place + place // len(LINES)) % len(MARKERS)]
+
+
 def _draw(axes: Axes, swept: Swept, which: str) -> None:
     if which == "speedup_flops":
         tried = [(p.speedup, p.psnr) for p in swept.points if p.speedup is not None and p.psnr is not None]
@@ -67,7 +72,7 @@ def _draw(axes: Axes, swept: Swept, which: str) -> None:
     _curve(axes, _of(swept, FEWER), which, BASELINE, "", 3.0)
     defaults = {(row.method, row.level) for row in swept.ratios if row.default}
     for n, (_, own) in enumerate(methods(swept).items()):
-        colour, marker = LINES[n % len(LINES)], MARKERS[n % len(MARKERS)]
+        colour, marker = _look(n)
         best = [line for line in own if (line.method, line.level) not in defaults]
         _curve(axes, best, which, colour, marker, 1.2)
         for line in own:
@@ -105,7 +110,7 @@ def _curve(axes: Axes, lines: Sequence[Line], which: str, colour: str, marker: s
 
 def _name(axes: Axes, swept: Swept, which: str) -> None:
     named = [("planned", _of(swept, PLANNED), OURS), (FEWER, _of(swept, FEWER), BASELINE)]
-    named += [(method, own, LINES[n % len(LINES)]) for n, (method, own) in enumerate(methods(swept).items())]
+    named += [(method, own, _look(n)[0]) for n, (method, own) in enumerate(methods(swept).items())]
     places = [[_place(line, which) for line in own] for _, own, _ in named]
     labels = [
         Label(name, tuple(own[len(own) // 2 :] + own[: len(own) // 2]), colour, bold=name in ("planned", FEWER))

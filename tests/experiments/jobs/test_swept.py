@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fastercache as fc
-from fastercache.experiments.bench import lineup, runner, swept_page
+from fastercache.experiments.bench import lineup, runner, swept_page, swept_picture
 from fastercache.experiments.bench.grids import DEFAULT, GRIDS, Grid
 from fastercache.experiments.bench.lineup import FEWER, PLANNED, Method, levels
 from fastercache.experiments.bench.swept import Swept
@@ -113,3 +113,7 @@ def test_in_the_search_a_peer_runs_once_under_the_counter_and_is_not_timed(
     assert row.speedup_wall is None and row.speedup_flops > 1.0 and row.prompts == 1
     timed = job.Contest(subject, entries, ["one"], tmp_path, keep=0)
     assert all(name in timed.missing(0) for name in entries), "what was not timed has to run again where time counts"
+
+
+def test_no_two_methods_look_the_same() -> None:
+    assert len({swept_picture._look(place) for place in range(36)}) == 36
