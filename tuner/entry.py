@@ -20,6 +20,7 @@ from fastercache.policies.schedule import Code, compile_policy
 from fastercache.policies.vocabulary import Run, Site
 from fastercache.prompts import Given, prompts_of
 from fastercache.tuned import OtherConditions
+from fastercache.tuner.attempts import GUEST
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.clock import needs_table, objective_called
 from fastercache.tuner.evaluate import Evaluator
@@ -32,7 +33,7 @@ from fastercache.tuner.propose import SamplerName
 from fastercache.tuner.seconds import Seconds, kinds_reused, timeable
 from fastercache.tuner.simulate import CostModel
 from fastercache.tuner.space import SearchSpace, Space
-from fastercache.tuner.study import GUEST, Guests, OnTrial, Study, disjoint
+from fastercache.tuner.study import Guests, OnTrial, Study, disjoint
 
 JOURNAL = "study.journal"
 """The study's file in its folder, where it is kept in no database."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,45 +18,39 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 
 from fastercache.model.families import Guidance
 from fastercache.policies.base import Policy
-from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, FasterCacheError, NotFinite, printable
+from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable
 from fastercache.policies.notebook import Framed
-from fastercache.policies.registry import dump, load_policy
+from fastercache.policies.registry import dump
 from fastercache.policies.wording import counted
 from fastercache.prompts import Prompt
-from fastercache.run.memory import CacheTooLarge
 from fastercache.tuned import Certificate, Measured
+from fastercache.tuner.attempts import GUEST, Attempts, under_way
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import certificate
 from fastercache.tuner.clock import Foresight, Objective, Timekeeper, agreed, foresight, needs_table
-from fastercache.tuner.codec import Notes, enqueue, note, shown_feasible
+from fastercache.tuner.codec import Notes, enqueue
 from fastercache.tuner.database import HEARTBEAT
-from fastercache.tuner.early import Projection
-from fastercache.tuner.evaluate import Evaluation, Evaluator
+from fastercache.tuner.evaluate import Evaluator
 from fastercache.tuner.propose import Proposer, SamplerName, Seen, make_sampler
-from fastercache.tuner.record import SAME, SPENT, Outcome, Record, cheapest, front, is_interrupted, records
+from fastercache.tuner.record import SPENT, Outcome, Record, cheapest, front, is_interrupted, records
 from fastercache.tuner.seconds import Seconds
 from fastercache.tuner.setting import Case
-from fastercache.tuner.simulate import CostModel, Forecast
+from fastercache.tuner.simulate import CostModel
 from fastercache.tuner.space import Space
-from fastercache.tuner.storage import heartbeat, open_storage, recover, requeue, this_worker
+from fastercache.tuner.storage import open_storage, recover
 
 FINGERPRINT = "fastercache"
 SEEDED = "seeded"
-PROPOSING = 10.0
-"""Seconds that a worker waits for what another one is about to try."""
 SEEDING = 30.0
 """Seconds that a worker waits for the one that made the study to queue its seeds."""
 
 OnTrial = Callable[["Study", Record], None]
 Guests = Callable[[], Mapping[str, Policy]]
 """Makes policies that are tried beside the searched ones, by name; all names begin with `GUEST`."""
-GUEST = "planned:"
 Clock = Callable[[CostModel], Seconds]
 """Measures what steps take on this machine."""
 OBJECTIVES = {
@@ -106,7 +99,7 @@ class Study(Framed):
         self._patience = 3 if sampler == "known-cost" and space.static else 100
         most = math.inf if budget.time is None else budget.time.most
         self._proposer = Proposer(
-            space, lambda policy: self.cost_model.forecast(policy), running=self._under_way, most=most
+            space, lambda policy: self.cost_model.forecast(policy), running=lambda: under_way(self.optuna), most=most
         )
         self._cost_model: CostModel | None = None
         self._records: dict[int, Record] = {}
@@ -124,6 +117,18 @@ class Study(Framed):
             table = agreed(self.optuna, self._made, None if clock is None else lambda: clock(self.cost_model))
             self.time = replace(self.time, table=table)
             self._cost_model = None
+        self._attempts = Attempts(
+            self.optuna,
+            self._storage,
+            space=space,
+            proposer=self._proposer,
+            evaluator=evaluator,
+            search=self.search,
+            budget=budget,
+            time=self.time,
+            cost_model=lambda: self.cost_model,
+            records=lambda: self.records,
+        )
         drawn = len(self.optuna.get_trials(deepcopy=False))
         self.optuna.sampler = make_sampler(sampler, self._proposer, lambda _: self.seen(), seed, drawn)
 
@@ -201,7 +206,7 @@ class Study(Framed):
                 if time.monotonic() - recovered > HEARTBEAT:  # other workers may die while this one goes on
                     recover(self.optuna)
                     recovered = time.monotonic()
-                record = self._step()
+                record = self._attempts.next()
                 if record is not None and on_trial is not None:
                     on_trial(self, record)
                 skipped = record is None or (record.source == "search" and record.outcome not in SPENT)
@@ -236,173 +241,6 @@ class Study(Framed):
                 enqueue(self.optuna, encoded.params, policy=dump(policy), source=source)
         if SEEDED not in self.optuna.user_attrs:
             self.optuna.set_user_attr(SEEDED, True)
-
-    def _step(self) -> Record | None:
-        with warnings.catch_warnings():
-            # Optuna warns that ask() sends no heartbeats; `heartbeat` below does.
-            warnings.filterwarnings("ignore", message="Heartbeat of storage")
-            trial = self.optuna.ask()
-        note(trial, worker=this_worker())
-        try:
-            with heartbeat(self._storage, trial._trial_id):
-                self._try(trial)
-        except UpdateFinishedTrialError:
-            return None  # another worker took this one for dead and queued its trial again
-        except Exception:
-            self._finish(trial, Outcome.FAILED, "raised an error that ended the search")
-            raise
-        except BaseException:  # Ctrl-C: nothing of this trial counts, and it is tried again
-            frozen = self.optuna.get_trials(deepcopy=False)[trial.number]
-            self._finish(trial, Outcome.INTERRUPTED, "interrupted")
-            requeue(self.optuna, frozen)
-            raise
-        return Record.of(self.optuna.get_trials(deepcopy=False)[trial.number])
-
-    def _try(self, trial: Trial) -> None:
-        noted = Notes.of(trial)
-        params = {} if noted.source.startswith(GUEST) else self.space.suggest(trial)
-        if noted.policy is not None:
-            policy = load_policy(noted.policy)
-        else:
-            try:
-                policy = self.space.build(params)
-            except FasterCacheError as error:
-                return self._finish(trial, Outcome.INVALID, str(error))
-            note(trial, policy=dump(policy), source="search")
-        forecast = self._proposer.forecast(policy) if policy.static else None
-        if forecast is not None:
-            note(trial, forecast=forecast.ratio)
-            self._note_seconds(trial, forecast.seconds)
-            if too_long := self.time.too_long(forecast.seconds):
-                return self._finish(trial, Outcome.INVALID, too_long)
-            if (other := self._same_under_way(trial, forecast)) is not None:
-                return self._finish(trial, Outcome.DOMINATED, f"trial {other}, of another worker, does the same")
-            incumbent = min((r.cost for r in self.records if r.feasible and r.cost is not None), default=1.0)
-            if forecast.ratio >= 1.0 - SAME and incumbent >= 1.0 - SAME:
-                return self._tell_exact(trial)
-            if forecast.cost >= incumbent - SAME:
-                what = "FLOPs" if forecast.clocked is None else "seconds"
-                reason = f"costs {forecast.cost:.4f} of the uncached {what}, the best so far {incumbent:.4f}"
-                return self._finish(trial, Outcome.DOMINATED, reason)
-        finished = [r.values for r in self.records if r.outcome is Outcome.MEASURED]
-        projection = Projection(self.budget, len(self.search), finished)
-
-        def stop(result: Evaluation) -> str | None:
-            return self.time.too_long(self._foreseen(result)) or projection.verdict(result.values)
-
-        try:
-            result = self.evaluator.evaluate(policy, self.search, stop)
-        except NotFinite as error:
-            return self._finish(trial, Outcome.FAILED, str(error))
-        except CacheTooLarge as error:  # known before the first step: no video was made
-            return self._finish(trial, Outcome.INVALID, str(error))
-        except torch.OutOfMemoryError as error:
-            self.evaluator.close()  # with its cached values
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            return self._finish(trial, Outcome.FAILED, printable(f"out of memory: {error}", 300))
-        except FasterCacheError as error:
-            # Bounds know nothing of the model: a draw may span more blocks than there are. Where not even the only
-            # policy's defaults can be applied, there is nothing to search.
-            if len(self.space.bases) == 1 and noted.source != "search":
-                raise
-            return self._finish(trial, Outcome.INVALID, str(error))
-        self._tell(trial, result, projection)
-
-    def _under_way(self) -> list[Policy]:
-        """What is being tried, by this worker and others."""
-        running = self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [load_policy(noted.policy) for t in running if (noted := Notes.of(t)).policy is not None]
-
-    def _same_under_way(self, trial: Trial, forecast: Forecast) -> int | None:
-        """The number of an earlier trial, running or just ended, that does what this one would.
-
-        Earlier trials whose policy is not known yet are waited for. So of two workers that come to the same policy at
-        the same time the one with the lower number tries it, and never both.
-        """
-        until = time.monotonic() + PROPOSING
-        while True:
-            *earlier, own = self.optuna.get_trials(deepcopy=False)[: trial.number + 1]
-            others = [t for t in earlier if _beside(t, own)]
-            if time.monotonic() > until or not any(
-                Notes.of(t).policy is None for t in others if not t.state.is_finished()
-            ):
-                break
-            time.sleep(0.05)
-        for other in others:
-            policy = None if is_interrupted(other) else Notes.of(other).policy
-            known = None if policy is None else self._proposer.forecast(load_policy(policy))
-            if known is not None and known.behaviour == forecast.behaviour:
-                return other.number
-        return None
-
-    def _tell_exact(self, trial: Trial) -> None:
-        values = self.evaluator.exact(self.search)
-        note(trial, ratio=1.0)
-        self._judge(trial, values)
-        self._finish(trial, Outcome.EXACT, "reuses nothing, so it equals the reference bit for bit", 1.0)
-
-    def _tell(self, trial: Trial, result: Evaluation, projection: Projection) -> None:
-        seconds = sorted(result.seconds)[len(result.seconds) // 2]
-        note(trial, values=result.values, ratio=result.ratio, seconds=seconds, cached_bytes=result.cached_bytes)
-        self._note_seconds(trial, self._foreseen(result))  # of a policy that decides while it runs only now
-        if result.stopped is None:
-            self._judge(trial, result.values, seconds)
-            self._finish(trial, Outcome.MEASURED, self.time.took_too_long(seconds), Notes.of(trial).cost)
-        else:
-            self._judge(trial, projection.completed(result.values))
-            self._finish(trial, Outcome.STOPPED, result.stopped)
-
-    def _foreseen(self, result: Evaluation) -> float | None:
-        """Seconds of a call by the table, the mean over the cases that were run; None where steps were not timed."""
-        if self.time.table is None:
-            return None
-        found = [s for table in result.tables if (s := self.cost_model.seconds(table)) is not None]
-        return statistics.fmean(found)
-
-    def _note_seconds(self, trial: Trial, foreseen: float | None) -> None:
-        if foreseen is None:
-            return
-        note(trial, foreseen=foreseen, hardware=self.time.here)
-        if (clocked := self.cost_model.clocked(foreseen)) is not None:
-            note(trial, clocked=clocked)
-
-    def _judge(self, trial: Trial, values: Mapping[str, Sequence[float]], seconds: float | None = None) -> None:
-        """Record how the budget is met; these values are projections where the trial was stopped.
-
-        `seconds`: of a call as measured.
-        """
-        violations = self.budget.violations(values) | self.time.excess(seconds)
-        violation = max(self.budget.violation(values), self.time.violation(seconds))
-        note(trial, violation=violation, margin=self.budget.margin(values))
-        for term, amount in violations.items():
-            trial.set_constraint(term, amount)
-        shown_feasible(trial, list(violations.values()))
-
-    def _finish(self, trial: Trial, outcome: Outcome, reason: str | None, value: float | None = None) -> None:
-        note(trial, outcome=str(outcome), **({} if reason is None else {"reason": reason}))
-        noted = Notes.of(trial)
-        note(trial, words=self._words(noted))
-        if value is not None:
-            self.optuna.tell(trial, value, skip_if_finished=True)
-        else:
-            skipped = outcome in (Outcome.STOPPED, Outcome.DOMINATED)
-            if skipped and noted.cost is not None:
-                trial.report(noted.cost, 0)  # what a pruned trial would have cost, for its place in a plot
-            self.optuna.tell(trial, state=TrialState.PRUNED if skipped else TrialState.FAIL, skip_if_finished=True)
-
-    def _words(self, noted: Notes) -> str:
-        """`FORA(interval=3): 2.94x fewer FLOPs; psnr 31.2, misses psnr>=33`."""
-        policy = "" if noted.policy is None else repr(load_policy(noted.policy))
-        cost = "" if not noted.computed else f": {1.0 / noted.computed:.2f}x fewer FLOPs"
-        if noted.clocked:
-            cost += f", {1.0 / noted.clocked:.2f}x by the clock"
-        kept = ""
-        if noted.violation is not None and all(noted.values.get(name) for name in self.budget.metrics):
-            verb = "keeps" if noted.violation <= 0.0 else "misses"
-            kept = f"; {self.budget.describe(noted.values)}, {verb} {self.budget}"
-        why = "" if noted.reason is None else f" ({noted.reason})"
-        return f"{policy}{cost}{kept}{why}"
 
     # -- results -----------------------------------------------------------------------------------------------------
     def _facts(self) -> dict[str, object]:
@@ -498,14 +336,6 @@ def disjoint(search: Sequence[str], others: Sequence[str]) -> None:
         raise ConfigUnreadable(
             f"{len(shared)} prompts are in two sets that must be disjoint: remove '{shared[0]:.60}' from one of them"
         )
-
-
-def _beside(other: FrozenTrial, own: FrozenTrial) -> bool:
-    """Whether a trial was at work when another one began."""
-    if other.state is TrialState.RUNNING:
-        return True
-    ended, begun = other.datetime_complete, own.datetime_start
-    return ended is not None and begun is not None and ended > begun
 
 
 def _spelled(prompt: str) -> str:

@@ -21,10 +21,10 @@ import fastercache as fc
 import fastercache.tuner.database
 from fastercache.policies.errors import ConfigUnreadable, MissingDependency
 from fastercache.tuner import Outcome, tune
+from fastercache.tuner.attempts import Attempts, _beside
 from fastercache.tuner.codec import Notes, enqueue, note
 from fastercache.tuner.database import driver_hint, open_database, without_password
 from fastercache.tuner.storage import open_storage, recover, requeue, this_worker
-from fastercache.tuner.study import _beside
 from tests.tuner.conftest import CALL, SEARCH
 from tests.tuner.postgresql import Server, server
 
@@ -164,11 +164,9 @@ def test_a_trial_that_another_worker_took_over_does_not_end_the_search(
     tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of the second trial another worker takes this one for dead."""
-    from fastercache.tuner.study import Study
+    original, taken = Attempts._tell, []
 
-    original, taken = Study._tell, []
-
-    def meanwhile(self: Study, trial: Any, *rest: Any) -> None:
+    def meanwhile(self: Attempts, trial: Any, *rest: Any) -> None:
         if not taken:
             taken.append(trial.number)
             other = optuna.load_study(storage=open_storage(tmp_path / "study.journal"), study_name="tuning")
@@ -176,7 +174,7 @@ def test_a_trial_that_another_worker_took_over_does_not_end_the_search(
             requeue(other, other.trials[trial.number])
         original(self, trial, *rest)
 
-    monkeypatch.setattr(Study, "_tell", meanwhile)
+    monkeypatch.setattr(Attempts, "_tell", meanwhile)
     study = search(tiny_latte, tmp_path)
     assert taken and study.optuna.trials[taken[0]].state is TrialState.FAIL
     sources = [Notes.of(trial).source for trial in study.optuna.trials]
@@ -247,7 +245,7 @@ def test_what_ended_while_this_one_was_proposed_is_not_tried_again(tiny_latte: A
     own = study.optuna.ask()
     forecast = study._proposer.forecast(ended.policy)
     assert forecast is not None
-    assert study._same_under_way(own, forecast) is None  # it ended before this one began
+    assert study._attempts._same_under_way(own, forecast) is None  # it ended before this one began
     other = study.optuna.trials[ended.number]
     assert other.datetime_complete is not None
     late = replace_start(study.optuna.trials[own.number], other.datetime_complete - timedelta(seconds=1))

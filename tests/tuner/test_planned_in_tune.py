@@ -12,11 +12,11 @@ import fastercache as fc
 from fastercache import zoo
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.tuner import Budget, tune
+from fastercache.tuner.attempts import GUEST
 from fastercache.tuner.planning import planner as module
 from fastercache.tuner.planning.planner import Effort
 from fastercache.tuner.record import Record
 from fastercache.tuner.setting import Setting
-from fastercache.tuner.study import GUEST
 
 STEPS, PROMPTS, BUDGET = 10, ["one", "two"], "psnr>=20"
 CALL = {"height": 32, "width": 32, "video_length": 4, "num_inference_steps": STEPS, "clean_caption": False}

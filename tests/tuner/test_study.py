@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 import fastercache as fc
 from fastercache import zoo
 from fastercache.tuner import Budget, Evaluator, Outcome, Study, export, tune
+from fastercache.tuner.attempts import Attempts
 from fastercache.tuner.codec import Notes
 from fastercache.tuner.evaluate import Evaluation
 from fastercache.tuner.record import SPENT, Record
@@ -338,12 +339,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *told: tuple[str, Outcome] | None)
     is noted."""
     steps: list[int] = []
 
-    def step(self: Study) -> Any:
+    def step(self: Attempts) -> Any:
         steps.append(1)
         given = told[len(steps) - 1] if len(steps) <= len(told) else None
         return None if given is None else SimpleNamespace(source=given[0], outcome=given[1])
 
-    monkeypatch.setattr(Study, "_step", step)
+    monkeypatch.setattr(Attempts, "next", step)
     return steps
 
 
