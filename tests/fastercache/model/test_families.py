@@ -39,9 +39,16 @@ SHAPES = {"latte", "wan", "wan-2.2", "sdxl", "flux", "sd3", "cogview4", "ltx-2"}
 """One family of each way in which blocks follow each other and are called: temporal blocks between spatial ones, one
 call a branch, two denoisers, a UNet, two kinds of blocks, text beside image, text of two lengths, further passes."""
 LIGHT = [name for name in zoo.FAMILIES if name not in HEAVY | zoo.SWEPT]
+STANDING = (
+    SHAPES | DISTILLED | TEXT_LENGTHS | PERTURBED | WHOLE_CALLS | UNPACKED | {"vchitect-2.0", "mochi", "pixart-sigma"}
+)
 KINDS = [
-    # Blocks, stacks and denoisers go through the same code in all families of a shape: one stands for them by default.
-    pytest.param(name, kind, marks=[] if name in LIGHT and (kind == "fine" or name in SHAPES) else [pytest.mark.slow])
+    # All families of a shape go through the same code: one stands for them by default, and those that differ in a law.
+    pytest.param(
+        name,
+        kind,
+        marks=[] if name in LIGHT and name in (STANDING if kind == "fine" else SHAPES) else [pytest.mark.slow],
+    )
     for name in zoo.FAMILIES
     for kind in ("fine", "coarse")
 ]
