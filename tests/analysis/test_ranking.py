@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from fastercache.analysis.predictability import Predictability
 from fastercache.analysis.ranking import finding, ranked
 from fastercache.policies.errors import RecordingError
+from fastercache.policies.vocabulary import Kind, Role, Run, Site
 
 
 def errors(*hold: float, fitted: float = 0.01) -> Predictability:
@@ -73,3 +75,36 @@ def test_of_two_stretches_of_one_length_the_first_is_told_at_the_first_interval(
     assert (finding("spatial", 4, one).first, finding("spatial", 4, one).last) == (3, 5)
     both = Predictability(one.predictors, (2, 4), np.concatenate([one.errors, one.errors + 1.0], axis=1), 2, True)
     assert finding("spatial", 4, both) == finding("spatial", 4, one)
+
+
+class Measured:
+    """Stands for a profile of one site, whose values are the rows of `VALUES`, in one branch."""
+
+    VALUES = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, 0.3], [1.0, 0.2], [1.0, 0.0]])
+    sites = (Site("a", Kind.MODULE, Role.SPATIAL, 0, (0, 1)),)
+    branches = ("cond",)
+    run = Run.of(5)
+    info = SimpleNamespace(timesteps=(4, 3, 2, 1, 0))
+
+    def __init__(self) -> None:
+        self.gram = (self.VALUES @ self.VALUES.T / 2)[None, None]
+
+    def groups(self) -> Any:
+        return [("spatial", [0])]
+
+    def predictability(self, group: str, intervals: Any) -> Predictability:
+        return errors(0.01, 0.01)  # held at steps 1 and 3
+
+
+def test_the_psnr_of_a_finding_is_that_of_the_error_which_holding_leaves() -> None:
+    """What a held value is off by, relative to the value, times what a relative error of 1 does to the video, the errors
+    of both steps added before they are squared."""
+    injected: Any = SimpleNamespace(groups=("spatial",), factors=lambda count: {"spatial": np.arange(1.0, count + 1.0)})
+    profile: Any = Measured()
+    (found,) = ranked(profile, None, injected)
+    off = np.zeros(2)
+    for step in found.skipped:
+        value = Measured.VALUES[step]
+        off += (step + 1.0) * (Measured.VALUES[step - 1] - value) / np.sqrt(np.mean(value**2))
+    assert list(found.skipped) == [1, 3]
+    assert found.psnr == pytest.approx(-10.0 * np.log10(np.mean(off**2)))

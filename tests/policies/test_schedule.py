@@ -174,3 +174,11 @@ def test_a_schedule_of_many_rows_is_laid_out_in_linear_time(monkeypatch: pytest.
 def test_a_constant_that_is_no_number_is_refused(data: dict[str, Any]) -> None:
     with pytest.raises(InvalidPolicy, match="finite number"):
         load_policy(data)
+
+
+def test_a_site_is_reused_if_one_of_its_values_is() -> None:
+    """Not by being computed at every step, nor by being skipped inside another one."""
+    policy = Compose([StaticInterval(sites="block", interval=2), NoCache(sites="denoiser")])
+    table = compile_policy(policy, run())
+    found = {site.name: table.reuses(i) for i, site in enumerate(table.sites)}
+    assert found == {"blocks.0": True, "denoiser": False}

@@ -183,6 +183,7 @@ def test_its_measure_is_taken_over_all_its_sites_branches_and_runs(specimen: Any
     with fc.analysis.calibrate(specimen.pipe, [fc.policy_class("aligned_cache")], lags=2) as calibrator:
         for seed in (0, 1):
             specimen.generate(seed=seed)
+    assert all(not comparison._past for comparison in calibrator._comparisons) and calibrator._comparisons
     found = calibrator.result().own("aligned_cache")["turn"]
     for lag in (1, 2):
         expected = np.zeros(5)

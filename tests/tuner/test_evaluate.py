@@ -242,3 +242,14 @@ def test_a_reference_free_metric_of_the_uncached_video_is_measured(tiny_latte: A
             assert evaluator.evaluate(fc.NoCache(), cases).values["bright"] == pytest.approx(expected, rel=1e-5)
     finally:
         del metrics._METRICS["bright"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_workers_begin_with_the_reference_of_different_cases(
+    tiny_latte: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    prompts = ["one", "two", "three"]
+    with Evaluator(tiny_latte, CALL, store=tmp_path, place=place) as evaluator:
+        made = count_runs(monkeypatch, evaluator)
+        evaluator.evaluate(fc.NoCache(), evaluator.cases(prompts))
+    assert made[:3] == prompts[place:] + prompts[:place]

@@ -246,3 +246,13 @@ def test_the_next_full_step_is_due_before_the_difference_has_drifted_too_far() -
     late = AdaptiveGuidance(band="all", threshold=0.35, max_interval=5, start=5 / 19, stop=6 / 19)
     state = late.update(first, steps[3], value)
     assert [i for i in range(4, 20) if late.reuse(state, steps[i], None)] == [5]
+
+
+def test_the_radius_of_the_low_band_is_that_of_a_frame_of_a_video() -> None:
+    """A latent (B, C, 2 frames, 10, 10): one wave across is low at 10 // 5, and would be high at 2 // 5."""
+    across = torch.cos(2.0 * torch.pi * torch.arange(10) / 10).expand(1, 1, 2, 10, 10)
+    board = BOARD[:, :, None].expand(1, 1, 2, 10, 10)
+    old, new = 4 + across + board, 4 + 6 * across + 2 * board
+    assert AdaptiveGuidance(band="high")._change(new, old) == pytest.approx(1.0, rel=1e-5)
+    low = float((5 * across).abs().mean() / (4 + across).abs().mean())
+    assert AdaptiveGuidance(band="low")._change(new, old) == pytest.approx(low, rel=1e-5)
