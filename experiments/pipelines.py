@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fastercache.experiments.arguments import assignments, read_prompts
 from fastercache.model.families import known_families
 from fastercache.policies.errors import ConfigUnreadable, InvalidPolicy, PipelineUnreadable, suggest
 from fastercache.policies.wording import first_line
+from fastercache.tuned import TunedConfig
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,21 @@ def with_steps(subject: Subject) -> Subject:
     if parameter is None or not isinstance(parameter.default, int):
         raise InvalidPolicy(f"{cls.__name__} has no default number of steps: give --steps")
     return replace(subject, call={**subject.call, "num_inference_steps": parameter.default})
+
+
+def as_made(subject: Subject, config: TunedConfig, given: Collection[str] = ()) -> Subject:
+    """The subject with the steps of a config, and with its guidance scale where the pipeline's own is another.
+
+    `given`: arguments of the call that stay as they are, because somebody typed them or wants them to differ.
+    """
+    call = dict(subject.call)
+    parameters = inspect.signature(type(subject.pipe).__call__).parameters
+    if "num_inference_steps" not in given and "num_inference_steps" in parameters:
+        call["num_inference_steps"] = config.steps
+    if "guidance_scale" not in given and config.guidance_scale is not None and "guidance_scale" in parameters:
+        own = call.get("guidance_scale", parameters["guidance_scale"].default)
+        call |= {} if own == config.guidance_scale else {"guidance_scale": config.guidance_scale}
+    return replace(subject, call=call)
 
 
 def _place(device: str) -> torch.device:

@@ -79,6 +79,9 @@ class OtherConditions(UserWarning):
     """A tuned config is applied to another resolution, number of frames, dtype or LoRA than it was made for."""
 
 
+ADVICE = ": its figures may not hold, so compare some outputs with uncached ones"
+
+
 class Conditions(_Frozen):
     """What a policy's quality may depend on besides what it is checked against; a difference is a warning.
 
@@ -299,11 +302,7 @@ class TunedConfig(_Frozen):
         if made.adapters != now.adapters:
             was, this = (", ".join(names) or "none" for names in (made.adapters, now.adapters))
             found.append(("LoRA adapters: " + was, this))
-        return [
-            f"this tuned config was made for {was}, this run has {this}: its figures may not hold, so compare some "
-            "outputs with uncached ones"
-            for was, this in found
-        ]
+        return [f"this tuned config was made for {was}, this run has {this}{ADVICE}" for was, this in found]
 
     @staticmethod
     def _refuse(part: str, difference: tuple[str, str] | None) -> None:
