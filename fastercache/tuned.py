@@ -254,7 +254,7 @@ class TunedConfig(_Frozen):
         Raises:
             ConfigMismatch: naming the first difference.
         """
-        allow = _allowed(allow)
+        allow = allowed(allow)
         found = model_identity(target)
         if "model" not in allow:
             self._refuse("model", self.model.denoiser.difference(found.denoiser))
@@ -276,7 +276,7 @@ class TunedConfig(_Frozen):
         Raises:
             ConfigMismatch: naming the first difference.
         """
-        allow = _allowed(allow)
+        allow = allowed(allow)
         if steps is not None and steps != self.steps and "steps" not in allow:
             self._refuse("steps", (f"{self.steps} steps", f"{steps}"))
         if guidance is not None and guidance != self.guidance and "guidance" not in allow:
@@ -366,7 +366,10 @@ def package_versions(names: Collection[str] = ("fastercache", "torch", "diffuser
     return found
 
 
-def _allowed(allow: Collection[str]) -> frozenset[str]:
+def allowed(allow: Collection[str]) -> frozenset[str]:
+    """The names of `PARTS` that were given. Raises ConfigMismatch for others, and for what holds no names."""
+    if not isinstance(allow, Collection):
+        raise ConfigMismatch(f"allow takes a set of {', '.join(PARTS)}, found {type(allow).__name__}")
     names = frozenset({allow} if isinstance(allow, str) else allow)
     for name in sorted(names - set(PARTS)):
         raise ConfigMismatch(f"cannot allow a difference in '{name}'{suggest(name, PARTS)}")
