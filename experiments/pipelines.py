@@ -151,9 +151,7 @@ def _place(device: str) -> torch.device:
         torch.empty(1, device=place).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each backend has its own way to be absent
         reason = first_line(error).rstrip(".")
-        raise InvalidPolicy(
-            f"no device '{device}' can be used here ({reason:.200}): give --device cpu or auto"
-        ) from None
+        raise InvalidPolicy(f"no device '{device}' can be used here ({reason}): give --device cpu or auto") from None
     return place
 
 
@@ -172,7 +170,7 @@ def _load(name: str, dtype: torch.dtype) -> Any:
         return DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else name, dtype=dtype)
     except Exception as error:  # whatever a broken folder or a missing network makes the loaders raise
         reason = first_line(error)
-        raise PipelineUnreadable(f"the pipeline {name} could not be loaded: {reason:.300}") from error
+        raise PipelineUnreadable(f"the pipeline {name} could not be loaded: {reason}") from error
 
 
 def _without_weights(name: str, dtype: torch.dtype) -> Any:

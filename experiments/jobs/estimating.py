@@ -123,7 +123,7 @@ def facts(subject: Subject, prompt: str, cache: Limit | None = None) -> Facts:
     except Exception as error:
         reason = first_line(error)
         raise PipelineUnreadable(
-            f"a call of {subject.name} cannot be followed without weights: {reason:.300}; it can be estimated by no "
+            f"a call of {subject.name} cannot be followed without weights: {reason}; it can be estimated by no "
             "other means"
         ) from error
     values = [] if not found else [*found[0].values.latents, *found[0].values.outputs]
