@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 LONGEST = 300
 """Characters of an error of another package that are said."""
 
