@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fastercache.experiments.arguments import assignments, read_prompts
 from fastercache.model.families import known_families
 from fastercache.policies.errors import ConfigUnreadable, InvalidPolicy, PipelineUnreadable, suggest
 from fastercache.policies.wording import first_line
+from fastercache.tuned import TunedConfig
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,21 @@ def with_steps(subject: Subject) -> Subject:
     return replace(subject, call={**subject.call, "num_inference_steps": parameter.default})
 
 
+def as_made(subject: Subject, config: TunedConfig, given: Collection[str] = ()) -> Subject:
+    """The subject with the steps of a config, and with its guidance scale where the pipeline's own is another.
+
+    `given`: arguments of the call that stay as they are, because somebody typed them or wants them to differ.
+    """
+    call = dict(subject.call)
+    parameters = inspect.signature(type(subject.pipe).__call__).parameters
+    if "num_inference_steps" not in given and "num_inference_steps" in parameters:
+        call["num_inference_steps"] = config.steps
+    if "guidance_scale" not in given and config.guidance_scale is not None and "guidance_scale" in parameters:
+        own = call.get("guidance_scale", parameters["guidance_scale"].default)
+        call |= {} if own == config.guidance_scale else {"guidance_scale": config.guidance_scale}
+    return replace(subject, call=call)
+
+
 def _place(device: str) -> torch.device:
     """The device a name stands for. Raises InvalidPolicy if there is no such device on this machine."""
     try:
@@ -135,9 +151,7 @@ def _place(device: str) -> torch.device:
         torch.empty(1, device=place).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each backend has its own way to be absent
         reason = first_line(error).rstrip(".")
-        raise InvalidPolicy(
-            f"no device '{device}' can be used here ({reason:.200}): give --device cpu or auto"
-        ) from None
+        raise InvalidPolicy(f"no device '{device}' can be used here ({reason}): give --device cpu or auto") from None
     return place
 
 
@@ -156,7 +170,7 @@ def _load(name: str, dtype: torch.dtype) -> Any:
         return DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else name, dtype=dtype)
     except Exception as error:  # whatever a broken folder or a missing network makes the loaders raise
         reason = first_line(error)
-        raise PipelineUnreadable(f"the pipeline {name} could not be loaded: {reason:.300}") from error
+        raise PipelineUnreadable(f"the pipeline {name} could not be loaded: {reason}") from error
 
 
 def _without_weights(name: str, dtype: torch.dtype) -> Any:

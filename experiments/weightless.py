@@ -56,7 +56,7 @@ def load(name: str, dtype: torch.dtype) -> Any:
             setattr(pipe, part, parts[part])
     except Exception as error:  # whatever a broken configuration makes the loaders raise
         reason = first_line(error)
-        raise PipelineUnreadable(f"{name} cannot be built from its configuration: {reason:.300}") from error
+        raise PipelineUnreadable(f"{name} cannot be built from its configuration: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -76,7 +76,7 @@ def _folder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=CONFIGURATION))
     except Exception as error:  # no network, no such model, no permission
         reason = first_line(error)
-        raise PipelineUnreadable(f"the configuration of {name} could not be fetched: {reason:.300}") from error
+        raise PipelineUnreadable(f"the configuration of {name} could not be fetched: {reason}") from error
 
 
 def _part(folder: Path, part: str, named: list[str], dtype: torch.dtype) -> Any:

@@ -14,7 +14,7 @@ from fastercache.picking import Pick, opened
 from fastercache.policies.base import Policy
 from fastercache.policies.errors import AttachError
 from fastercache.policies.vocabulary import Run
-from fastercache.tuned import OtherConditions, TunedConfig, guidance_scale_of
+from fastercache.tuned import OtherConditions, TunedConfig, allowed, guidance_scale_of
 
 Source = Policy | TunedConfig | Dial | str | Path
 """What a policy is given as: itself, a tuned config, a dial to pick from, or the path of either."""
@@ -55,6 +55,7 @@ class Applied:
             AttachError: if the source is none, or there is nothing to pick from.
             ConfigUnreadable, ConfigMismatch, InvalidBudget, BudgetNotMet: for what the file says.
         """
+        allow = allowed(allow)
         if source is None:
             if before is None or before.dial is None:
                 raise AttachError("there is no dial to pick from: give a policy, a tuned config or a dial's path")
@@ -72,11 +73,11 @@ class Applied:
                 raise AttachError(
                     f"speedup, budget and quality pick from a dial, found the policy {source.name}: leave them out"
                 )
-            return cls(source, dial=before.dial if before is not None else None, allow=frozenset(allow))
+            return cls(source, dial=before.dial if before is not None else None, allow=allow)
         config = pick.of(source)
         config.check(target, allow=allow)
         dial = source if isinstance(source, Dial) else before.dial if before is not None else None
-        return cls(config.policy, config, dial, frozenset(allow))
+        return cls(config.policy, config, dial, allow)
 
     def check_run(self, target: Any, pipe: Any, run: Run, latent: tuple[int, ...], guidance: Guidance) -> None:
         """Whether a run about to start is what the config was made for; softer differences are warned of, once.

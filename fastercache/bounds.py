@@ -41,7 +41,9 @@ UNITS = {
 TIMES = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 """Units of a limit of time, in seconds."""
 CACHE, TIME = "cache", "time"
-_LIMIT = re.compile(r"^(?P<sign>>=|<=|[<>=]+)?(?P<number>[0-9.]+)?(?P<unit>[a-z]*)$", re.IGNORECASE)
+_LIMIT = re.compile(
+    r"^(?P<sign>>=|<=|[<>=]+)?(?P<number>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)?(?P<unit>[a-z]*)$", re.IGNORECASE
+)
 EXAMPLES = (
     "write for example psnr>=30, ssim>=0.95, lpips<=0.05 or p90:psnr>=28 (for 90 % of the prompts), several joined by "
     "commas"
@@ -125,7 +127,7 @@ class Limit:
     @property
     def words(self) -> str:
         """`at most 2 GiB of cached values`."""
-        number = re.sub(r"(?<=[0-9.])(?=[A-Za-z])", " ", self.text.partition("<=")[2])
+        number = re.sub(r"(?<=[0-9.])(?=[A-Za-z]+$)", " ", self.text.partition("<=")[2])
         return f"at most {number} {_QUANTITIES[self.what].of}"
 
     def __str__(self) -> str:
@@ -145,10 +147,10 @@ def read_limit(text: str) -> Limit | None:
     what = named[1].lower()
     quantity = _QUANTITIES[what]
     example = quantity.example
-    match = _LIMIT.match(compact[len(what) :]) if compact.lower().startswith(what) else None
-    if match is None:
+    if not compact.lower().startswith(what):
         raise InvalidBudget(f"cannot read the limit '{text}': {quantity.alike}; {example}")
-    if match["sign"] != "<=" or match["number"] is None:
+    match = _LIMIT.match(compact[len(what) :])
+    if match is None or match["sign"] != "<=" or match["number"] is None:
         raise InvalidBudget(f"cannot read the limit '{text}': {example}")
     units = {unit.lower(): unit for unit in quantity.units}
     if match["unit"].lower() not in units:
@@ -159,7 +161,9 @@ def read_limit(text: str) -> Limit | None:
     try:
         most = float(match["number"]) * quantity.units[unit]
     except ValueError:
-        raise InvalidBudget(f"cannot read a number in the limit '{text}': {example}") from None
+        most = math.nan
+    if not math.isfinite(most):
+        raise InvalidBudget(f"cannot read a number in the limit '{text}': {example}")
     if most < quantity.least:
         raise InvalidBudget(f"the limit '{text}' {quantity.too_small}: {example}")
     return Limit(math.floor(most) if what == CACHE else most, f"{what}<={match['number']}{unit}")

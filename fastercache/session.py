@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastercache.applied import Applied, Source
 from fastercache.model.experts import with_denoisers
-from fastercache.model.families import Guidance
+from fastercache.model.families import COMPONENTS, Guidance
 from fastercache.model.flops import FlopBook
 from fastercache.model.layout import leading_tensor, timestep_of
 from fastercache.picking import Pick
@@ -96,7 +96,7 @@ class Session(Shown):
         self._attached = False
         self._denoisers: list[Denoiser] = []
         self._clock = Clock(getattr(pipe, "scheduler", None), self._step_ended, self._run_announced, self._in_call)
-        self._caller = Caller(pipe, self._call_ended)
+        self._caller = Caller(pipe, self._call_ended, self._check_denoisers)
         try:
             for prefix, module in denoisers:
                 self._denoisers.append(
@@ -150,6 +150,18 @@ class Session(Shown):
         for denoiser in reversed(self._denoisers):  # the last to tap a method of the pipeline gives it back first
             denoiser.clear()
             denoiser.remove()
+
+    def _check_denoisers(self) -> None:
+        """Raises AttachError where the pipeline's denoiser is no longer the one that the session is attached to."""
+        there = [module for name in COMPONENTS if isinstance(module := getattr(self.pipe, name, None), nn.Module)]
+        for denoiser in self._denoisers:
+            if all(module is not denoiser.module for module in there) and all(
+                part is not denoiser.module for module in there for part in module.modules()
+            ):
+                raise AttachError(
+                    f"the {type(self.pipe).__name__} has another denoiser now than the one that this session is "
+                    "attached to, so nothing would be cached: detach the session and attach again"
+                )
 
     @property
     def attached(self) -> bool:

@@ -79,6 +79,9 @@ class OtherConditions(UserWarning):
     """A tuned config is applied to another resolution, number of frames, dtype or LoRA than it was made for."""
 
 
+ADVICE = ": its figures may not hold, so compare some outputs with uncached ones"
+
+
 class Conditions(_Frozen):
     """What a policy's quality may depend on besides what it is checked against; a difference is a warning.
 
@@ -251,7 +254,7 @@ class TunedConfig(_Frozen):
         Raises:
             ConfigMismatch: naming the first difference.
         """
-        allow = _allowed(allow)
+        allow = allowed(allow)
         found = model_identity(target)
         if "model" not in allow:
             self._refuse("model", self.model.denoiser.difference(found.denoiser))
@@ -273,7 +276,7 @@ class TunedConfig(_Frozen):
         Raises:
             ConfigMismatch: naming the first difference.
         """
-        allow = _allowed(allow)
+        allow = allowed(allow)
         if steps is not None and steps != self.steps and "steps" not in allow:
             self._refuse("steps", (f"{self.steps} steps", f"{steps}"))
         if guidance is not None and guidance != self.guidance and "guidance" not in allow:
@@ -299,11 +302,7 @@ class TunedConfig(_Frozen):
         if made.adapters != now.adapters:
             was, this = (", ".join(names) or "none" for names in (made.adapters, now.adapters))
             found.append(("LoRA adapters: " + was, this))
-        return [
-            f"this tuned config was made for {was}, this run has {this}: its figures may not hold, so compare some "
-            "outputs with uncached ones"
-            for was, this in found
-        ]
+        return [f"this tuned config was made for {was}, this run has {this}{ADVICE}" for was, this in found]
 
     @staticmethod
     def _refuse(part: str, difference: tuple[str, str] | None) -> None:
@@ -367,7 +366,10 @@ def package_versions(names: Collection[str] = ("fastercache", "torch", "diffuser
     return found
 
 
-def _allowed(allow: Collection[str]) -> frozenset[str]:
+def allowed(allow: Collection[str]) -> frozenset[str]:
+    """The names of `PARTS` that were given. Raises ConfigMismatch for others, and for what holds no names."""
+    if not isinstance(allow, Collection):
+        raise ConfigMismatch(f"allow takes a set of {', '.join(PARTS)}, found {type(allow).__name__}")
     names = frozenset({allow} if isinstance(allow, str) else allow)
     for name in sorted(names - set(PARTS)):
         raise ConfigMismatch(f"cannot allow a difference in '{name}'{suggest(name, PARTS)}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LONGEST = 300
+"""Characters of an error of another package that are said."""
+
 
 def counted(number: int, noun: str) -> str:
     """`1 prompt`, `2 prompts`, `2 stretches`, `2 policies`: a number and the noun, given in the singular."""
@@ -22,5 +25,8 @@ def lasting(seconds: float) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error, or its type where it has none; a long one is cut off at a word, and shows it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if len(line) <= LONGEST:
+        return line
+    return f"{line[:LONGEST].rpartition(' ')[0] or line[:LONGEST]} ..."

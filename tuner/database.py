@@ -117,7 +117,7 @@ def open_database(url: str, on_stale: Callable[[optuna.Study, FrozenTrial], None
             made_by_another = isinstance(error, DBAPIError) and not refused(error)
             if not made_by_another or attempt + 1 == ATTEMPTS:
                 reason = _cause(error)
-                raise ConfigUnreadable(f"cannot open the study database {place}: {reason:.200}") from None
+                raise ConfigUnreadable(f"cannot open the study database {place}: {reason}") from None
         time.sleep(random.random() * 0.2 * (attempt + 1))
     raise AssertionError("the loop returns or raises")
 

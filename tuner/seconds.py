@@ -72,7 +72,7 @@ class Seconds:
         """
         _check(setting)
         with fc.attach(setting.pipe, fc.NoCache(sites="denoiser")) as session:
-            steps = _counted(len(session.plan(**setting.arguments(case)).per_step))
+            steps = enough(len(session.plan(**setting.arguments(case)).per_step))
             made_use_of(session, partial(_every_second, steps, history), setting.arguments(case))
             label = [COMPUTED if i % 2 == 0 else SKIPPED for i in range(steps)]
             return cls._of(_timed(session, setting, case, [None] * (1 + RUNS), [label] * (1 + RUNS)), steps, setting)
@@ -89,7 +89,7 @@ class Seconds:
             MeasurementError: as `measured`.
         """
         _check(setting)
-        steps, between = _counted(run.count), run.count // 2
+        steps, between = enough(run.count), run.count // 2
         turns = list(dict.fromkeys([SKIPPED, *kinds]))
         labels = []
         timed, first = timed_runs(steps, kinds)
@@ -166,7 +166,7 @@ def timeable(setting: Setting, case: Case) -> None:
     """Raises MeasurementError, before any run, for a call whose steps cannot be timed; see `Seconds.measured`."""
     _check(setting)
     with fc.attach(setting.pipe, fc.NoCache(sites="denoiser")) as session:
-        _counted(len(session.plan(**setting.arguments(case)).per_step))
+        enough(len(session.plan(**setting.arguments(case)).per_step))
 
 
 def kinds_reused(policies: Iterable[fc.Policy], run: Run) -> list[str]:
@@ -204,8 +204,8 @@ def _check(setting: Setting) -> None:
         raise MeasurementError("the pipeline has no scheduler, so its steps cannot be timed: go by FLOPs")
 
 
-def _counted(steps: int) -> int:
-    """The same number. Raises MeasurementError if it is too small."""
+def enough(steps: int) -> int:
+    """The same number. Raises MeasurementError for so few steps that they cannot be timed."""
     if steps < 4:
         raise MeasurementError(f"steps are timed in calls of at least 4, found {steps}: go by FLOPs")
     return steps

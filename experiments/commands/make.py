@@ -30,6 +30,7 @@ from fastercache.experiments.commands.options import (
     Steps,
     finish,
     opened,
+    opened_for,
 )
 
 
@@ -76,7 +77,7 @@ def generate(
     from fastercache.picking import Pick
 
     entry = generation.chosen(policy, preset, fields or (), config, uncached, Pick(speedup, budget, quality))
-    subject = opened(pipe, device, dtype, call, steps, guidance)
+    subject = opened_for(entry, pipe, device, dtype, call, steps, guidance, allow)
     texts = generation.prompts_for(subject, prompts or (), prompt_file, "held_out", count)
     payload = generation.generate(
         subject,

@@ -139,6 +139,31 @@ def opened(
     )
 
 
+def opened_for(
+    config: Any,
+    pipe: str,
+    device: str,
+    dtype: str,
+    call: list[str] | None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    allow: list[str] | None = None,
+) -> Any:
+    """The pipeline for what is to be applied: where that is a tuned config, with the steps and the guidance scale that
+    it was made for, unless others were typed or may differ."""
+    from fastercache.experiments.arguments import assignments
+    from fastercache.experiments.pipelines import as_made
+    from fastercache.tuned import TunedConfig
+
+    subject = opened(pipe, device, dtype, call, steps, guidance)
+    if not isinstance(config, TunedConfig):
+        return subject
+    typed = {"num_inference_steps": steps, "guidance_scale": guidance, **assignments(call or ())}
+    given = {name for name, value in typed.items() if value is not None}
+    free = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+    return as_made(subject, config, given | {free[part] for part in allow or () if part in free})
+
+
 def estimated(estimate: bool, tflops: float | None) -> bool:
     """Whether only an estimate is asked for. Raises InvalidPolicy for a speed without one."""
     from fastercache.policies.errors import InvalidPolicy

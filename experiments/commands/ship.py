@@ -24,7 +24,7 @@ from fastercache.experiments.commands.options import (
     Steps,
     Storage,
     finish,
-    opened,
+    opened_for,
 )
 
 
@@ -76,7 +76,8 @@ def certify(
     request = certifying.request_of(configs, budget, level, rate, count, seed)
     given = read_prompts(prompt_file) if prompt_file else certifying.unseen(pipe, certifying.seen_by(request))
     prompts = certifying.chosen(request, given)
-    subject = opened(pipe, device, dtype, call, steps, guidance)
+    first = next(iter(request.configs.values()))
+    subject = opened_for(first, pipe, device, dtype, call, steps, guidance)
     folder = study or Path("certifying") / Path(pipe).name
     finish(certifying.certify(subject, request, prompts, folder, show=not as_json), as_json)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from fastercache.analysis.plots.attribution import AttributionInfo, draw_attribu
 from fastercache.analysis.plots.style import save_png
 from fastercache.analysis.trajectory import Floats
 from fastercache.experiments.console import progress, results, say
-from fastercache.experiments.pipelines import Subject
+from fastercache.experiments.pipelines import Subject, as_made
 from fastercache.picking import Pick, opened
 from fastercache.policies.errors import InvalidPolicy
 from fastercache.policies.wording import counted, lasting
@@ -105,16 +103,6 @@ def attribute(
         "truth": None if truth is None else _figures(predicted, truth),
         "files": {"picture": str(picture)},
     }
-
-
-def as_made(subject: Subject, config: TunedConfig) -> Subject:
-    """The subject with the steps of the config, and its guidance scale where the pipeline's own is another."""
-    call = {**subject.call, "num_inference_steps": config.steps}
-    parameter = inspect.signature(type(subject.pipe).__call__).parameters.get("guidance_scale")
-    scale = call.get("guidance_scale", None if parameter is None else parameter.default)
-    if config.guidance_scale is not None and scale != config.guidance_scale:
-        call["guidance_scale"] = config.guidance_scale
-    return replace(subject, call=call)
 
 
 def _truth(subject: Subject, found: Material, plan: fc.Planned, count: int, steps: int) -> Truth:

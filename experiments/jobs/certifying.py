@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 import fastercache as fc
+from fastercache.bounds import Limit
 from fastercache.experiments.bench.contest import Contest, digest
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.pipelines import Subject, shipped_captions, with_steps
@@ -18,7 +20,7 @@ from fastercache.policies.documents import Missing, read_model, write_json
 from fastercache.policies.errors import BudgetNotMet, ConfigMismatch, ConfigUnreadable
 from fastercache.policies.wording import counted
 from fastercache.prompts import identity, prompt_hash
-from fastercache.tuned import Certificate, TunedConfig
+from fastercache.tuned import ADVICE, Certificate, OtherConditions, TunedConfig
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import each, misses, prompts_needed, sequential
 from fastercache.tuner.setting import Setting
@@ -50,6 +52,7 @@ class Request:
             for a plan of a dial.
         dial: the dial and its path, where they are its plans.
         budget: asked of each prompt. level: how sure. rate: share of prompts that may miss it. count: prompts.
+        time: a limit of time that was asked for too: no certificate can hold it.
     """
 
     configs: dict[str, TunedConfig]
@@ -59,6 +62,7 @@ class Request:
     rate: float
     count: int
     seed: int
+    time: Limit | None = None
 
 
 def request_of(
@@ -96,7 +100,7 @@ def request_of(
         )
     parsed = Budget.parse(text)
     ordered = dict(sorted(configs.items(), key=lambda item: speedup(item[1])))
-    return Request(ordered, dial, Budget.parse(each(parsed)), level, rate, count or least, seed)
+    return Request(ordered, dial, Budget.parse(each(parsed)), level, rate, count or least, seed, parsed.time)
 
 
 def speedup(config: TunedConfig) -> float:
@@ -151,11 +155,14 @@ def certify(subject: Subject, request: Request, prompts: Sequence[str], folder: 
         ConfigMismatch: if the folder holds the runs of another draw.
         BudgetNotMet: if none passes.
     """
+    subject = with_steps(subject)
+    _as_made(subject, request, prompts[0])
+    if request.time is not None:
+        say(f"note: a certificate holds on any machine, so it says nothing of {request.time}")
     _fix(request, prompts, folder)
     for name, config in request.configs.items():
         if not config.seen:
             say(f"note: {name} does not say which prompts it was searched on: make sure that these are others")
-    subject = with_steps(subject)
     names = request.configs
     _within(subject, request, prompts[0])
     contest = Contest(subject, names, prompts, folder, seed=request.seed + SEED, keep=0, metrics=request.budget.metrics)
@@ -189,6 +196,27 @@ def certify(subject: Subject, request: Request, prompts: Sequence[str], folder: 
         "misses": {name: sum(flags) for name, flags in zip(names, missed, strict=True)},
         "study": str(folder),
     }
+
+
+def _as_made(subject: Subject, request: Request, prompt: str) -> None:
+    """Compare the call with the one that each config was made for, before any run: the promise is about those.
+
+    Raises:
+        ConfigMismatch: for the first difference, also where applying the config would only warn of it.
+    """
+    setting = Setting(subject.pipe, subject.call, request.seed)
+    call = setting.arguments(setting.cases([prompt])[0])
+    for name, config in request.configs.items():
+        with fc.attach(subject.pipe, config) as session, warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", OtherConditions)
+            session.plan(**call)
+        for one in found:
+            if issubclass(one.category, OtherConditions):
+                made = str(one.message).removesuffix(ADVICE).removeprefix("this tuned config ")
+                raise ConfigMismatch(
+                    f"{name} {made}: a certificate made so would not hold where it is applied; certify with the "
+                    "call it was made for, or plan again for this one"
+                )
 
 
 def _within(subject: Subject, request: Request, prompt: str) -> None:

@@ -27,7 +27,7 @@ from fastercache.experiments import reference
 from fastercache.experiments.bench.contest import heats
 from fastercache.experiments.bench.rows import size
 from fastercache.experiments.console import results, say
-from fastercache.experiments.jobs.planning import limit_of, questions_of
+from fastercache.experiments.jobs.planning import check_steps, limit_of, questions_of
 from fastercache.experiments.jobs.study_job import Job
 from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.experiments.weightless import Tokens
@@ -40,9 +40,9 @@ from fastercache.prompts import prompts_of
 from fastercache.tuner import Budget
 from fastercache.tuner.clock import Objective, needs_table
 from fastercache.tuner.library import CALIBRATED_ON
-from fastercache.tuner.planning.planner import EFFORTS
+from fastercache.tuner.planning.planner import EFFORTS, computed_for
 from fastercache.tuner.planning.room import fullest, history_within, made_use_of
-from fastercache.tuner.seconds import RUNS, kinds_reused, timed_runs
+from fastercache.tuner.seconds import RUNS, enough, kinds_reused, timed_runs
 from fastercache.tuner.setting import Setting
 
 CALLS = 3
@@ -123,7 +123,7 @@ def facts(subject: Subject, prompt: str, cache: Limit | None = None) -> Facts:
     except Exception as error:
         reason = first_line(error)
         raise PipelineUnreadable(
-            f"a call of {subject.name} cannot be followed without weights: {reason:.300}; it can be estimated by no "
+            f"a call of {subject.name} cannot be followed without weights: {reason}; it can be estimated by no "
             "other means"
         ) from error
     values = [] if not found else [*found[0].values.latents, *found[0].values.outputs]
@@ -143,8 +143,9 @@ def facts(subject: Subject, prompt: str, cache: Limit | None = None) -> Facts:
 
 def _measured(name: str, inputs: tuple[Any, Any]) -> float:
     """Seconds of one denoiser call of a reference model, whose weights are at hand."""
-    denoiser = denoisers_of(reference.load(name))[0][1]
     args, kwargs = inputs
+    first = next(one for one in (*args, *kwargs.values()) if torch.is_tensor(one) and one.is_floating_point())
+    denoiser = denoisers_of(reference.load(name))[0][1].to(first.dtype)  # of `--dtype`
     spent = []
     with torch.no_grad():
         for _ in range(1 + CALLS):
@@ -177,8 +178,9 @@ def plan(
     subject = with_steps(subject)
     known = facts(subject, prompts[0], limit_of(limits))
     timed = needs_table(objective, *limits)
+    check_steps(known.steps, wanted, timed)
     computed = [
-        None if isinstance(one, Budget) or objective is Objective.TIME else math.floor(known.steps / one + 1e-9)
+        None if isinstance(one, Budget) or objective is Objective.TIME else computed_for(known.steps, one)
         for one in wanted
     ]
     parts = plan_parts(known, len(prompts), held_out, effort=effort, computed=computed, timed=timed)
@@ -189,6 +191,8 @@ def tune(subject: Subject, job: Job, *, trials: int, tflops: float | None = None
     """What `tune` would cost. Raises PipelineUnreadable, see `facts`."""
     subject = with_steps(subject)
     known = facts(subject, prompts_of(job.prompts[:1])[0])
+    if job.timed:
+        enough(known.steps)
     names = list(known_policies()) if list(job.policies) == [ANY] else list(job.policies)
     classes = [policy_class(name) for name in names]
     parts = tune_parts(

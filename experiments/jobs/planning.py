@@ -20,9 +20,9 @@ from fastercache.tuner import Budget
 from fastercache.tuner.clock import Objective, needs_table
 from fastercache.tuner.planning.material import Told
 from fastercache.tuner.planning.opening import opened
-from fastercache.tuner.planning.planner import EFFORTS, Planner
+from fastercache.tuner.planning.planner import EFFORTS, Planner, computed_for
 from fastercache.tuner.planning.room import HISTORY
-from fastercache.tuner.seconds import RUNS, Seconds
+from fastercache.tuner.seconds import RUNS, Seconds, enough
 from fastercache.tuner.setting import Case, References, Setting
 
 TIMING = (1 + RUNS) / 2
@@ -71,6 +71,7 @@ def plan(
     timed = needs_table(objective, *wanted)
     price = EFFORTS[effort].price(len(prompts), len(questions))
     steps = int(subject.call["num_inference_steps"])
+    check_steps(steps, questions, timed)
     say(
         f"the price: at most {price:g} uncached generations' worth of denoiser calls ({price * steps:g} steps), "
         f"{counted(len(prompts), 'recorded prompt')} included"
@@ -110,6 +111,20 @@ def questions_of(budgets: Sequence[str], speedups: Sequence[float]) -> list[Budg
     return list(dict.fromkeys([*map(Budget.parse, budgets), *speedups]))
 
 
+def check_steps(steps: int, questions: Sequence[Budget | float], timed: bool) -> None:
+    """What no plan of so many steps can do is refused before anything is recorded.
+
+    Raises:
+        BudgetNotMet: for a speedup beyond the one of a single computed step; by the clock all are below that.
+        MeasurementError: for too few steps to time.
+    """
+    if timed:
+        enough(steps)
+    for question in questions:
+        if not isinstance(question, Budget):
+            computed_for(steps, question)
+
+
 def _timed(planner: Planner) -> Seconds:
     """What steps take here, said."""
     planner.told("timing steps")
@@ -136,9 +151,10 @@ def _answered(
         assert seconds is not None
         most = seconds.most(question.time.most)
         if most < min(planner.predicted):
+            fewest = min(planner.predicted)
             raise BudgetNotMet(
-                f"no plan keeps {question.time}: with {min(planner.predicted)} computed steps, the fewest, a call "
-                f"takes {seconds.of(min(planner.predicted)):.3g} s, because {seconds.words}"
+                f"no plan keeps {question.time}: with {counted(fewest, 'computed step')}, the fewest, a call takes "
+                f"{seconds.of(fewest):.3g} s, because {seconds.words}"
             )
     point = planner.for_budget(question, margin)
     if len(point.computed) > most:

@@ -84,6 +84,8 @@ class BranchFinder:
         branches: Sequence[Branch] | None = None,
     ) -> None:
         name = type(denoiser).__name__
+        if guidance is not None and guidance not in tuple(DEFAULT_ORDER):
+            raise BranchUnknown(f'guidance must be "batched", "separate" or "none", found {guidance!r:.40}')
         if family is None and guidance is None:
             raise BranchUnknown(
                 f"{name} is in no known family, so its guidance style is unknown: "

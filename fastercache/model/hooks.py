@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -121,12 +122,34 @@ class SiteForward:
         self.handler: Handler | None = None
         self.owner: Any = None  # the session, on the denoiser's own hook
         self.hits = 0
+        self._under: list[Inner] = []  # what it stood around before a wrapper that calls it was set on from outside
+        self._within: dict[int, int] = {}  # thread -> how many calls of this hook it is in
+        self._called_within = False
         self._traced: Any = None
         functools.update_wrapper(
             self, self.inner, updated=()
         )  # keeps inspect.signature(module.forward) as diffusers reads it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._under:
+            return self._around(args, kwargs)
+        return self._once(args, kwargs)
+
+    def _around(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call where this hook stands around a wrapper that holds it: called from there it passes the call on."""
+        thread = threading.get_ident()
+        depth = self._within.get(thread, 0)
+        if depth:
+            self._called_within = True
+        self._within[thread] = depth + 1
+        try:
+            return self._under[-depth](*args, **kwargs) if depth else self._once(args, kwargs)
+        finally:
+            self._within[thread] = depth
+            if not depth:
+                del self._within[thread]
+
+    def _once(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.hits += 1
         handler = self.handler
         if handler is None:
@@ -212,7 +235,12 @@ class SiteForward:
         holder[key] = self
 
     def reinstall(self) -> None:
-        """Install again where it belongs, after another library's re-hooking dropped or moved this hook."""
+        """Install again where it belongs, after something dropped, moved or wrapped this hook."""
+        if not self._called_within:
+            self._under.clear()
+        if self._place() is None:  # dropped, or held by a wrapper, which will then call it
+            self._under.append(self.inner)
+            self._called_within = False
         self._take_out()
         self.install()
 
@@ -238,6 +266,8 @@ class SiteForward:
         self.trace(False)
         self._take_out()
         self.handler = None
+        if self._under:  # a wrapper that holds this hook goes on calling it
+            self.inner = self._under.pop()
 
 
 def chain(handlers: list[Handler]) -> Handler | None:

@@ -19,13 +19,19 @@ def _new(cls: Any) -> Any:
 
 
 class Caller:
-    """Follows the calls of one pipeline. `on_end(error)` is called when one has ended, with what it raised or None.
+    """Follows the calls of one pipeline. `on_begin()` is called before one, and `on_end(error)` when it has ended, with
+    what it raised or None.
 
     Where there is no pipeline, or it cannot be followed, only the thread of a run is known.
     """
 
-    def __init__(self, pipe: Any | None, on_end: Callable[[BaseException | None], None]) -> None:
-        self.pipe, self.on_end = pipe, on_end
+    def __init__(
+        self,
+        pipe: Any | None,
+        on_end: Callable[[BaseException | None], None],
+        on_begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.pipe, self.on_end, self.on_begin = pipe, on_end, on_begin
         self.follows = False
         self._depth = 0
         self._thread: int | None = None  # of the present pipeline call, or of the present run of a loop of one's own
@@ -62,6 +68,7 @@ class Caller:
         if not self.follows:
             return call(*args, **kwargs)
         self.check_thread()
+        self.on_begin()
         self._depth += 1
         self._thread = threading.get_ident()
         error: BaseException | None = None

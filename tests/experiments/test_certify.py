@@ -155,3 +155,37 @@ def test_the_captions_that_a_reference_model_brings_are_unseen_ones(tmp_path: Pa
     request = certifying.request_of([tuned(tmp_path / "t.json", (0,), (first,))], None, 0.95, 0.05, None, 0)
     found = certifying.unseen("latte-digits", certifying.seen_by(request))
     assert first not in found and len(found) == 239 and request.count == 59
+
+
+def test_another_size_than_the_schedule_was_made_for_is_refused(tmp_path: Path) -> None:
+    """Applying it so is a warning. But a certificate in the file would be read as one for the file's own size."""
+    path = tuned(tmp_path / "tuned.json", (0, 1))
+    made = json.loads(path.read_text())
+    made["conditions"] = {"latent": [4, 8, 8, 8], "dtype": "float32", "adapters": []}
+    path.write_text(json.dumps(made))
+    result = certify(tmp_path, path, call="height=64")
+    assert result.exit_code == 2 and fc.load(path).certificate is None
+    assert f"{path} was made for a latent of 4 x 8 x 8 x 8, this run has one of 4 x 8 x 16 x 8" in result.stderr
+    assert "certify with the call it was made for" in result.stderr and not (tmp_path / "study").exists()
+    assert certify(tmp_path, path).exit_code == 0
+
+
+def test_a_limit_of_time_is_said_to_be_no_part_of_the_certificate(tmp_path: Path) -> None:
+    path = tuned(tmp_path / "tuned.json", (0, 1))
+    result = certify(tmp_path, path, budget="psnr>=1,time<=8s")
+    assert result.exit_code == 0 and fc.load(path).certificate.budget == "psnr>=1"  # type: ignore[union-attr]
+    assert "note: a certificate holds on any machine, so it says nothing of time<=8s" in result.stderr
+
+
+def test_steps_and_guidance_are_those_of_the_file_unless_others_are_typed(tmp_path: Path) -> None:
+    """The command that `plan` prints at its end works as it stands."""
+    path = tuned(tmp_path / "tuned.json", (0, 1))
+    words = ["generate", "latte-digits", "a red one moving up", "--config", path, "--out", tmp_path, "--json"]
+    result = run(*words)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["speedup_flops"] == pytest.approx(STEPS / 2)
+    for others in (["--steps", "5"], ["--call", "num_inference_steps=5"], ["--guidance", "2"]):
+        result = run(*words, *others)
+        assert result.exit_code == 2 and "this config was made for" in result.stderr
+    result = run("certify", "latte-digits", path, *LOOSE, "--study", tmp_path / "study", "--json")
+    assert result.exit_code == 0, result.stderr

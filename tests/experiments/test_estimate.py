@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import fastercache as fc
 from fastercache import zoo
+from fastercache.bounds import Limit
 from fastercache.experiments import cli, weightless
 from fastercache.experiments.jobs import estimating, planning, searching, study_job
 from fastercache.experiments.pipelines import Subject, given_prompts, open_pipeline
@@ -258,3 +259,46 @@ def test_prompts_are_made_up_for_an_estimate_only(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("one\ntwo\n")
     assert given_prompts("./model", file, None, 5) == (["one", "two"], [])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_runs_of_few_steps_are_estimated(folder: str, steps: int) -> None:
+    """A run of fewer steps than a plan combines past outputs caches as many as it has."""
+    found = estimating.facts(opened(folder, num_inference_steps=steps), "a")
+    assert found.steps == steps
+    plan = estimating.fullest(steps, 5, 1.0)
+    assert plan.computed == tuple(range(max(1, steps - 1)))
+    assert (found.cached > 0) == (steps > 1)
+    assert estimating.facts(opened(folder, num_inference_steps=steps), "a", Limit(1e9, "cache<=1GB")) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--speedup", "9"], "no plan of 8 steps is 9x as fast: at most 8x; ask for less"),
+        (["--speedup", "9", "--objective", "time"], "no plan of 8 steps is 9x as fast: at most 8x; ask for less"),
+        (["--speedup", "2", "--objective", "time", "--steps", "3"], "calls of at least 4, found 3: go by FLOPs"),
+        (["--budget", "psnr>=9,time<=1s", "--steps", "3"], "calls of at least 4, found 3: go by FLOPs"),
+    ],
+)
+def test_what_plan_refuses_its_estimate_refuses_and_both_before_anything_is_generated(
+    folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], says: str
+) -> None:
+    said = run("plan", folder, *calls(), *words, "--effort", "0", "--estimate")
+    assert said.exit_code == 2 and says in " ".join(said.stderr.split())
+    monkeypatch.setattr(Setting, "generate", lambda *_: pytest.fail("something was generated"))
+    folders = ["--study", str(tmp_path / "study"), "--out", str(tmp_path / "tuned.json")]
+    said = run("plan", "latte-digits", "--steps", str(STEPS), *words, "--effort", "0", *folders)
+    assert said.exit_code == 2 and says in " ".join(said.stderr.split())
+    assert not (tmp_path / "study").exists()
+
+
+def test_an_estimate_of_tune_refuses_steps_that_cannot_be_timed(folder: str) -> None:
+    said = run("tune", folder, *calls(), "--steps", "3", "--objective", "time", "--estimate")
+    assert said.exit_code == 2 and "steps are timed in calls of at least 4, found 3" in said.stderr
+
+
+def test_a_reference_model_is_timed_in_the_dtype_that_was_asked_for() -> None:
+    said = run("plan", "latte-digits", "--steps", "4", "--speedup", "2", "--dtype", "bfloat16", "--estimate", "--json")
+    assert said.exit_code == 0, said.stderr
+    assert json.loads(said.stdout)["seconds"] > 0

@@ -182,3 +182,54 @@ def test_a_shift_without_axes_rolls_the_batch() -> None:
     ours, _ = split_bands(x, 1)
     assert torch.allclose(ours, low(dim=(-2, -1)), atol=1e-5) and torch.allclose(ours, x, atol=1e-5)
     assert torch.allclose(low()[:, 0, 0, 0], torch.tensor([2.0, 0.0, 1.0]), atol=1e-5)
+
+
+def test_a_forward_that_is_wrapped_while_a_session_is_attached() -> None:
+    """A user's few lines around `forward` see each computed call once, and none is left that calls itself."""
+    s = specimen("latte")
+    denoiser = s.pipe.transformer
+    bare = s.generate()
+    seen: list[str] = []
+
+    def wrapped(name: str) -> Any:
+        inner = denoiser.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            seen.append(name)
+            return inner(*args, **kwargs)
+
+        return forward
+
+    with fc.attach(s.pipe, HALF) as session:
+        cached, steps = s.generate(), session.last.run.count
+        computed = sum(flops > 0 for flops in session.last.flops)
+        assert not torch.equal(cached, bare) and computed < steps
+        for names in (["a"], ["b", "a"]):
+            denoiser.forward = wrapped(names[0])
+            for _ in range(2):
+                seen.clear()
+                assert torch.equal(s.generate(), cached)
+                assert seen == names * computed
+    seen.clear()
+    assert torch.equal(s.generate(), bare) and seen == ["b", "a"] * steps
+    del denoiser.forward
+    assert torch.equal(s.generate(), bare)
+
+
+def test_a_denoiser_that_was_exchanged_under_a_session_is_refused() -> None:
+    """The pipeline would run uncached, and the session tell of the run before."""
+    s = specimen("latte")
+    own = s.pipe.transformer
+    with fc.attach(s.pipe, HALF):
+        cached = s.generate()
+        s.pipe.transformer = copy.deepcopy(own)
+        with pytest.raises(fc.AttachError, match=r"another denoiser now .* detach the session and attach again"):
+            s.generate()
+        s.pipe.transformer = own
+        assert torch.equal(s.generate(), cached)
+
+
+@pytest.mark.parametrize("guidance", ["batch", 3, ["none"]])
+def test_a_style_of_guidance_that_there_is_not_is_refused(guidance: Any) -> None:
+    with pytest.raises(fc.BranchUnknown, match='guidance must be "batched", "separate" or "none", found'):
+        fc.attach(specimen("latte").pipe, fc.NoCache(), guidance=guidance)

@@ -11,6 +11,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 import fastercache as fc
+from fastercache.applied import Applied
+from fastercache.picking import Pick
 from fastercache.tuned import PARTS, Measured, Results, TunedConfig, model_identity
 from fastercache.zoo.videos import latte
 
@@ -173,3 +175,16 @@ def test_a_file_with_a_field_for_each_metric_is_read(tiny_latte: Any, tmp_path: 
 def test_a_misspelt_permission_is_refused(tiny_latte: Any) -> None:
     with pytest.raises(fc.ConfigMismatch, match="did you mean 'scheduler'"):
         config(tiny_latte).check(tiny_latte, allow={"schedulers"})
+
+
+@pytest.mark.parametrize("allow", [{"schedulers"}, 5])
+def test_a_permission_that_is_none_is_refused_beside_a_policy_too(tiny_latte: Any, allow: Any) -> None:
+    says = r"cannot allow a difference in 'schedulers'|allow takes a set of model"
+    with pytest.raises(fc.ConfigMismatch, match=says):
+        fc.attach(tiny_latte, fc.NoCache(), allow=allow)
+    assert fc.detach(tiny_latte) == 0
+
+
+def test_one_permission_may_be_given_as_a_text(tiny_latte: Any) -> None:
+    """It was taken for a set of letters when a run began."""
+    assert Applied.of(tiny_latte, config(tiny_latte), pick=Pick(), allow="guidance").allow == {"guidance"}

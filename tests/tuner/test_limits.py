@@ -55,7 +55,8 @@ def test_units(text: str, most: int, words: str) -> None:
         ("cache<=GiB", "write for example cache<=2GiB"),
         ("cache<=1.2.3GiB", "cannot read a number"),
         ("cache<=0GiB", "leaves no byte"),
-        ("cache<=-1GiB", "cannot read the limit"),
+        ("cache<=-1GiB", "leaves no byte"),
+        ("cache<=1.5MiB/s", "cannot read the limit 'cache<=1.5MiB/s': write for example cache<=2GiB"),
         ("p90:cache<=2GiB", "the same for every prompt"),
         ("mean(cache)<=2GiB", "the same for every prompt"),
         ("cache<=2GiB,cache<=3GiB", "limits the cache twice"),
@@ -69,7 +70,12 @@ def test_what_cannot_be_read_is_one_line(text: str, says: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "most", "words"),
-    [("time<=8s", 8.0, "8 s"), ("TIME <= 500 MS", 0.5, "500 ms"), ("time<=1.5min", 90.0, "1.5 min")],
+    [
+        ("time<=8s", 8.0, "8 s"),
+        ("TIME <= 500 MS", 0.5, "500 ms"),
+        ("time<=1.5min", 90.0, "1.5 min"),
+        ("time<=2e-1s", 0.2, "2e-1 s"),
+    ],
 )
 def test_units_of_time(text: str, most: float, words: str) -> None:
     budget = Budget.parse(f"psnr>=30,{text},cache<=1MiB")
@@ -88,6 +94,9 @@ def test_units_of_time(text: str, most: float, words: str) -> None:
         ("time>=8s", "write for example time<=8s"),
         ("time", "write for example time<=8s"),
         ("time<=0s", "leaves no time"),
+        ("time<=-1s", "leaves no time"),
+        ("time<=1e400s", "cannot read a number in the limit 'time<=1e400s'"),
+        ("time<=1h30min", "cannot read the limit 'time<=1h30min': write for example time<=8s"),
         ("p90:time<=8s", "no share or quantile of it"),
         ("time<=8s,time<=9s", "limits the time twice"),
     ],

@@ -81,6 +81,20 @@ class Known:
     quality: dict[str, list[float]] = field(default_factory=dict)
 
 
+def computed_for(steps: int, speedup: float, fewest: int = 1) -> int:
+    """The most computed steps with which a run is at least so many times as fast, in denoiser calls.
+
+    Raises:
+        BudgetNotMet: if they are fewer than the fewest that a plan can have.
+    """
+    count = math.floor(steps / speedup + 1e-9)
+    if count < fewest:
+        raise BudgetNotMet(
+            f"no plan of {counted(steps, 'step')} is {speedup:g}x as fast: at most {steps / fewest:.3g}x; ask for less"
+        )
+    return count
+
+
 class Planner:
     """Plans for one pipeline.
 
@@ -151,12 +165,7 @@ class Planner:
 
     def for_speedup(self, speedup: float) -> Point:
         """The best plan that is at least so many times as fast, in denoiser calls. Raises BudgetNotMet."""
-        count = math.floor(self.steps / speedup + 1e-9)
-        if count not in self.predicted:
-            fewest = min(self.predicted)
-            raise BudgetNotMet(
-                f"no plan of {self.steps} steps is {speedup:g}x as fast: at most {self.steps / fewest:.3g}x"
-            )
+        count = computed_for(self.steps, speedup, min(self.predicted))
         self._asked()
         if count < self.steps:
             self.search(count, self.left - self.cost(count))

@@ -33,6 +33,8 @@ def history_within(setting: Setting, case: Case, limit: Limit | None) -> int:
     with fc.attach(setting.pipe, fc.NoCache(sites="denoiser")) as session:
         call = setting.arguments(case)
         steps = len(session.plan(**call).per_step)
+        if steps < 2:  # there is no past output to keep
+            return HISTORY
         needed = 0
         for history in range(min(HISTORY, steps - 1), 0, -1):
             needed = made_use_of(session, partial(fullest, steps, history), call).peak
@@ -59,6 +61,9 @@ def made_use_of(session: fc.Session, made: Callable[[float], fc.Planned], call: 
 
 
 def fullest(steps: int, history: int, source: float) -> fc.Planned:
-    """A plan that holds as much as any with so many past outputs."""
+    """A plan that holds as much as any with so many past outputs; of a short run with as many as it has."""
+    history = min(history, steps - 1)
+    if not history:
+        return fc.Planned(steps=steps, computed=tuple(range(steps)))
     stretch = Stretch(after=history - 1, start=history, outputs=(1.0 / history,) * history, input=source)
     return fc.Planned(steps=steps, computed=tuple(range(history)), stand_in=Fitted(stretches=(stretch,), variance=True))

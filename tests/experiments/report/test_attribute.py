@@ -14,8 +14,7 @@ from typer.testing import CliRunner, Result
 import fastercache as fc
 from fastercache.analysis.plots.attribution import AttributionInfo, draw_attribution
 from fastercache.experiments import cli, pipelines
-from fastercache.experiments.jobs import attributing
-from fastercache.experiments.pipelines import Subject
+from fastercache.experiments.pipelines import Subject, as_made
 from fastercache.tuned import TunedConfig
 from fastercache.tuner.planning import attribution
 from tests.experiments.report.conftest import STEPS, Made
@@ -119,11 +118,11 @@ def test_the_run_is_the_one_that_the_config_was_made_for(made: Made, place: Path
     tuned = TunedConfig.load(place / "tuned.json")
     call = {"num_inference_steps": 50, "height": 32}
     subject = Subject("tiny-latte", made.subject.pipe, call, False)
-    assert attributing.as_made(subject, tuned).call == {**call, "num_inference_steps": STEPS}
+    assert as_made(subject, tuned).call == {**call, "num_inference_steps": STEPS}
     other = tuned.model_copy(update={"guidance_scale": 2.0})
-    assert attributing.as_made(subject, other).call["guidance_scale"] == 2.0
+    assert as_made(subject, other).call["guidance_scale"] == 2.0
     kept = Subject("tiny-latte", made.subject.pipe, {**call, "guidance_scale": 2.0}, False)
-    assert attributing.as_made(kept, tuned).call["guidance_scale"] == tuned.guidance_scale
+    assert as_made(kept, tuned).call["guidance_scale"] == tuned.guidance_scale
 
 
 def test_bars_are_the_shares_in_the_order_of_the_run() -> None:
