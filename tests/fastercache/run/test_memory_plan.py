@@ -118,7 +118,9 @@ def test_of_a_dynamic_policy_the_forecast_is_its_bound_at_the_sites_that_are_kno
 
 
 def test_a_signal_of_functions_is_as_large_as_what_they_give_of_values_of_these_shapes() -> None:
-    signal = fc.Signal("of_both", of=(fc.Signal.MODULATED_INPUT, fc.Signal.INPUT), function=lambda a, b: (a.sum(1), b)[0].half())
+    signal = fc.Signal(
+        "of_both", of=(fc.Signal.MODULATED_INPUT, fc.Signal.INPUT), function=lambda a, b: (a.sum(1), b)[0].half()
+    )
     found = shapes()
     assert found.seen(MODULE, None) is None
     assert found.seen(MODULE, fc.Signal.INPUT) == ((2, 7), torch.float32)
