@@ -97,8 +97,9 @@ class Measured:
 
 
 def test_the_psnr_of_a_finding_is_that_of_the_error_which_holding_leaves() -> None:
-    """What a held value is off by, relative to the value, times what a relative error of 1 does to the video, the errors
-    of both steps added before they are squared."""
+    """What a held value is off by, relative to the value, times what a relative error of 1 does to the video.
+
+    The errors of both steps are added before they are squared."""
     injected: Any = SimpleNamespace(groups=("spatial",), factors=lambda count: {"spatial": np.arange(1.0, count + 1.0)})
     profile: Any = Measured()
     (found,) = ranked(profile, None, injected)
