@@ -98,7 +98,7 @@ def search(
     videos = counted(trials * len(job.prompts), "video")
     say(
         f"the price: at most {videos} ({counted(trials, 'trial')} of {counted(len(job.prompts), 'prompt')}, most are "
-        f"stopped early), {len(job.prompts)} uncached ones before them, and the held-out prompts after them"
+        f"stopped early), {counted(len(job.prompts), 'uncached one')} before them, and the held-out prompts after them"
         + ("; steps are timed once for the study, in some runs that compute every second one" if job.timed else "")
     )
     uncached = timed(subject, job, references or folder / "references", again=seconds is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastercache.policies.wording import counted
 from fastercache.tuned import Measured, TunedConfig
 
 
@@ -35,7 +36,7 @@ def figures(config: TunedConfig) -> list[str]:
     lines = promises(config)
     for name, measured in (("held-out", config.measured.held_out), ("search", config.measured.search)):
         if measured is not None:
-            lines.append(f"Measured on {measured.prompts} {name} prompts: {_measured(measured)}.")
+            lines.append(f"Measured on {counted(measured.prompts, f'{name} prompt')}: {_measured(measured)}.")
     return lines
 
 
