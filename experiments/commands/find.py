@@ -163,6 +163,7 @@ def tune(
     """
     from fastercache.experiments.jobs import searching, study_job
 
+    only_priced = estimated(estimate, tflops, workers=workers, storage=storage, time_limit=time_limit)
     job = study_job.job_of(
         pipe,
         prompt_file=prompt_file,
@@ -179,9 +180,9 @@ def tune(
         dtype=dtype,
         seed=seed,
         objective=objective,
-        made_up=count if estimated(estimate, tflops) else 0,
+        made_up=count if only_priced else 0,
     )
-    if estimate:
+    if only_priced:
         from fastercache.experiments.jobs import estimating
 
         subject = opened(pipe, device, dtype, call, steps, guidance, weights=False)

@@ -164,12 +164,21 @@ def opened_for(
     return as_made(subject, config, given | {free[part] for part in allow or () if part in free})
 
 
-def estimated(estimate: bool, tflops: float | None) -> bool:
-    """Whether only an estimate is asked for. Raises InvalidPolicy for a speed without one."""
+def estimated(estimate: bool, tflops: float | None, **beside: Any) -> bool:
+    """Whether only an estimate is asked for; options given `beside` it that it does not heed are named.
+
+    Raises:
+        InvalidPolicy: for a speed without an estimate.
+    """
     from fastercache.policies.errors import InvalidPolicy
 
     if tflops is not None and not estimate:
         raise InvalidPolicy("--tflops is the speed for an estimate: give --estimate too, or leave it out")
+    idle = [f"--{name.replace('_', '-')}" for name, value in beside.items() if value not in (None, 1)]
+    if estimate and idle:
+        console.say(
+            f"note: the estimate is of one process from beginning to end; {', '.join(idle)} changes nothing in it"
+        )
     return estimate
 
 

@@ -190,6 +190,13 @@ def test_the_command_says_what_is_known_and_what_is_not(folder: str, monkeypatch
     fast = json.loads(run("tune", folder, *calls(), "--estimate", "--tflops", "0.5", "--json").stdout)
     assert fast["seconds"] == pytest.approx(fast["flops"] / 0.5e12) and fast["estimated"] is True
     assert sum(part["videos"] for part in fast["parts"]) == fast["videos"]
+    idle = run(
+        "plan", folder, *calls(), "--speedup", "2", "--estimate", "--workers", "2", "--storage", "sqlite:///a.db"
+    )
+    assert "note: the estimate is of one process" in idle.stderr and idle.exit_code == 0
+    assert "--workers, --storage changes nothing in it" in " ".join(idle.stderr.split())
+    tuned = run("tune", folder, *calls(), "--estimate", "--time-limit", "5")
+    assert "--time-limit changes nothing in it" in " ".join(tuned.stderr.split())
     refused = run("plan", folder, *calls(), "--speedup", "2", "--tflops", "1")
     assert refused.exit_code == 2 and "give --estimate too" in " ".join(refused.stderr.split())
     refused = run("plan", folder, *calls(), "--speedup", "2", "--estimate", "--tflops", "0")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,7 +97,7 @@ def test_each_kind_of_site_is_timed_and_runs_are_foreseen(
     assert table.kinds["stack"] == table.kinds["block"] == OVERHEAD + SCHEDULER
     assert table.hardware == HERE and table.of(STEPS) == STEPS * full + TEXT + DECODER
 
-    timed = CostModel(**{**vars(model), "clock": table, "by_clock": True})
+    timed = replace(model, clock=table, by_clock=True)
     for policy in (
         fc.StaticInterval(sites="temporal|ff", interval=3),
         fc.StaticInterval(sites="stack", interval=3),
@@ -186,7 +187,7 @@ def test_what_would_take_too_long_is_passed_over_before_it_runs(tiny_latte: Any,
 
 def test_nothing_is_proposed_that_would_take_too_long() -> None:
     seconds = Seconds(MODEL.run.count, computed=1.0, skipped=0.1, rest=0.0)
-    timed = CostModel(**{**vars(MODEL), "clock": seconds})
+    timed = replace(MODEL, clock=seconds)
     for most in (0.8 * MODEL.run.count, math.inf):
         proposer = Proposer(SPACE, timed.forecast, pool=30, most=most)
         pool = proposer._first_pool([], 1.0, set(), np.random.default_rng(0))

@@ -57,6 +57,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "Planner.verify(keep)": 0.0,
         "Planner._fit(keep)": 0.0,
         "Planner._fit(rivals)": True,
+        "computed_for(fewest)": 1,
     },
     "portfolio": {"ROUNDS": 40, "portfolio(width)": 32, "bettered(best)": 1, "bettered(apart)": 2},
     "record": {"PlanRecord(history)": 5},
