@@ -185,7 +185,7 @@ def _run(subject: Subject, pipe: Any, prompt: str) -> None:
 def table(lines: Sequence[Line], title: str) -> Table:
     """The lines for a person."""
     result = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    result.add_column("variant", no_wrap=True)
+    result.add_column("variant")  # the one that may wrap: a figure cut off says nothing
     for heading in ("seconds", "/ bare", "quartiles", "FLOPs ↑", "share ↑"):
         result.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
