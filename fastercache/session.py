@@ -155,9 +155,7 @@ class Session(Shown):
         """Raises AttachError where the pipeline's denoiser is no longer the one that the session is attached to."""
         there = [module for name in COMPONENTS if isinstance(module := getattr(self.pipe, name, None), nn.Module)]
         for denoiser in self._denoisers:
-            if all(module is not denoiser.module for module in there) and all(
-                part is not denoiser.module for module in there for part in module.modules()
-            ):
+            if not any(part is denoiser.module for module in there for part in module.modules()):
                 raise AttachError(
                     f"the {type(self.pipe).__name__} has another denoiser now than the one that this session is "
                     "attached to, so nothing would be cached: detach the session and attach again"

@@ -122,10 +122,8 @@ def plan(
     from fastercache.tuner.planning.planner import EFFORTS
 
     named, goal = metric_names(metrics or ()), objective_called(objective)
-    recorded, only_priced = (
-        count or EFFORTS[effort].recorded,
-        estimated(estimate, tflops, workers=workers, storage=storage),
-    )
+    recorded = count or EFFORTS[effort].recorded
+    only_priced = estimated(estimate, tflops, workers=workers, storage=storage)
     made_up = max(recorded, held_out_count) if only_priced else 0
     prompts, others = given_prompts(pipe, prompt_file, held_out_file, made_up)
     subject = opened(pipe, device, dtype, call, steps, guidance, weights=not only_priced)
