@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,7 +31,7 @@ def record(
     target: Any,
     sites: str | None = None,
     *,
-    lags: int = 4,
+    lags: int = 2,
     sketch: int = 2048,
     sample: int = 2048,
     seed: int = 0,
@@ -152,7 +151,6 @@ class Recorder:
         return self._sums.runs if self._sums else 0
 
     # -- while a run goes on -----------------------------------------------------------------------------------------
-    @torch.no_grad()
     def _observe(self, seen: fc.Observation) -> None:
         if seen.run is not self._run:
             self._begin(seen.run)
@@ -247,7 +245,6 @@ class Recorder:
             deck.put_kept(row, self._last_step, one.tokens.shrunk(one.kept, tokens), one.mean_square)
 
     # -- when it ended -----------------------------------------------------------------------------------------------
-    @torch.no_grad()
     def _finish(self) -> None:
         """Turn the run that ended into statistics; one that did not reach its last step is only counted."""
         run, self._run = self._run, None

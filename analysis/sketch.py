@@ -58,12 +58,17 @@ class Projection:
         self._index = index.clamp_(max=numel - 1).to(device)
         self._signs = signs.to(device)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., n) float32 -> (..., k) float32."""
+    @property
+    def padded(self) -> int:
+        """Elements of the working copy that a vector is summarised in; 0 where none is needed."""
+        return 0 if self.exact else len(self._index)
+
+    def __call__(self, x: Tensor, out: Tensor | None = None, scratch: Tensor | None = None) -> Tensor:
+        """(..., n) float32 -> (..., k) float32, into `out` if given. `scratch`: where to work, (..., padded)."""
         if self.exact:
-            return x
-        signed = x.index_select(-1, self._index).mul_(self._signs)
-        return signed.view(*x.shape[:-1], -1, self.width).sum(-2)
+            return x if out is None else out.copy_(x)
+        signed = torch.index_select(x, -1, self._index, out=scratch).mul_(self._signs)
+        return torch.sum(signed.view(*x.shape[:-1], -1, self.width), -2, out=out)
 
 
 class Coordinates:
@@ -85,9 +90,11 @@ class Coordinates:
         places = torch.arange(size, dtype=torch.float64) + torch.rand(size, generator=generator, dtype=torch.float64)
         self._index = (places * (numel / size)).long().clamp_(max=numel - 1).to(device)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., n) float32 -> (..., size) float32."""
-        return x if self.exact else x.index_select(-1, self._index)
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """(..., n) float32 -> (..., size) float32, into `out` where it is given."""
+        if self.exact:
+            return x if out is None else out.copy_(x)
+        return torch.index_select(x, -1, self._index, out=out)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fastercache.analysis.measures import from_norms
 from fastercache.analysis.sketch import Coordinates, Projection, Tokens
 
 Array = NDArray[np.float64]
-_CACHED = 1 << 18  # elements of a step taken together, so that they stay in a processor's cache
+_CACHED = 1 << 17  # elements of a step taken together, so that they stay in a processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ def deck_bytes(
     padded = -(-numel // sketch) * sketch if numel > sketch else 0
     chunk = chunk_of(rows, numel)
     held = rows * ((lags + 1) * numel * itemsize + steps * per_step) + 5 * padded + 8 * sample + 8 * tokens
-    held += 4 * chunk * numel
-    return held, 4 * chunk * (2 * numel + padded)
+    held += 4 * chunk * (numel + padded) + 8 * rows * (lags + 1)
+    return held, 4 * chunk * numel
 
 
 class Deck:
@@ -92,19 +92,25 @@ class Deck:
             self.projection = Projection(self.numel, sketch, seed, value.device)
             self.sample = Coordinates(self.numel, sample, seed, value.device)
             self._ring: list[Tensor | None] = [None] * (lags + 1)  # each (rows, n), made when it is first written
-            self._scratch = torch.empty((self._chunk, self.numel), dtype=torch.float32, device=value.device)
-            self._sketches = torch.empty((steps, rows, self.projection.width), dtype=torch.float32, device=value.device)
-            self._samples = torch.empty((steps, rows, self.sample.width), dtype=torch.float32, device=value.device)
-            self._norms = torch.empty((2, steps, rows), dtype=torch.float32, device=value.device)
-            self._whole = torch.empty((steps, rows), dtype=torch.float32, device=value.device)
-            self._lagged = torch.empty((2, lags, steps, rows), dtype=torch.float32, device=value.device)
+            self._scratch = self._empty(self._chunk, self.numel)
+            self._signed = self._empty(self._chunk, self.projection.padded)
+            self._sketches = self._empty(steps, rows, self.projection.width)
+            self._samples = self._empty(steps, rows, self.sample.width)
+            self._whole = self._empty(steps, rows)
+            # Norms, then norms of differences at each lag, each L1 and L2: of the present step, and of all.
+            self._present = self._empty(lags + 1, 2, rows)
+            self._norms = self._empty(steps, lags + 1, 2, rows)
+        self._rows: list[list[Tensor]] = [[] for _ in self._ring]  # views of the ring, one for each row
+        self._parts: dict[tuple[int, int], _Part] = {}
         self.begin()
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def begin(self) -> None:
         """Forget the last run."""
         self._seen: list[list[int]] = [[] for _ in range(self.rows)]  # per row: steps recorded
         self._held: dict[int, set[int]] = {}  # step -> rows, for what the ring holds
-        self._lagged.fill_(torch.nan)
 
     def fits(self, value: Tensor) -> bool:
         return self.tokens.fits(value) and (value.dtype, value.device) == (self.dtype, self.device)
@@ -117,7 +123,8 @@ class Deck:
         """The same, with what `tokens` keeps of the value already taken."""
         if step not in self._held:
             self._held = {s: rows for s, rows in self._held.items() if step - s <= self.lags} | {step: set()}
-        self._slot(step)[row].copy_(kept)
+            self._slot(step)
+        self._rows[step % (self.lags + 1)][row].copy_(kept)
         if mean_square is not None:
             self._whole[step, row] = mean_square
         self._held[step].add(row)
@@ -129,33 +136,41 @@ class Deck:
         if slot is None:
             with torch.inference_mode(False):
                 slot = torch.empty((self.rows, self.numel), dtype=self.dtype, device=self.device)
+                self._rows[place] = list(slot.unbind())
             self._ring[place] = slot
         return slot
 
     def settle(self, step: int) -> None:
         """Compute what is kept of a step, once all its values are there."""
         present = sorted(self._held.get(step, ()))
+        if not present:
+            return
+        self._present.fill_(torch.nan)
         # Rows next to each other that can look back on the same steps go together.
         for past, group in groupby(present, lambda r: tuple(s for s in self._held if s < step and r in self._held[s])):
             for start, stop in _stretches(list(group), self._chunk):
                 self._reduce(step, past, start, stop)
+        self._norms[step] = self._present
         for row in present:
             if step not in self._seen[row][-1:]:
                 self._seen[row].append(step)
 
     def _reduce(self, step: int, past: tuple[int, ...], start: int, stop: int) -> None:
+        part = self._parts.get((start, stop))
+        if part is None:
+            part = self._parts[start, stop] = _Part.of(self._scratch, self._signed, self._present, start, stop)
         rows = slice(start, stop)
         x = self._slot(step)[rows].float()  # (rows, n)
-        scratch = self._scratch[: stop - start]
-        torch.sum(torch.abs(x, out=scratch), 1, out=self._norms[0, step, rows])
-        torch.linalg.vector_norm(x, dim=1, out=self._norms[1, step, rows])
-        self._sketches[step, rows] = self.projection(x)
-        self._samples[step, rows] = self.sample(x)
+        scratch, (l1, l2) = part.scratch, part.norms[0]
+        torch.sum(torch.abs(x, out=scratch), 1, out=l1)
+        torch.linalg.vector_norm(x, dim=1, out=l2)
+        self.projection(x, self._sketches[step, rows], part.signed)
+        self.sample(x, self._samples[step, rows])
         for earlier in past:
-            lag = step - earlier - 1
-            difference = torch.sub(self._slot(earlier)[rows], x, out=scratch)
-            torch.linalg.vector_norm(difference, dim=1, out=self._lagged[1, lag, step, rows])
-            torch.sum(difference.abs_(), 1, out=self._lagged[0, lag, step, rows])
+            l1, l2 = part.norms[step - earlier]
+            torch.sub(self._slot(earlier)[rows], x, out=scratch)
+            torch.linalg.vector_norm(scratch, dim=1, out=l2)
+            torch.sum(scratch.abs_(), 1, out=l1)
 
     def waiting(self, row: int, step: int) -> tuple[Tensor, Tensor | None] | None:
         """A copy of what `put` kept of a row at this step, and its mean square over all tokens; None for nothing."""
@@ -181,17 +196,17 @@ class Deck:
     def _close(self, rows: list[int], seen: list[int]) -> Iterator[TapeStatistics]:
         """Those of rows that were there at the same steps."""
         n, at = self.numel, torch.tensor(seen)
-        norms = self._norms[:, :, rows].double().cpu().transpose(1, 2)  # (2, rows, T)
-        l1, rms = torch.full((2, len(rows), self.steps), torch.nan, dtype=torch.float64)
-        l1[:, at], rms[:, at] = norms[0][:, at] / n, norms[1][:, at] / n**0.5
-        lagged = self._lagged[..., rows].double().cpu().permute(0, 3, 2, 1)  # (2, rows, T, K)
-        lag_l1, lag_rms = lagged[0] / n, lagged[1] / n**0.5
+        norms = torch.full((self.steps, self.lags + 1, 2, len(rows)), torch.nan, dtype=torch.float64)
+        norms[at] = self._norms[seen][..., rows].double().cpu()
+        norms /= torch.tensor([[n], [n**0.5]])
+        (l1, rms), (lag_l1, lag_rms) = norms[:, 0].permute(1, 2, 0), norms[:, 1:].permute(2, 3, 0, 1)
         products, distances = torch.zeros((2, len(rows), len(seen), len(seen)), dtype=torch.float64)
         above, right = torch.triu_indices(len(seen), len(seen), 1)
+        every: slice | list[int] = slice(None) if len(seen) == self.steps else seen
         for i, row in enumerate(rows):
-            sketches = self._sketches[seen, row].double().cpu()
+            sketches = self._sketches[every, row].double().cpu()
             products[i] = sketches @ sketches.T / n
-            pairs = torch.pdist(self._samples[seen, row], p=1.0).double().cpu() / self.sample.width
+            pairs = torch.pdist(self._samples[every, row], p=1.0).double().cpu() / self.sample.width
             distances[i, above, right] = distances[i, right, above] = pairs
         gram = _spread(products, at, self.steps)
         square = gram.diagonal(dim1=-2, dim2=-1)
@@ -214,6 +229,20 @@ class Deck:
             there = token_check[i][token_check[i].isfinite()]
             parts = (l1[i], rms[i], lag_l1[i], lag_rms[i], gram[i], matrices[i], check, there)
             yield TapeStatistics(*(part.numpy() for part in parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Where some rows are reduced: views of a deck's working copies, and of its norms as (L1, L2), by lag from 0."""
+
+    scratch: Tensor
+    signed: Tensor
+    norms: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, scratch: Tensor, signed: Tensor, norms: Tensor, start: int, stop: int) -> _Part:
+        lags = norms[..., start:stop].unbind()
+        return cls(scratch[: stop - start], signed[: stop - start], [(l1, l2) for l1, l2 in lags])
 
 
 def _stretches(rows: list[int], size: int) -> Iterator[tuple[int, int]]:

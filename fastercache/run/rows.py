@@ -28,6 +28,13 @@ class Rows:
             return tensor
         return equal_parts(tensor, [self.branches.index(branch) for branch in some], len(self.branches))
 
+    def apart(self, tensor: Tensor) -> list[Tensor]:
+        """The rows of each branch by itself, as views."""
+        if len(self.branches) == 1:
+            return [tensor]
+        size = tensor.shape[0] // len(self.branches)
+        return [tensor.narrow(0, i * size, size) for i in range(len(self.branches))]
+
     def of_streams(self, streams: Sequence[Tensor | None], some: tuple[Branch, ...]) -> Streams:
         """The same of every stream."""
         return [None if stream is None else self.of(stream, some) for stream in streams]

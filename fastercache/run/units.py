@@ -152,9 +152,8 @@ class Unit:
         """Report a site's value, rows ordered as the call's branches, to the watchers."""
         if value is None or not self.watchers:
             return
-        for branch in call.branches:
+        for branch, part in zip(call.branches, Rows(call.branches).apart(value), strict=True):
             code = Code(self.rows[self._index[branch]][call.step.index])
-            part = Rows(call.branches).of(value, (branch,))
             observation = Observation(self.site, call.step, branch, part, code, self.state.run)
             for watcher in self.watchers:
                 watcher(observation)

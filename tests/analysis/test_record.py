@@ -190,6 +190,20 @@ def test_runs_under_inference_mode_and_without_can_alternate() -> None:
     np.testing.assert_array_equal(profile.lag_l1[0], profile.lag_l1[2])
 
 
+def test_values_of_a_loop_with_gradients_are_recorded_without_their_graph() -> None:
+    plain = FakeSession(drifting(numel=3000))
+    graph = FakeSession(lambda *key: plain.values(*key).requires_grad_() * 1.0)
+    profiles = []
+    for session in (plain, graph):
+        rec = recorder(session, width=64)
+        session.go(STEPS)
+        profiles.append(rec.profile())
+        held = [t for deck in rec._decks for t in [*vars(deck).values(), *deck._ring] if isinstance(t, torch.Tensor)]
+        assert held and not any(t.requires_grad for t in held)
+    for name in ("lag_l1", "gram", "guidance"):
+        np.testing.assert_array_equal(getattr(profiles[0], name), getattr(profiles[1], name))
+
+
 def test_memory_does_not_grow_with_the_size_of_values_times_steps() -> None:
     def held(steps: int, numel: int) -> int:
         session = FakeSession(drifting(numel=numel))
