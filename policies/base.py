@@ -111,7 +111,11 @@ def explain(cls: type[BaseModel], error: ValidationError) -> str:
             lines.append(f"{label} needs the field '{where}'")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{label}.{where}: {message[:1].lower() + message[1:]}, found {shown(item['input'])}")
+            message = message[:1].lower() + message[1:]
+            # What a check of several fields has to say needs no copy of all of them.
+            whole = item["type"] == "value_error" and isinstance(item["input"], dict)
+            name = f"{label}.{where}" if item["loc"] else label
+            lines.append(f"{name}: {message}" + ("" if whole else f", found {shown(item['input'])}"))
     more = [f"and {len(found) - LISTED} more"] if len(found) > LISTED else []
     if (made := getattr(cls, "made_with", "")) and any(item["type"] == "missing" for item in found):
         more.append(f"make one with {made}")

@@ -12,6 +12,8 @@ import errno
 import json
 import math
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -216,21 +218,25 @@ def write_atomic(path: str | Path, data: str | bytes, what: str) -> Path:
 def replacing(path: str | Path, what: str) -> Iterator[Path]:
     """A temporary file beside `path`, with its suffix, that takes its place when the block ends without an error.
 
+    As with `open(path, "w")`, a link is written through, a file that was there keeps its permissions, and a new one
+    gets those of the umask.
+
     Raises:
         ConfigUnreadable: for whatever the file system refuses.
     """
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        place = Path(os.path.realpath(path))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.stem[:40]}-{secrets.token_hex(8)}{place.suffix}")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        if place.exists():
+            shutil.copymode(place, temporary)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except OSError as error:
         raise ConfigUnreadable(
             f"cannot write the {what} {path}: {error.strerror or error}; make room, or choose another place"
@@ -254,10 +260,12 @@ def check_writable(path: str | Path, what: str) -> None:
     path = Path(path)
     if path.is_dir():
         raise ConfigUnreadable(f"cannot write the {what} {path}: it is a folder; name a file")
-    made = next((parent for parent in reversed([path.parent, *path.parent.parents]) if not parent.exists()), None)
+    made: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem[:40]}-"):
+        folder = Path(os.path.realpath(path)).parent
+        made = next((parent for parent in reversed([folder, *folder.parents]) if not parent.exists()), None)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.stem[:40]}-"):
             pass
     except (OSError, ValueError) as error:
         raise ConfigUnreadable(
@@ -266,9 +274,9 @@ def check_writable(path: str | Path, what: str) -> None:
     finally:
         if made is not None:
             with contextlib.suppress(OSError):  # folders that were made for the question alone
-                for folder in (path.parent, *path.parent.parents):
-                    folder.rmdir()
-                    if folder == made:
+                for one in (folder, *folder.parents):
+                    one.rmdir()
+                    if one == made:
                         break
 
 

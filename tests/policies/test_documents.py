@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -123,6 +124,32 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigUnreadable):
         write_atomic(tmp_path / "file" / "b", "text", "thing")
+
+
+def test_a_link_is_written_through_and_permissions_are_kept(tmp_path: Path) -> None:
+    """As a plain `open(path, "w")` does; by Path.write_text beside it."""
+    (tmp_path / "elsewhere").mkdir()
+    for name, writes in (
+        ("plain", lambda path: path.write_text("new")),
+        ("ours", lambda p: write_atomic(p, "new", "thing")),
+    ):
+        real = tmp_path / "elsewhere" / f"{name}.json"
+        real.write_text("old")
+        real.chmod(0o640)
+        (tmp_path / name).symlink_to(real)
+        (tmp_path / f"{name}-dangling").symlink_to(tmp_path / "elsewhere" / f"{name}-made.json")
+        before = os.umask(0o027)
+        try:
+            for link in (tmp_path / name, tmp_path / f"{name}-dangling", tmp_path / f"{name}-fresh"):
+                writes(link)
+        finally:
+            os.umask(before)
+        assert (tmp_path / name).is_symlink() and (tmp_path / f"{name}-dangling").is_symlink()
+        assert real.read_text() == (tmp_path / "elsewhere" / f"{name}-made.json").read_text() == "new"
+        assert stat.S_IMODE(real.stat().st_mode) == stat.S_IMODE((tmp_path / f"{name}-fresh").stat().st_mode) == 0o640
+    assert sorted(p.name for p in (tmp_path / "elsewhere").iterdir()) == sorted(
+        f"{name}{end}.json" for name in ("plain", "ours") for end in ("", "-made")
+    )
 
 
 def test_a_process_that_dies_in_mid_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Server:
         )
 
     def stop(self) -> None:
-        self.run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-m", "immediate", "stop")
+        self.run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-t", "600", "-m", "immediate", "stop")
 
     def url(self, database: str) -> str:
         """The URL of a new empty database."""
