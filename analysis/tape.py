@@ -146,29 +146,35 @@ class Deck:
         if not present:
             return
         self._present.fill_(torch.nan)
-        # Rows next to each other that can look back on the same steps go together.
-        for past, group in groupby(present, lambda r: tuple(s for s in self._held if s < step and r in self._held[s])):
-            for start, stop in _stretches(list(group), self._chunk):
+        for past, rows in self._alike(step, present):
+            for start, stop in _stretches(rows, self._chunk):
                 self._reduce(step, past, start, stop)
         self._norms[step] = self._present
         for row in present:
             if step not in self._seen[row][-1:]:
                 self._seen[row].append(step)
 
+    def _alike(self, step: int, present: list[int]) -> list[tuple[tuple[int, ...], list[int]]]:
+        """Rows next to each other that can look back on the same steps, which go together: these steps, the rows."""
+        past = {s: rows for s, rows in self._held.items() if s < step}
+        if all(rows >= self._held[step] for rows in past.values()):
+            return [(tuple(past), present)]
+        found = groupby(present, lambda row: tuple(s for s, rows in past.items() if row in rows))
+        return [(steps, list(rows)) for steps, rows in found]
+
     def _reduce(self, step: int, past: tuple[int, ...], start: int, stop: int) -> None:
         part = self._parts.get((start, stop))
         if part is None:
             part = self._parts[start, stop] = _Part.of(self._scratch, self._signed, self._present, start, stop)
-        rows = slice(start, stop)
-        x = self._slot(step)[rows].float()  # (rows, n)
+        x = part.of_ring(self._ring, step).float()  # (rows, n)
         scratch, (l1, l2) = part.scratch, part.norms[0]
         torch.sum(torch.abs(x, out=scratch), 1, out=l1)
         torch.linalg.vector_norm(x, dim=1, out=l2)
-        self.projection(x, self._sketches[step, rows], part.signed)
-        self.sample(x, self._samples[step, rows])
+        self.projection(x, self._sketches[step, start:stop], part.signed)
+        self.sample(x, self._samples[step, start:stop])
         for earlier in past:
             l1, l2 = part.norms[step - earlier]
-            torch.sub(self._slot(earlier)[rows], x, out=scratch)
+            torch.sub(part.of_ring(self._ring, earlier), x, out=scratch)
             torch.linalg.vector_norm(scratch, dim=1, out=l2)
             torch.sum(scratch.abs_(), 1, out=l1)
 
@@ -233,16 +239,29 @@ class Deck:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Where some rows are reduced: views of a deck's working copies, and of its norms as (L1, L2), by lag from 0."""
+    """Where some rows are reduced: views of a deck's working copies, of its norms as (L1, L2), by lag from 0, of its
+    ring by place."""
 
+    rows: slice
     scratch: Tensor
     signed: Tensor
     norms: list[tuple[Tensor, Tensor]]
+    ring: dict[int, Tensor]
 
     @classmethod
     def of(cls, scratch: Tensor, signed: Tensor, norms: Tensor, start: int, stop: int) -> _Part:
         lags = norms[..., start:stop].unbind()
-        return cls(scratch[: stop - start], signed[: stop - start], [(l1, l2) for l1, l2 in lags])
+        pairs = [(l1, l2) for l1, l2 in lags]
+        return cls(slice(start, stop), scratch[: stop - start], signed[: stop - start], pairs, {})
+
+    def of_ring(self, ring: Sequence[Tensor | None], step: int) -> Tensor:
+        """The rows' values at a step that the ring holds."""
+        place = step % len(ring)
+        if place not in self.ring:
+            slot = ring[place]
+            assert slot is not None  # it was written
+            self.ring[place] = slot[self.rows]
+        return self.ring[place]
 
 
 def _stretches(rows: list[int], size: int) -> Iterator[tuple[int, int]]:
