@@ -18,7 +18,7 @@ from fastercache.analysis.measures import from_norms
 from fastercache.analysis.sketch import Coordinates, Projection, Tokens
 
 Array = NDArray[np.float64]
-_CACHED = 1 << 18  # elements of a step taken together, so that they stay in a processor's cache
+_CACHED = 1 << 19  # elements of a step taken together, so that they stay in a processor's cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "ranking": {"LIMIT": 0.05},
     "response": {"SEED": 0, "REPEATS": 8, "probe(first)": 0, "probe(tolerance)": 1e-4},
     "sketch": {},
-    "tape": {"_CACHED": 262144},
+    "tape": {"_CACHED": 524288},
     "trajectory": {"BLOCK": 4194304, "interpolation(points)": 6},
 }
 

@@ -60,8 +60,8 @@ def test_a_value_as_long_as_a_summary_is_not_summarised() -> None:
     assert summarised - whole == 2 * 4 + 8 + 4 + 128 * (4 + 5)  # an element more: in the ring, as a token, in a copy
 
 
-def test_as_many_rows_are_reduced_at_once_as_make_a_quarter_of_a_million_elements() -> None:
-    for rows, numel, expected in ((8, 1 << 18, 1), (8, 1 << 16, 4), (3, 1 << 16, 3), (8, 1 << 20, 1), (5, 0, 5)):
+def test_as_many_rows_are_reduced_at_once_as_make_half_a_million_elements() -> None:
+    for rows, numel, expected in ((8, 1 << 19, 1), (8, 1 << 17, 4), (3, 1 << 17, 3), (8, 1 << 21, 1), (5, 0, 5)):
         assert chunk_of(rows, numel) == expected
 
 
@@ -168,7 +168,7 @@ def test_a_sample_of_all_tokens_keeps_what_it_keeps_of_a_sample() -> None:
 
 
 @pytest.mark.parametrize("kept", [40, 15])
-@pytest.mark.parametrize("together", [1 << 18, 30])
+@pytest.mark.parametrize("together", [1 << 19, 30])
 def test_rows_closed_together_have_each_its_own_values_at_the_steps_where_it_was_there(
     monkeypatch: pytest.MonkeyPatch, kept: int, together: int
 ) -> None:
