@@ -103,7 +103,7 @@ def held(shape: Shape, max_bytes: int) -> Found:
     return Found(max_bytes, peak.most, largest.kept, largest.count)
 
 
-def seconds(tokens: int, width: int, rows: int, max_bytes: int, lags: int = 4) -> float:
+def seconds(tokens: int, width: int, rows: int, max_bytes: int, lags: int = 2) -> float:
     """Seconds a step takes for `rows` values (1, tokens, width) in single precision: the least of several steps."""
     widths = {"lags": lags, "sketch": 2048, "sample": 2048, "seed": 0}
     bound = Bound(max_bytes, rows, 50, **widths)
