@@ -123,22 +123,19 @@ class Deck:
         """The same, with what `tokens` keeps of the value already taken."""
         if step not in self._held:
             self._held = {s: rows for s, rows in self._held.items() if step - s <= self.lags} | {step: set()}
-            self._slot(step)
-        self._rows[step % (self.lags + 1)][row].copy_(kept)
+        self._values(step)[row].copy_(kept)
         if mean_square is not None:
             self._whole[step, row] = mean_square
         self._held[step].add(row)
 
-    def _slot(self, step: int) -> Tensor:
-        """Where the values of a step lie, (rows, n)."""
+    def _values(self, step: int) -> list[Tensor]:
+        """Where the values of a step lie, (n,) for each row."""
         place = step % (self.lags + 1)
-        slot = self._ring[place]
-        if slot is None:
+        if self._ring[place] is None:
             with torch.inference_mode(False):
                 slot = torch.empty((self.rows, self.numel), dtype=self.dtype, device=self.device)
-                self._rows[place] = list(slot.unbind())
-            self._ring[place] = slot
-        return slot
+                self._ring[place], self._rows[place] = slot, list(slot.unbind())
+        return self._rows[place]
 
     def settle(self, step: int) -> None:
         """Compute what is kept of a step, once all its values are there."""
@@ -170,8 +167,8 @@ class Deck:
         scratch, (l1, l2) = part.scratch, part.norms[0]
         torch.sum(torch.abs(x, out=scratch), 1, out=l1)
         torch.linalg.vector_norm(x, dim=1, out=l2)
-        self.projection(x, self._sketches[step, start:stop], part.signed)
-        self.sample(x, self._samples[step, start:stop])
+        self.projection(x, self._sketches[step, part.rows], part.signed)
+        self.sample(x, self._samples[step, part.rows])
         for earlier in past:
             l1, l2 = part.norms[step - earlier]
             torch.sub(part.of_ring(self._ring, earlier), x, out=scratch)
@@ -182,7 +179,7 @@ class Deck:
         """A copy of what `put` kept of a row at this step, and its mean square over all tokens; None for nothing."""
         if row not in self._held.get(step, ()):
             return None
-        return self._slot(step)[row].clone(), None if self.tokens.whole else self._whole[step, row].clone()
+        return self._values(step)[row].clone(), None if self.tokens.whole else self._whole[step, row].clone()
 
     def recorded(self, row: int) -> bool:
         """Whether this run had a value for the row."""
@@ -204,7 +201,7 @@ class Deck:
         n, at = self.numel, torch.tensor(seen)
         norms = torch.full((self.steps, self.lags + 1, 2, len(rows)), torch.nan, dtype=torch.float64)
         norms[at] = self._norms[seen][..., rows].double().cpu()
-        norms /= torch.tensor([[n], [n**0.5]])
+        norms /= torch.tensor([[n], [n**0.5]], dtype=torch.float64)
         (l1, rms), (lag_l1, lag_rms) = norms[:, 0].permute(1, 2, 0), norms[:, 1:].permute(2, 3, 0, 1)
         products, distances = torch.zeros((2, len(rows), len(seen), len(seen)), dtype=torch.float64)
         above, right = torch.triu_indices(len(seen), len(seen), 1)

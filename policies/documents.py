@@ -13,7 +13,7 @@ import json
 import math
 import os
 import secrets
-import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -231,11 +231,11 @@ def replacing(path: str | Path, what: str) -> Iterator[Path]:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(f".{place.stem[:40]}-{secrets.token_hex(8)}{place.suffix}")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        if place.exists():
-            shutil.copymode(place, temporary)
+        mode = stat.S_IMODE((place if place.exists() else temporary).stat().st_mode)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, mode)  # what writes the file may have made it anew
         os.replace(temporary, place)
     except OSError as error:
         raise ConfigUnreadable(

@@ -109,7 +109,7 @@ class Assembly:
         if self.guidance is not None:
             seen = self.guidance.seen(self.guidance.source(call))
             if seen is not None:
-                self._seen.update({b: Rows(call.branches).of(seen, (b,)) for b in call.branches})
+                self._seen.update(zip(call.branches, Rows(call.branches).apart(seen), strict=True))
             guided = tuple(b for b in call.branches if predicted.get(b) is self.guidance)
             if guided:
                 self._guide(self.guidance, call, guided, kwargs)

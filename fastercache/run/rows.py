@@ -43,7 +43,7 @@ class Rows:
         """The rows of all branches, from tensors that hold the rows of some of them each: branches -> their rows."""
         if self.branches in parts:
             return parts[self.branches]
-        rows = {b: Rows(some).of(tensor, (b,)) for some, tensor in parts.items() for b in some}
+        rows = {b: own for some, tensor in parts.items() for b, own in zip(some, Rows(some).apart(tensor), strict=True)}
         return torch.cat([rows[branch] for branch in self.branches])
 
     def join_streams(self, parts: Mapping[tuple[Branch, ...], Streams]) -> Streams:

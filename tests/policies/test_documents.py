@@ -152,6 +152,19 @@ def test_a_link_is_written_through_and_permissions_are_kept(tmp_path: Path) -> N
     )
 
 
+def test_permissions_do_not_depend_on_what_writes_the_file(tmp_path: Path) -> None:
+    """A library may write beside the temporary file and rename, for its owner alone."""
+    path = tmp_path / "weights"
+    path.write_text("old")
+    path.chmod(0o644)
+    with replacing(path, "thing") as new:
+        other = tmp_path / "other"
+        other.write_text("new")
+        other.chmod(0o600)
+        other.replace(new)
+    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
 def test_a_process_that_dies_in_mid_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = write_atomic(tmp_path / "a.json", "old", "thing")
 
