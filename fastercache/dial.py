@@ -91,7 +91,8 @@ class Dial(Shown, _Frozen):
 
     Attributes:
         signs: by metric, `>=` where a higher value is better, else `<=`.
-        plans: by rising speedup. seen: hashes of the prompts that any of them was searched or measured on.
+        plans: by rising speedup. seen: hashes of the prompts that any of them was searched or measured on. tried: those
+            that certifications have looked at, see `TunedConfig`.
         The rest is as in `TunedConfig`.
     """
 
@@ -105,6 +106,7 @@ class Dial(Shown, _Frozen):
     signs: dict[str, Literal[">=", "<="]]
     plans: tuple[Choice, ...] = Field(min_length=1)
     seen: tuple[str, ...] = ()
+    tried: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     conditions: Conditions | None = None
     packages: dict[str, str] = Field(default_factory=package_versions)
 
@@ -154,6 +156,7 @@ class Dial(Shown, _Frozen):
             signs=dict(signs),
             plans=tuple(plans[speedup] for speedup in sorted(plans)),
             seen=tuple(sorted({text for config in configs for text in config.seen})),
+            tried={key: texts for config in configs for key, texts in config.tried.items()},
         )
 
     def _facts(self) -> dict[str, object]:
@@ -237,6 +240,7 @@ class Dial(Shown, _Frozen):
             measured=choice.measured,
             certificate=choice.certificate,
             seen=self.seen,
+            tried=self.tried,
             conditions=self.conditions,
             packages=self.packages,
         )

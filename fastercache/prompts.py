@@ -167,8 +167,11 @@ def arguments(prompt: str) -> dict[str, Any]:
 
 
 def prompt_hash(prompt: str) -> str:
-    """What a tuned config keeps of a prompt that it was searched or measured on: 16 digits of its sha256."""
-    text = prompt.strip()
+    """What a tuned config keeps of a prompt that it was searched or measured on: 16 digits of its sha256.
+
+    Case and spacing do not count: prompts that differ in nothing else make no two draws.
+    """
+    text = " ".join(prompt.casefold().split())
     if isinstance(prompt, Prompt) and prompt.given:
         text += json.dumps(prompt.digests, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

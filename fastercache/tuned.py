@@ -186,7 +186,8 @@ class Results(_Frozen):
 class TunedConfig(_Frozen):
     """A policy with what it was made for and what was measured. `save`, `load`, `check`, or give it to `attach`.
 
-    `seen` holds the hashes of the prompts it was searched and measured on, which no certificate may use again.
+    `seen` holds the hashes of the prompts it was searched and measured on, which no certificate may use again. `tried`
+    holds those that certifications have looked at, by certification: another one may not use them.
     """
 
     format: Literal["fastercache-tuned"] = FORMAT
@@ -201,6 +202,7 @@ class TunedConfig(_Frozen):
     measured: Results = Field(default_factory=Results)
     certificate: Certificate | None = None
     seen: tuple[str, ...] = ()
+    tried: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     conditions: Conditions | None = None
     packages: dict[str, str] = Field(default_factory=lambda: package_versions())
 

@@ -26,7 +26,7 @@ from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable
 from fastercache.policies.notebook import Framed
 from fastercache.policies.registry import dump
 from fastercache.policies.wording import counted
-from fastercache.prompts import Prompt
+from fastercache.prompts import prompt_hash
 from fastercache.tuned import Certificate, Measured
 from fastercache.tuner.attempts import GUEST, Attempts, under_way
 from fastercache.tuner.budget import Budget
@@ -330,18 +330,12 @@ class Study(Framed):
 
 def disjoint(search: Sequence[str], others: Sequence[str]) -> None:
     """Raises ConfigUnreadable if a prompt, up to case and spacing, is in both sets."""
-    known = {_spelled(p) for p in search}
-    shared = [p for p in others if _spelled(p) in known]
+    known = set(map(prompt_hash, search))
+    shared = [p for p in others if prompt_hash(p) in known]
     if shared:
         raise ConfigUnreadable(
             f"{len(shared)} prompts are in two sets that must be disjoint: remove '{shared[0]:.60}' from one of them"
         )
-
-
-def _spelled(prompt: str) -> str:
-    """A prompt up to case and spacing, with what it brings."""
-    further = prompt.digests if isinstance(prompt, Prompt) else {}
-    return " ".join(prompt.casefold().split()) + (json.dumps(further, sort_keys=True) if further else "")
 
 
 def _digest(value: Any) -> str:

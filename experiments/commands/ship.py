@@ -74,7 +74,10 @@ def certify(
 
     metric_names(metrics or ())  # makes known those of a file
     request = certifying.request_of(configs, budget, level, rate, count, seed)
-    given = read_prompts(prompt_file) if prompt_file else certifying.unseen(pipe, certifying.seen_by(request))
+    if prompt_file:
+        given = read_prompts(prompt_file)
+    else:
+        given = certifying.untried(request, certifying.unseen(pipe, certifying.seen_by(request)))
     prompts = certifying.chosen(request, given)
     first = next(iter(request.configs.values()))
     subject = opened_for(first, pipe, device, dtype, call, steps, guidance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ class Draw(BaseModel):
     rate: float
     seed: int
 
+    @property
+    def key(self) -> str:
+        """What this certification is called in the files that it is about."""
+        return digest(self.model_dump(mode="json"))
+
 
 @dataclass(frozen=True)
 class Request:
@@ -63,6 +68,11 @@ class Request:
     count: int
     seed: int
     time: Limit | None = None
+
+    @property
+    def tried(self) -> dict[str, tuple[str, ...]]:
+        """By certification, the prompts that it looked at, of all that the files know."""
+        return {key: texts for config in self.configs.values() for key, texts in config.tried.items()}
 
 
 def request_of(
@@ -115,11 +125,27 @@ def unseen(pipe: str, seen: Collection[str]) -> list[str]:
     return [caption for caption in every if prompt_hash(caption) not in seen]
 
 
+def untried(request: Request, prompts: Sequence[str]) -> list[str]:
+    """The prompts without those that earlier certifications looked at; what the same command took, it takes again."""
+    tried = request.tried
+    known = {text for texts in tried.values() for text in texts}
+    left = list(prompts)
+    while _draw(request, first := left[: request.count]).key not in tried:
+        rest = [prompt for prompt in first if prompt_hash(prompt) not in known]
+        if len(rest) == len(first):
+            break
+        left = rest + left[len(first) :]
+    if len(left) < len(prompts):
+        say(f"{counted(len(prompts) - len(left), 'prompt')} left out: an earlier certification looked at them")
+    return left
+
+
 def chosen(request: Request, prompts: Sequence[str]) -> list[str]:
     """The first of the prompts, as many as were asked for.
 
     Raises:
-        ConfigUnreadable: if there are fewer, one is there twice, or one was used for searching or measuring.
+        ConfigUnreadable: if there are fewer, one is there twice, one was used for searching or measuring, or another
+            certification has looked at one.
     """
     if len(prompts) < request.count:
         raise ConfigUnreadable(
@@ -140,7 +166,21 @@ def chosen(request: Request, prompts: Sequence[str]) -> list[str]:
                 f"prompt {number} ('{prompt:.60}') was used when the schedule was searched or measured: a certificate "
                 "needs prompts that were used for nothing else"
             )
+    _not_looked_at(request, prompts[: request.count])
     return list(prompts[: request.count])
+
+
+def _not_looked_at(request: Request, prompts: Sequence[str]) -> None:
+    """Raises ConfigUnreadable if a certification that is not this one looked at one of the prompts."""
+    if _draw(request, prompts).key in request.tried:
+        return  # the same command again: it goes on, or says the same
+    looked = {text for texts in request.tried.values() for text in texts}
+    for number, prompt in enumerate(prompts, start=1):
+        if prompt_hash(prompt) in looked:
+            raise ConfigUnreadable(
+                f"prompt {number} ('{prompt:.60}') was looked at when this file was certified otherwise: what is "
+                "chosen after a look breaks the promise; repeat the old command, or give other prompts"
+            )
 
 
 def seen_by(request: Request) -> frozenset[str]:
@@ -159,12 +199,12 @@ def certify(subject: Subject, request: Request, prompts: Sequence[str], folder: 
     _as_made(subject, request, prompts[0])
     if request.time is not None:
         say(f"note: a certificate holds on any machine, so it says nothing of {request.time}")
-    _fix(request, prompts, folder)
+    _within(subject, request, prompts[0])
+    request = _fix(request, prompts, folder)
     for name, config in request.configs.items():
         if not config.seen:
             say(f"note: {name} does not say which prompts it was searched on: make sure that these are others")
     names = request.configs
-    _within(subject, request, prompts[0])
     contest = Contest(subject, names, prompts, folder, seed=request.seed + SEED, keep=0, metrics=request.budget.metrics)
     with progress() as bar:
         task = bar.add_task("certifying", total=len(contest.entries) * len(prompts))
@@ -245,9 +285,8 @@ def _written(request: Request, passed: Mapping[str, Certificate]) -> Path:
     return request.configs[name].model_copy(update={"certificate": certificate}).save(name)
 
 
-def _fix(request: Request, prompts: Sequence[str], folder: Path) -> None:
-    """Note what is about to be drawn, or compare it with what was noted before."""
-    draw = Draw(
+def _draw(request: Request, prompts: Sequence[str]) -> Draw:
+    return Draw(
         configs=tuple(digest(fc.dump(config.policy)) for config in request.configs.values()),
         prompts=digest(list(map(identity, prompts))),
         count=len(prompts),
@@ -256,11 +295,20 @@ def _fix(request: Request, prompts: Sequence[str], folder: Path) -> None:
         rate=request.rate,
         seed=request.seed,
     )
+
+
+def _fix(request: Request, prompts: Sequence[str], folder: Path) -> Request:
+    """Note what is about to be drawn, in the folder and in the files, or compare it with what was noted before.
+
+    Returns the request with the files as they are now. They know it too, because a folder can be left out.
+    """
+    draw = _draw(request, prompts)
     try:
         before = read_model(folder / DRAW, Draw, "draw")
     except Missing:
+        request = _noted(request, draw, prompts)
         write_json(folder / DRAW, draw.model_dump(mode="json"), "draw")
-        return
+        return request
     for name in Draw.model_fields:
         was, now = getattr(before, name), getattr(draw, name)
         if was != now:
@@ -269,3 +317,20 @@ def _fix(request: Request, prompts: Sequence[str], folder: Path) -> None:
                 f"the certification in {folder} was begun with {what}: changing it after a look breaks the promise; "
                 "repeat the old call to continue it, or give other prompts and another --study folder"
             )
+    return _noted(request, draw, prompts)
+
+
+def _noted(request: Request, draw: Draw, prompts: Sequence[str]) -> Request:
+    """Write into every file which prompts are about to be looked at."""
+    mine = {draw.key: tuple(map(prompt_hash, prompts))}
+    if all(draw.key in config.tried for config in request.configs.values()):
+        return request
+    configs = {name: one.model_copy(update={"tried": one.tried | mine}) for name, one in request.configs.items()}
+    if request.dial is not None:
+        path, dial = request.dial
+        dial = dial.model_copy(update={"tried": dial.tried | mine})
+        dial.save(path)
+        return replace(request, configs=configs, dial=(path, dial))
+    for name, config in configs.items():
+        config.save(name)
+    return replace(request, configs=configs)

@@ -20,6 +20,7 @@ from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.console import progress, results, say
 from fastercache.experiments.jobs.outcome import by_the_clock
 from fastercache.experiments.pipelines import Subject
+from fastercache.picking import carried
 from fastercache.policies.errors import BudgetNotMet
 from fastercache.policies.wording import counted
 from fastercache.prompts import prompt_hash
@@ -85,12 +86,12 @@ class Outcome:
         shown = [self._shown(plan, contest) for plan in self.plans]
         first = shown[0]
         if len(shown) == 1:
-            first.config.save(out)
+            carried(first.config, out).save(out)
         else:
             dial = fc.Dial.of(
                 [one.config for one in shown], [self._values(one, contest) for one in shown], signs(shown)
             )
-            dial.save(out)
+            carried(dial, out).save(out)
         name = "tuned" if len(shown) == 1 else "dial"
         files = {name: str(out), "front": str(self.front.save(self.folder / "front.json")), "study": str(self.folder)}
         others = tuple((row.name, row.speedup_flops, row.quality["psnr"]) for one in shown for row in one.rows[:-1])

@@ -19,6 +19,7 @@ from fastercache.experiments.jobs.outcome import by_the_clock, sentence
 from fastercache.experiments.jobs.study_job import Job, study_of
 from fastercache.experiments.jobs.workers import Searching, devices, joined
 from fastercache.experiments.pipelines import Subject, with_steps
+from fastercache.picking import carried
 from fastercache.policies.documents import check_writable
 from fastercache.policies.wording import counted, lasting
 from fastercache.prompts import prompts_of
@@ -216,7 +217,7 @@ def ship(
         rows = [row for row in contest.rows() if row.name not in (TUNED, UNCACHED)]
         rows = [replace(contest.row(TUNED), name="tuned, held-out"), *rows, own]
     with study.evaluator:  # describing the run may take one; nothing stays attached
-        path = export(study, record, held_out=held_out).save(out)
+        path = carried(export(study, record, held_out=held_out), out).save(out)
     if show:
         held = f"{rows[0].prompts} held-out and " if job.held_out else ""
         prompts = f"{held}{counted(own.prompts, 'search prompt')}"

@@ -189,3 +189,78 @@ def test_steps_and_guidance_are_those_of_the_file_unless_others_are_typed(tmp_pa
         assert result.exit_code == 2 and "this config was made for" in result.stderr
     result = run("certify", "latte-digits", path, *LOOSE, "--study", tmp_path / "study", "--json")
     assert result.exit_code == 0, result.stderr
+
+
+def prompts_tried(path: Path) -> set[str]:
+    found = fc.load(path).tried
+    return {text for texts in found.values() for text in texts}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prompts that are generated, in order."""
+    runs: list[str] = []
+    generate = Setting.generate
+    monkeypatch.setattr(Setting, "generate", lambda self, case: runs.append(case.prompt) or generate(self, case))
+    return runs
+
+
+def test_a_lower_budget_after_a_failure_needs_other_prompts(tmp_path: Path, drawn: list[str]) -> None:
+    """Whichever folder the runs go to, and also if that of the failed attempt is gone: the file knows."""
+    path = tuned(tmp_path / "tuned.json", (0,))
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\nd\n")
+    given = {"prompts": str(tmp_path / "prompts.txt")}
+    assert "4 of 4 prompts miss psnr>=99" in certify(tmp_path, path, budget="psnr>=99", **given).stderr
+    drawn.clear()
+    (tmp_path / "prompts.txt").write_text("e\nf\n  B \nd\n")
+    lower = certify(tmp_path, path, study=str(tmp_path / "other"), **given)
+    assert lower.exit_code == 2
+    assert "prompt 3 ('B') was looked at when this file was certified otherwise" in lower.stderr
+    assert not drawn and fc.load(path).certificate is None and not (tmp_path / "other").exists()
+    (tmp_path / "prompts.txt").write_text("e\nf\ng\nh\n")
+    assert certify(tmp_path, path, study=str(tmp_path / "other"), **given).exit_code == 0
+    assert prompts_tried(path) == set(map(prompt_hash, "abcdefgh"))
+
+
+def test_captions_that_a_certification_looked_at_are_left_out_of_the_next(tmp_path: Path, drawn: list[str]) -> None:
+    path = tuned(tmp_path / "tuned.json", (0,))
+    captions = certifying.unseen("latte-digits", fc.load(path).seen)
+    certify(tmp_path, path, budget="psnr>=99")
+    assert list(dict.fromkeys(drawn)) == captions[:4]
+    drawn.clear()
+    other = {"study": str(tmp_path / "other")}
+    first = certify(tmp_path, path, **other)
+    assert list(dict.fromkeys(drawn)) == captions[4:8] and "4 prompts left out" in first.stderr
+    drawn.clear()
+    again = certify(tmp_path, path, **other)  # the same command takes the same prompts, and runs nothing
+    assert json.loads(again.stdout) == json.loads(first.stdout) and not drawn
+    gone = certify(tmp_path, path, study=str(tmp_path / "new"))  # also where the folder of the runs is another one
+    assert gone.exit_code == 0 and list(dict.fromkeys(drawn)) == captions[4:8]
+
+
+def test_a_dial_knows_which_prompts_were_looked_at(tmp_path: Path) -> None:
+    configs = [fc.load(tuned(tmp_path / "t.json", computed)) for computed in ((0, 1, 2), (0,))]
+    path = tmp_path / "dial.json"
+    fc.Dial.of(configs, [{"psnr": [90.0]}, {"psnr": [20.0]}], {"psnr": ">="}).save(path)
+    result = certify(tmp_path, path, budget="psnr>=1")
+    assert result.exit_code == 0, result.stderr
+    dial = fc.Dial.load(path)
+    captions = certifying.unseen("latte-digits", dial.seen)
+    assert [set(texts) for texts in dial.tried.values()] == [set(map(prompt_hash, captions[:4]))]
+    one = dial.pick(speedup=3)
+    assert one.tried == dial.tried and one.certificate is not None
+    assert fc.Dial.of([one], [{"psnr": [20.0]}], {"psnr": ">="}).tried == dial.tried
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_any_run(
+    tmp_path: Path, drawn: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tuned(tmp_path / "tuned.json", (0, 1))
+
+    def full(self: TunedConfig, where: object) -> Path:
+        raise fc.ConfigUnreadable(f"{where} cannot be written: the disk is full")
+
+    monkeypatch.setattr(TunedConfig, "save", full)
+    result = certify(tmp_path, path)
+    assert result.exit_code == 2 and "the disk is full" in result.stderr
+    assert not drawn and not (tmp_path / "study").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,35 @@ def test_a_bad_out_is_found_before_anything_runs(
     result = CliRunner().invoke(cli.app, [command[0], "latte-digits", *command[1:], "--out", place])
     assert result.exit_code == 2 and "cannot write the tuned config" in result.stderr, result.stderr
     assert not Path("tuning").exists() and not Path("planning").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["tune", "--budget", "psnr>=1", "--trials", "1", "--policy", "static_interval"],
+        ["plan", "--speedup", "2", "--effort", "0"],
+        ["plan", "--speedup", "2", "--speedup", "3", "--effort", "0"],
+    ],
+    ids=["tune", "plan", "dial"],
+)
+@pytest.mark.usefixtures("loaded_once")
+def test_what_a_certification_left_in_a_file_outlives_a_new_schedule(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [command[0], "latte-digits", *command[1:], "--steps", "4", "--count", "1"]
+    words += ["--out", "made.json"]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.stderr
+    certificate = {"budget": "psnr>=1", "prompts": 59, "violations": 0, "rate": 0.05, "confidence": 0.95}
+    tried = {"0123456789abcdef": ["00112233445566ff"]}
+    left = json.loads(Path("made.json").read_text())
+    plans = left.get("plans", [left])
+    plans[-1]["certificate"] = certificate
+    Path("made.json").write_text(json.dumps(left | {"tried": tried}))
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.stderr
+    again = json.loads(Path("made.json").read_text())
+    plans = again.get("plans", [again])
+    assert again["tried"] == tried and plans[-1]["certificate"] == {"method": "clopper-pearson", **certificate}
+    assert all(plan["certificate"] is None for plan in plans[:-1])

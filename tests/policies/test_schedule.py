@@ -136,6 +136,18 @@ def test_rows_must_agree_in_length_and_not_overlap() -> None:
         compile_policy(Schedule(rows=(Row(sites="ff", steps="CR"), Row(sites="all", steps="CR"))), run(2))
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "named"),
+    [("cond", "cond", "cond"), ("*", "cond", "cond"), ("cond", "*", "cond"), ("uncond", "*", "uncond")],
+)
+def test_two_rows_about_a_branch_of_a_site_are_refused(first: str, second: str, named: str) -> None:
+    rows = (Row(sites="ff", branch=first, steps="CR"), Row(sites="ff", branch=second, steps="CC"))
+    with pytest.raises(InvalidPolicy, match=f"two rows .* blocks.0.ff in branch {named}"):
+        compile_policy(Schedule(rows=rows), run(2))
+    apart = (Row(sites="ff", branch="cond", steps="CR"), Row(sites="ff", branch="uncond", steps="CC"))
+    assert compile_policy(Schedule(rows=apart), Run.of(2, sites=SITES, branches=("cond", "uncond"))).codes.shape[1] == 2
+
+
 def test_a_schedule_of_many_rows_is_laid_out_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in looks at a site's path, which every query begins with: not in seconds."""
     looks: dict[int, int] = {}

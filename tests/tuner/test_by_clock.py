@@ -6,6 +6,7 @@ No test reads a real clock: it is made up, or the table is given.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -312,6 +313,24 @@ def test_another_worker_measures_where_the_first_died(
     clock = Clock(monkeypatch)
     assert agreed(study, False, lambda: TABLE) == TABLE
     assert clock.seconds == pytest.approx(after, abs=0.3)
+
+
+def test_no_two_signs_of_life_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits looks for a change, so the first sign in a row counts too."""
+    signs: list[str] = []
+    enough = threading.Event()
+
+    class Study:
+        def set_user_attr(self, name: str, value: str) -> None:
+            assert name == module.TIMING
+            signs.append(value)
+            if len(signs) == 4:
+                enough.set()
+
+    monkeypatch.setattr(module, "HEARTBEAT", 0.001)
+    with module._signed(Study()):  # type: ignore[arg-type]
+        assert enough.wait(60)
+    assert len(set(signs)) == len(signs) and {sign.rpartition(" ")[0] for sign in signs} == {module.this_worker()}
 
 
 def test_a_table_that_came_in_between_is_the_one() -> None:

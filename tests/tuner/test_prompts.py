@@ -129,6 +129,7 @@ def test_what_is_kept_of_one_is_not_taken_for_another(tiny_latte: Any, tmp_path:
     red, blue = picture(tmp_path / "a.png", "red"), picture(tmp_path / "b.png", "blue")
     one, other, same = (Prompt("a", {"image": str(path)}) for path in (red, blue, picture(tmp_path / "c.png", "red")))
     assert prompt_hash(one) == prompt_hash(same) != prompt_hash(other) and one != other and one == same
+    assert prompt_hash(" A red\n SEVEN") == prompt_hash("a red seven") != prompt_hash("a redseven")
     assert prompt_hash("a") == prompt_hash(Prompt("a", {})) != prompt_hash(one) and Prompt("a", {}) == "a" != one
     disjoint([one], [other, "a"])
     with pytest.raises(fc.ConfigUnreadable, match="disjoint"):

@@ -115,6 +115,9 @@ def test_a_limit_that_is_just_kept_is_kept_and_seconds_are_shown_as_they_are_rea
     assert Seconds(8, computed=1.0, skipped=0.01, rest=0.0099).words == (
         "a computed step takes 1.00 s here, a skipped one 10 ms, and the rest of a call 9.9 ms"
     )
+    assert Seconds(8, computed=0.9996, skipped=0.009552, rest=0.5).words == (
+        "a computed step takes 1000 ms here, a skipped one 9.6 ms, and the rest of a call 500 ms"
+    )
     table = Seconds(8, 1.0, 0.5, 2.0, {"ff": 0.75}, "a machine")
     assert Seconds(**json.loads(json.dumps(table.payload()))) == table
     assert table.told("there") == (

@@ -235,7 +235,12 @@ def rank_correlation(predicted: Floats, true: Floats) -> float:
 
 
 def rank_interval(predicted: Floats, true: Floats, draws: int = 1000) -> dict[str, float]:
-    """Spearman's with its 95 % bootstrap interval: `spearman`, `low`, `high`. Draws of one plan alone have no rank."""
+    """Spearman's with its 95 % bootstrap interval: `spearman`, `low`, `high`; NaN where there are fewer than three.
+
+    Draws of one plan alone have no rank.
+    """
+    if len(true) < 3:
+        return dict.fromkeys(("spearman", "low", "high"), float("nan"))
     rng = np.random.default_rng(0)
     chosen = rng.integers(0, len(true), (draws, len(true)))
     low, high = np.nanquantile([rank_correlation(predicted[one], true[one]) for one in chosen], [0.025, 0.975])

@@ -177,6 +177,13 @@ def test_easycache_predicts_the_change_of_the_output() -> None:
     assert EasyCache(relative=False).predictor(site, Run.of(3)) == Hold()
 
 
+def test_easycache_computes_the_last_step_whatever_the_threshold() -> None:
+    x, v = walk(0.001), walk(0.001, seed=1)
+    assert drive(EasyCache(threshold=1.0, start=0.0), x, v, [Site("denoiser", Kind.DENOISER)]) == (
+        "CC" + "R" * (COUNT - 3) + "C"
+    )
+
+
 def blocks(count: int = 3) -> list[Site]:
     return [Site(f"blocks.{d}", Kind.BLOCK, None, d, (d, d + 1)) for d in range(count)]
 

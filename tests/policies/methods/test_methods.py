@@ -268,6 +268,16 @@ def test_calibrated_curves_resample_by_progress() -> None:
     assert lagged(curves, 0, 1, 50) is None
 
 
+def test_smoothcache_takes_the_measured_curves_of_the_roles_asked_for() -> None:
+    curves = {role: ((0.25, level), (0.5, level)) for role, level in (("spatial", 1.0), ("cross", 2.0), ("ff", 3.0))}
+    measured: Any = SimpleNamespace(curves=curves)
+    assert SmoothCache.calibrated(measured).curves == curves
+    some = SmoothCache.calibrated(measured, roles="ff|spatial", alpha=0.3, lookahead=2)
+    assert some == SmoothCache(curves={"ff": curves["ff"], "spatial": curves["spatial"]}, alpha=0.3, lookahead=2)
+    with pytest.raises(RecordingError, match="no curve of 'joint' was recorded; there are spatial, cross, ff"):
+        SmoothCache.calibrated(measured, roles="ff|joint")
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

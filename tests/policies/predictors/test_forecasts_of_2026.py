@@ -111,6 +111,17 @@ def swings(step: float, width: int = 40) -> Array:
     return np.stack(out)
 
 
+def test_exponential_takes_a_value_of_one_axis_as_one_row() -> None:
+    """The rows of a batch have exponentials of their own; the entries of one row share theirs."""
+    arrays = [RNG.normal(size=(1, 5)) for _ in range(6)]
+    steps = [1, 3, 5, 7, 9, 11]
+    whole = predict(Exponential(), steps, arrays, 12)
+    flat = predict(Exponential(), steps, [array[0] for array in arrays], 12)
+    np.testing.assert_array_equal(flat, whole[0])
+    entries = predict(Exponential(), steps, [array.T.copy() for array in arrays], 12)
+    assert np.abs(entries[:, 0] - flat).max() > 1e-3
+
+
 @pytest.mark.parametrize("step", [15, 16, 17])
 def test_exponential_continues_decays_and_oscillations_exactly(step: int) -> None:
     steps = [2, 5, 8, 11, 14]

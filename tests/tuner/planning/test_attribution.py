@@ -224,3 +224,22 @@ def test_half_is_held_by_what_holds_half() -> None:
     assert attribution.holding(np.array([0.25, 0.25, 0.5])) == [2]
     assert attribution.holding(np.array([0.25, 0.25, 0.5]), 0.75) == [2, 0]
     np.testing.assert_allclose(attribution.shares(np.array([1.0, 3.0])), [0.25, 0.75])
+
+
+def test_a_rank_has_its_bootstrap_interval() -> None:
+    """The same draws, ranked by hand: Pearson's correlation of the ranks."""
+    rng = np.random.default_rng(5)
+    true = rng.normal(size=12)
+    predicted = true + rng.normal(size=12)
+
+    def spearman(a: np.ndarray, b: np.ndarray) -> float:
+        ranks = [np.array([(np.sum(x < v) + np.sum(x <= v) + 1) / 2 for v in x]) for x in (a, b)]
+        return float(np.corrcoef(*ranks)[0, 1])
+
+    found = attribution.rank_interval(predicted, true, draws=200)
+    draws = np.random.default_rng(0).integers(0, 12, (200, 12))
+    every = sorted(spearman(predicted[one], true[one]) for one in draws)
+    assert found["spearman"] == pytest.approx(spearman(predicted, true))
+    assert every[4] <= found["low"] <= every[5] and every[194] <= found["high"] <= every[195]  # 199 * .025 = 4.975
+    assert attribution.rank_interval(true, true, draws=50) == pytest.approx({"spearman": 1.0, "low": 1.0, "high": 1.0})
+    assert math.isnan(attribution.rank_interval(true[:2], true[:2])["spearman"])

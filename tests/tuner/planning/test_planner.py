@@ -209,6 +209,23 @@ def test_a_look_takes_two_prompts_and_is_not_the_best_plan(setting: Setting, rec
     assert told == ["3 computed steps: planning", "3 computed steps: a first look"]
 
 
+def test_rivals_get_what_is_left_of_the_generations_in_calls(
+    setting: Setting, recorded: Material, specimen: Specimen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generation without a cache is one call of the denoiser at each step here, both branches in one."""
+    rivals, given, left = module.better_of, [], []
+    with Counter(specimen.pipe.transformer).counting() as counter:
+
+        def heard(*args: Any, **more: Any) -> Any:
+            given.append(more["most"])
+            left.append((EFFORTS[0].generations - len(PROMPTS)) * STEPS - counter.calls)
+            return rivals(*args, **more)
+
+        monkeypatch.setattr(module, "better_of", heard)
+        Planner(setting, recorded, effort=0).for_speedup(2.4)
+    assert given == pytest.approx(left) and len(given) == 1 and left[0] > STEPS
+
+
 def test_the_margin_is_the_bound_of_a_mean() -> None:
     """8 values with variance 4 and 4 more prompts' worth of spread 3: t of 11 degrees, 90 %."""
     values = [40.0 + 2.0 * (-1) ** i for i in range(8)]
