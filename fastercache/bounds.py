@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fastercache.policies.errors import FasterCacheError
 
@@ -170,14 +171,23 @@ def read_limit(text: str) -> Limit | None:
 
 
 def parts(text: str) -> list[str]:
-    """The terms of a budget, as they were typed."""
-    return [part.strip() for part in text.split(",")]
+    """The terms of a budget, as they were typed. Raises InvalidBudget for a decimal comma."""
+    found = [part.strip() for part in text.split(",")]
+    for before, after in pairwise(found):
+        if before[-1:].isdigit() and re.match(r"^[0-9]+\s*[a-z]*$", after, re.IGNORECASE):
+            raise InvalidBudget(
+                f"cannot read the budget term '{after}': a comma begins the next term; if '{before},{after}' has a "
+                f"decimal comma, write a point, {before}.{after}"
+            )
+    return found
 
 
 def read_bound(text: str) -> Bound:
     """One term. Raises InvalidBudget, saying what is wrong and what to write instead."""
-    match = _TERM.match(re.sub(r"\s+", "", text.lower()))
+    compact = re.sub(r"\s+", "", text.lower())
+    match = _TERM.match(compact)
     if match is None:
+        _refuse_unit(compact, text)
         raise InvalidBudget(f"cannot read the budget term '{text}': {EXAMPLES}")
     try:
         value = float(match["bound"])
@@ -191,6 +201,19 @@ def read_bound(text: str) -> Bound:
         raise InvalidBudget(f"the share in '{text}' is a percentage and must lie in (0, 100], found {percent:g}")
     share = None if percent is None else percent / 100
     return Bound(match["inner"] or match["bare"], match["sign"], value, quantile, share, text)
+
+
+def _refuse_unit(compact: str, text: str) -> None:
+    """Raises InvalidBudget if a bound has a unit, as a limit has, but is of something else."""
+    typed = re.match(r"^[a-z][a-z0-9_]*[<>]=?[0-9.]+(?P<unit>[a-z]+)$", compact)
+    if typed is None:
+        return
+    for what, quantity in _QUANTITIES.items():
+        unit = next((one for one in quantity.units if one.lower() == typed["unit"]), None)
+        if unit is not None:
+            raise InvalidBudget(
+                f"cannot read the budget term '{text}': only {what} is bounded in {unit}; {quantity.example}"
+            )
 
 
 def statistic(

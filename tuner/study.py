@@ -199,7 +199,7 @@ class Study(Framed):
         fruitless = 0
         self.ended = f"{counted(trials, 'trial')} done"
         try:
-            while sum(r.outcome in SPENT for r in self.records) < trials:
+            while self.spent < trials:
                 if timeout is not None and time.monotonic() - started > timeout:
                     self.ended = f"{timeout:g} seconds passed"
                     break
@@ -222,6 +222,11 @@ class Study(Framed):
         finally:
             self.evaluator.close()
         return self
+
+    @property
+    def spent(self) -> int:
+        """Trials that made videos, or failed at it: what `optimise` counts."""
+        return sum(record.outcome in SPENT for record in self.records)
 
     def _enqueue_seeds(self) -> None:
         """Queue the seeds that are not there yet: of workers that begin together, the one that made the study does."""

@@ -140,7 +140,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
     ),
     "tuner": (
         *_of("tuner/test_budget tuner/test_early", "tuner/budget"),
-        *_of("tuner/test_defaults tuner/test_study tuner/test_sequential", "tuner/study"),
+        *_of("tuner/test_defaults tuner/test_study tuner/test_sequential tuner/test_planned_in_tune", "tuner/study"),
         *_of("tuner/test_study tuner/test_by_clock tuner/test_many_workers", "tuner/attempts"),
         *_of("tuner/test_defaults tuner/test_evaluate tuner/test_early", "tuner/evaluate"),
         *_of("tuner/test_defaults tuner/test_proposals tuner/test_propose", "tuner/propose"),

@@ -298,8 +298,10 @@ def told(subject: Subject, known: Facts, parts: Sequence[Part], tflops: float | 
     Raises:
         InvalidPolicy: for a speed that is none.
     """
-    if tflops is not None and not (math.isfinite(tflops) and tflops > 0.0):
-        raise InvalidPolicy(f"--tflops is the speed in 10^12 floating point operations a second, found {tflops:g}")
+    if tflops is not None and not 1e-6 <= tflops <= 1e9:
+        raise InvalidPolicy(
+            f"--tflops is the speed in 10^12 floating point operations a second, from 1e-06 to 1e+09, found {tflops:g}"
+        )
     each = known.seconds if tflops is None else known.flops_of_a_call / (tflops * 1e12)
     calls, videos = sum(part.calls for part in parts), sum(part.videos for part in parts)
     seconds = None if each is None else calls * each

@@ -123,7 +123,10 @@ def search(
         for i, device in enumerate(devices(job.device, workers))
     ][1:]
     if team:  # made, calibrated and seeded before the others begin
-        study_of(subject, job, folder, trials=0, seconds=None, references=references, storage=storage)
+        begun = study_of(subject, job, folder, trials=0, seconds=None, references=references, storage=storage)
+        if begun.spent >= trials:
+            say(f"all {trials} trials are done: no further worker is started")
+            team = []
     with watched(trials, seconds, began) as (tick, told), joined(team):
         logdir = folder / "tensorboard"
         study = study_of(

@@ -45,7 +45,7 @@ def export(
             f"{source} is a folder: --to {target} takes a tuned config; a study becomes one with fastercache export "
             f"{source} --out tuned.json"
         )
-    found = exported(pick.of(opened(source)), target)
+    found = exported(pick.of(opened(source)), target, None if out is None else out.name)
     place = out or Path(FILES[target])
     paths = [place / name for name in found.files] if target == "hub" else [place]
     for path, text in zip(paths, found.files.values(), strict=True):

@@ -199,7 +199,9 @@ def test_the_command_says_what_is_known_and_what_is_not(folder: str, monkeypatch
     assert "--time-limit changes nothing in it" in " ".join(tuned.stderr.split())
     refused = run("plan", folder, *calls(), "--speedup", "2", "--tflops", "1")
     assert refused.exit_code == 2 and "give --estimate too" in " ".join(refused.stderr.split())
-    refused = run("plan", folder, *calls(), "--speedup", "2", "--estimate", "--tflops", "0")
+    for speed in ("0", "1e-300", "1e300", "nan", "-1"):
+        refused = run("plan", folder, *calls(), "--speedup", "2", "--estimate", "--tflops", speed)
+        assert refused.exit_code == 2 and f"found {float(speed):g}" in refused.stderr
     assert refused.exit_code == 2 and "--tflops is the speed" in " ".join(refused.stderr.split())
 
 

@@ -56,3 +56,23 @@ def test_refusals_are_one_line(tuned: Path, words: list[str], said: str) -> None
     places = {"FILE": str(tuned), "FOLDER": str(tuned.parent), "MISSING": str(tuned.parent / "none.json")}
     result = run("export", *(places.get(word, word) for word in words))
     assert result.exit_code == 2 and said in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "usual", "named", "use"),
+    [
+        ("cache-dit", "cache-dit.yaml", "mine.yaml", "cache_dit.load_configs('{}')"),
+        ("sglang", "sglang.env", "mine.env", ". ./{};"),
+        ("python", "cached.py", "mine.py", "from {} import attach"),
+    ],
+)
+def test_the_lines_on_use_name_the_file_that_was_written(
+    tuned: Path, tmp_path: Path, target: str, usual: str, named: str, use: str
+) -> None:
+    texts = []
+    for name in (usual, named):
+        result = run("export", str(tuned), "--to", target, "--out", str(tmp_path / name))
+        assert result.exit_code == 0, result.stderr
+        texts.append((tmp_path / name).read_text())
+        assert use.format(name.removesuffix(".py")) in texts[-1]
+    assert sum(a != b for a, b in zip(*map(str.splitlines, texts), strict=True)) == 1

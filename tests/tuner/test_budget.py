@@ -74,6 +74,11 @@ def test_text_reads_back_the_same() -> None:
         ("psnr>=130", "ranges from 0 to 100"),
         ("psnr>=30,psnr>=31", "twice"),
         ("psnr>=30,,ssim>=0.9", "cannot read"),
+        ("psnr>=40,5,ssim>=0.9", "if 'psnr>=40,5' has a decimal comma, write a point, psnr>=40.5"),
+        ("time<=1, 5s,psnr>=30", "if 'time<=1,5s' has a decimal comma, write a point, time<=1.5s"),
+        ("tme<=8s", "cannot read the budget term 'tme<=8s': only time is bounded in s; write for example time<=8s"),
+        ("psnr>=30,cach<=2gib", "'cach<=2gib': only cache is bounded in GiB; write for example cache<=2GiB"),
+        ("psnr>=8dB", "cannot read the budget term 'psnr>=8dB': write for example"),
     ],
 )
 def test_what_cannot_be_read_is_one_clear_line(text: str, says: str) -> None:

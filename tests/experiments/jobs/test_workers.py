@@ -16,7 +16,7 @@ import torch
 
 import fastercache as fc
 from fastercache.experiments import pipelines
-from fastercache.experiments.jobs import workers
+from fastercache.experiments.jobs import searching, workers
 from fastercache.experiments.jobs.study_job import Job
 from fastercache.experiments.jobs.workers import (
     Orphaned,
@@ -201,3 +201,26 @@ def test_the_command_records_its_own_share_and_each_worker_another(
     assert at_work == recorded(references, cases) == []
     shared(team, lambda doing, spent: None, lambda seconds: None)(references, cases)
     assert at_work == team and recorded(references, cases) == [cases[0], cases[3]]
+
+
+@pytest.mark.usefixtures("loaded_once")
+def test_a_study_that_is_done_starts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    job = Job(
+        pipe="latte-digits",
+        prompts=("a",),
+        budget="psnr>=1",
+        policies=("static_interval",),
+        call={"num_inference_steps": 4},
+    )
+    started: list[list[Any]] = []
+
+    @contextmanager
+    def noted(team: list[Any]) -> Iterator[None]:
+        started.append(team)
+        yield
+
+    monkeypatch.setattr(searching, "joined", noted)
+    for trials in (1, 1, 2):
+        searching.search(job, tmp_path, tmp_path / "tuned.json", trials=trials, seconds=None, workers=2, show=False)
+    assert [len(team) for team in started] == [1, 0, 1]
+    assert capfd.readouterr().err.count("all 1 trials are done: no further worker is started") == 1
