@@ -125,6 +125,7 @@ class Recorder:
         self._last_step = -1
         self._values = self._predicted = self._run_values = self._run_predicted = self._discarded = 0
         self._guidance_scale: float | None = None
+        self._scale: float | None = None  # of the run that goes on
         self._sums: RunSums | None = None
         self._watch = session.watch("|".join(site.name for site in chosen), self._observe)
 
@@ -188,6 +189,7 @@ class Recorder:
                 f"a run of {run.count} steps with {', '.join(run.branches)} needs a recording of its own"
             )
         self._first, self._run, self._last_step = first, run, -1
+        self._scale = guidance_scale_of(self.session.pipe, self.session.call_arguments)
         if self._bound is None:
             if self._usual and len(run.branches) == 1:  # guidance is off, or distilled into the model
                 self.sites = tuple(site for site in self.sites if site.kind is not Kind.BRANCH)
@@ -259,7 +261,7 @@ class Recorder:
             self._sums.add(statistics, guidance)
             self._values += self._run_values
             self._predicted += self._run_predicted
-            self._guidance_scale = guidance_scale_of(self.session.pipe)
+            self._guidance_scale = self._scale
             self._bands = self._guidance is None or self._guidance.bands
         else:
             self._discarded += 1

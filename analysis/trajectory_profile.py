@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -79,8 +79,13 @@ class TrajectoryProfile(Shown):
         }
 
     @classmethod
-    def of(cls, recordings: Sequence[Recording], pipe: Any, discarded: int = 0) -> TrajectoryProfile:
-        """The profile of recorded runs. Raises RecordingError if there are none, or they differ in their setting."""
+    def of(
+        cls, recordings: Sequence[Recording], pipe: Any, discarded: int = 0, call: Mapping[str, Any] | None = None
+    ) -> TrajectoryProfile:
+        """The profile of recorded runs. Raises RecordingError if there are none, or they differ in their setting.
+
+        `call`: arguments of the pipeline's calls, for pipelines that do not tell their guidance scale.
+        """
         if not recordings:
             raise RecordingError("no complete run was recorded: call the pipeline inside the recording")
         first = recordings[0].response
@@ -94,7 +99,7 @@ class TrajectoryProfile(Shown):
         info = TrajectoryInfo(
             model=model_identity(pipe),
             scheduler=scheduler_identity(pipe),
-            guidance_scale=guidance_scale_of(pipe),
+            guidance_scale=guidance_scale_of(pipe, call),
             kind=first.kind,
             reach=first.reach,
             stochastic=first.stochastic,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from fastercache.dial import Dial
 from fastercache.model.families import Guidance
 from fastercache.picking import Pick, opened
 from fastercache.policies.base import Policy
-from fastercache.policies.errors import AttachError
+from fastercache.policies.errors import AttachError, ConfigMismatch
+from fastercache.policies.methods.planned import Planned
+from fastercache.policies.schedule import Schedule
 from fastercache.policies.vocabulary import Run
 from fastercache.tuned import OtherConditions, TunedConfig, allowed, guidance_scale_of
 
@@ -79,8 +81,21 @@ class Applied:
         dial = source if isinstance(source, Dial) else before.dial if before is not None else None
         return cls(config.policy, config, dial, allow)
 
-    def check_run(self, target: Any, pipe: Any, run: Run, latent: tuple[int, ...], guidance: Guidance) -> None:
+    def check_run(
+        self,
+        target: Any,
+        pipe: Any,
+        run: Run,
+        latent: tuple[int, ...],
+        guidance: Guidance,
+        call: Mapping[str, Any] | None = None,
+    ) -> None:
         """Whether a run about to start is what the config was made for; softer differences are warned of, once.
+
+        What was compared when it was applied is compared again: a scheduler may have been exchanged since.
+
+        Args:
+            call: arguments of the pipeline's call, where they are known.
 
         Raises:
             ConfigMismatch: naming the first difference.
@@ -88,7 +103,13 @@ class Applied:
         if self.config is None:
             return
         style: Guidance = guidance if len(run.branches) > 1 else "none"
-        self.config.check_run(run.count, guidance_scale_of(pipe), allow=self.allow, guidance=style)
+        self.config.check(target, allow=self.allow)
+        if isinstance(self.policy, (Planned, Schedule)) and run.count != self.config.steps:
+            raise ConfigMismatch(  # which nothing could allow
+                f"this schedule was made for {self.config.steps} steps, this run has {run.count}: run it with "
+                f"{self.config.steps}, or make one for {run.count}"
+            )
+        self.config.check_run(run.count, guidance_scale_of(pipe, call), allow=self.allow, guidance=style)
         for difference in set(self.config.differences(target, latent)) - self.said:
             self.said.add(difference)
             warnings.warn(difference, OtherConditions, stacklevel=3)

@@ -112,6 +112,10 @@ def attach(
         raise AttachError(f"keep_traces must be at least 1, found {keep_traces}")
     denoisers = denoisers_of(target)
     for _, module in denoisers:
+        if hasattr(vars(module).get("forward"), "plan"):
+            raise AttachError(
+                f"{type(module).__name__} has an exported plan attached already: call what its attach returned first"
+            )
         if any(is_hooked(m) for m in module.modules()):
             raise AttachError(
                 f"{type(module).__name__} has a session attached already: detach that first (where it is lost, with "

@@ -151,6 +151,8 @@ def read_limit(text: str) -> Limit | None:
     if not compact.lower().startswith(what):
         raise InvalidBudget(f"cannot read the limit '{text}': {quantity.alike}; {example}")
     match = _LIMIT.match(compact[len(what) :])
+    if match is not None and match["sign"] in (">=", ">", "<"):
+        raise InvalidBudget(f"the limit '{text}' must be an upper one, written with <=: {example}")
     if match is None or match["sign"] != "<=" or match["number"] is None:
         raise InvalidBudget(f"cannot read the limit '{text}': {example}")
     units = {unit.lower(): unit for unit in quantity.units}

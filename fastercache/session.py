@@ -311,6 +311,11 @@ class Session(Shown):
         """How the loop calls the denoiser: `batched`, `separate` or `none`."""
         return self._denoisers[0].branches.guidance
 
+    @property
+    def call_arguments(self) -> dict[str, Any] | None:
+        """Arguments of the pipeline call that goes on, by name, without those left at their defaults; None outside."""
+        return self._caller.arguments
+
     def citations(self) -> list[Citation]:
         """The works behind the policy in force, each once."""
         return citations_of(self.policy)
@@ -361,7 +366,7 @@ class Session(Shown):
         sites = self.sites if len(branches) > 1 else tuple(s for s in self.sites if s.kind is not Kind.BRANCH)
         run = Run(self._clock.steps, branches, sites)
         latent = tuple(leading_tensor(args, kwargs).shape[1:])
-        self._applied.check_run(self._target, self.pipe, run, latent, self.guidance)
+        self._applied.check_run(self._target, self.pipe, run, latent, self.guidance, self._caller.arguments)
         plan = self._plan_of(run)
         duties = self._duties(plan, run)
         for d in self._denoisers:

@@ -7,6 +7,7 @@ scheduler, step count or guidance is an error that names the difference, unless 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Collection, Mapping
@@ -39,7 +40,8 @@ class Identity(_Frozen):
     """A diffusers component by class and configuration, weights and storage paths left out.
 
     `fingerprint` is the sha256 of the canonical JSON of `config`; the config itself is kept so that a mismatch can
-    be named, not only noticed.
+    be named, not only noticed. Two are equal by class and fingerprint: a file holds no infinity, which some schedulers'
+    configurations have.
     """
 
     kind: str
@@ -51,11 +53,17 @@ class Identity(_Frozen):
         clean = {str(k): _plain(v) for k, v in sorted(config.items()) if not str(k).startswith("_")}
         return cls(kind=kind, fingerprint=_sha256(clean), config=clean)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and (self.kind, self.fingerprint) == (other.kind, other.fingerprint)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.fingerprint))
+
     def difference(self, other: Identity) -> tuple[str, str] | None:
         """How `other` differs: (what self has, what other has), at most three settings; None where equal."""
         if self.kind != other.kind:
             return self.kind, other.kind
-        if self.fingerprint == other.fingerprint:
+        if self == other:
             return None
         missing = object()
         both = {**self.config, **other.config}
@@ -341,9 +349,18 @@ def model_identity(target: Any) -> Model:
     return Model(pipeline=pipeline, denoiser=Identity.of(type(getattr(first, "_orig_mod", first)).__name__, config))
 
 
-def guidance_scale_of(pipe: Any) -> float | None:
-    """The guidance scale of a pipeline's last or current run, where it tells; the largest where each frame has one."""
+def guidance_scale_of(pipe: Any, call: Mapping[str, Any] | None = None) -> float | None:
+    """The guidance scale of a pipeline's last or current run, where it is known; the largest where each frame has one.
+
+    Most pipelines tell it themselves. Of others (PixArt, DiT, Stable Audio) it is the argument of their call.
+
+    Args:
+        call: arguments of the call; what is not among them has its default.
+    """
     scale = getattr(pipe, "guidance_scale", None)
+    if scale is None and call is not None:
+        parameter = inspect.signature(type(pipe).__call__).parameters.get("guidance_scale")
+        scale = call.get("guidance_scale", None if parameter is None else parameter.default)
     if isinstance(scale, Tensor):
         return float(scale.max()) if scale.numel() else None
     return float(scale) if isinstance(scale, (int, float)) else None

@@ -68,13 +68,15 @@ class Term:
 
     @property
     def lenient(self) -> str | None:
-        """A warning where a quantile asks something of less than half of the prompts, which is seldom meant."""
-        if self.quantile is None or self.asked is None or self.asked >= 0.5:
+        """A warning where a quantile asks something of less than half of the prompts, or a share is as good as none:
+        both are seldom meant."""
+        if self.asked is None or self.asked >= (0.5 if self.share is None else 0.0101):
             return None
         sign = ">=" if self.metric.higher_is_better else "<="
-        meant = f"p{100 - 100 * self.asked:g}:{self.metric.name}{sign}{self.bound:.10g}"
-        few = f"{100 * self.asked:.10g} % of the prompts only"
-        return f"{self} asks this of {few}; if you mean most of them, write {meant}"
+        percent = 100.0 * self.asked
+        most = 100.0 * percent if self.share is not None else 100.0 - percent  # 0.9 for 90
+        meant = f"p{most:g}:{self.metric.name}{sign}{self.bound:.10g}"
+        return f"{self} asks this of {percent:.10g} % of the prompts only; if you mean most of them, write {meant}"
 
     def __str__(self) -> str:
         name = self.metric.name if self.quantile is None else f"q{self.quantile:g}({self.metric.name})"

@@ -28,7 +28,8 @@ def export(
     """
     record = record or study.best()
     run = study.cost_model.run
-    scale = study.evaluator.setting.call.get("guidance_scale", guidance_scale_of(study.evaluator.pipe))
+    setting = study.evaluator.setting
+    scale = setting.call.get("guidance_scale", guidance_scale_of(setting.pipe, setting.call))
     return TunedConfig.describe(
         study.evaluator.pipe,
         record.policy,

@@ -50,7 +50,7 @@ def certify(
         int | None, typer.Option("--count", min=1, metavar="N", help="Prompts to try. [the fewest that can do: 59]")
     ] = None,
     study: Annotated[
-        Path | None, typer.Option("--study", metavar="DIR", help="Where every run is kept. [certifying/PIPE]")
+        Path | None, typer.Option("--study", metavar="DIR", help="Where every run is kept. [certifying/PIPE, numbered]")
     ] = None,
     metrics: Metrics = None,
     steps: Steps = None,
@@ -81,7 +81,7 @@ def certify(
     prompts = certifying.chosen(request, given)
     first = next(iter(request.configs.values()))
     subject = opened_for(first, pipe, device, dtype, call, steps, guidance)
-    folder = study or Path("certifying") / Path(pipe).name
+    folder = study or certifying.folder_for(request, prompts, Path("certifying") / Path(pipe).name)
     finish(certifying.certify(subject, request, prompts, folder, show=not as_json), as_json)
 
 

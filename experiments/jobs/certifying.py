@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastercache.picking import opened
 from fastercache.policies.documents import Missing, read_model, write_json
 from fastercache.policies.errors import BudgetNotMet, ConfigMismatch, ConfigUnreadable
 from fastercache.policies.wording import counted
-from fastercache.prompts import identity, prompt_hash
+from fastercache.prompts import Given, identity, prompt_hash, prompts_of
 from fastercache.tuned import ADVICE, Certificate, OtherConditions, TunedConfig
 from fastercache.tuner.budget import Budget
 from fastercache.tuner.certify import each, misses, prompts_needed, sequential
@@ -140,13 +141,14 @@ def untried(request: Request, prompts: Sequence[str]) -> list[str]:
     return left
 
 
-def chosen(request: Request, prompts: Sequence[str]) -> list[str]:
+def chosen(request: Request, prompts: Sequence[Given]) -> list[str]:
     """The first of the prompts, as many as were asked for.
 
     Raises:
         ConfigUnreadable: if there are fewer, one is there twice, one was used for searching or measuring, or another
             certification has looked at one.
     """
+    prompts = prompts_of(prompts)
     if len(prompts) < request.count:
         raise ConfigUnreadable(
             f"a rate of {request.rate:g} at a level of {request.level:g} takes {request.count} prompts, found "
@@ -188,14 +190,16 @@ def seen_by(request: Request) -> frozenset[str]:
     return frozenset(text for config in request.configs.values() for text in config.seen)
 
 
-def certify(subject: Subject, request: Request, prompts: Sequence[str], folder: Path, *, show: bool) -> dict[str, Any]:
+def certify(
+    subject: Subject, request: Request, prompts: Sequence[Given], folder: Path, *, show: bool
+) -> dict[str, Any]:
     """Run every config on every prompt, and write the certificate into the fastest that passes.
 
     Raises:
         ConfigMismatch: if the folder holds the runs of another draw.
         BudgetNotMet: if none passes.
     """
-    subject = with_steps(subject)
+    subject, prompts = with_steps(subject), chosen(request, prompts)
     _as_made(subject, request, prompts[0])
     if request.time is not None:
         say(f"note: a certificate holds on any machine, so it says nothing of {request.time}")
@@ -283,6 +287,19 @@ def _written(request: Request, passed: Mapping[str, Certificate]) -> Path:
         return dial.certified(dict(enumerate(passed.values()))).save(path)  # both are in the order of rising speedup
     name, certificate = list(passed.items())[-1]
     return request.configs[name].model_copy(update={"certificate": certificate}).save(name)
+
+
+def folder_for(request: Request, prompts: Sequence[str], base: Path) -> Path:
+    """The default folder of a certification: `base`, or where that holds another one `base-2`, `base-3`, ..."""
+    mine = _draw(request, prompts)
+    for number in count(1):
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        try:
+            if read_model(folder / DRAW, Draw, "draw") == mine:
+                break
+        except Missing:
+            break
+    return folder
 
 
 def _draw(request: Request, prompts: Sequence[str]) -> Draw:

@@ -16,6 +16,7 @@ from fastercache.experiments.pipelines import Subject, with_steps
 from fastercache.policies.documents import check_writable
 from fastercache.policies.errors import BudgetNotMet, InvalidPolicy
 from fastercache.policies.wording import counted, lasting
+from fastercache.prompts import Given, prompts_of
 from fastercache.tuner import Budget
 from fastercache.tuner.clock import Objective, needs_table
 from fastercache.tuner.planning.material import Told
@@ -31,11 +32,11 @@ TIMING = (1 + RUNS) / 2
 
 def plan(
     subject: Subject,
-    prompts: Sequence[str],
+    prompts: Sequence[Given],
     *,
     budgets: Sequence[str] = (),
     speedups: Sequence[float] = (),
-    held_out: Sequence[str] = (),
+    held_out: Sequence[Given] = (),
     effort: int = 1,
     margin: float | None = None,
     metrics: Sequence[str] = (),
@@ -60,6 +61,7 @@ def plan(
         InvalidPolicy: if neither or both of budgets and speedups are given.
         BudgetNotMet: if no plan does what is asked. MeasurementError: if steps cannot be timed that must be.
     """
+    prompts, held_out = prompts_of(prompts), prompts_of(held_out)
     questions = questions_of(budgets, speedups)
     wanted = [question for question in questions if isinstance(question, Budget)]
     for budget in wanted:

@@ -9,7 +9,7 @@ import fastercache as fc
 from fastercache.experiments.console import results, say
 from fastercache.experiments.jobs import searching
 from fastercache.export import FILES, exported
-from fastercache.picking import Pick, opened
+from fastercache.picking import Pick, carried, opened
 from fastercache.policies.documents import write_atomic
 
 
@@ -63,7 +63,7 @@ def _taken_out(source: Path, pick: Pick, out: Path, show: bool) -> dict[str, Any
     dial = opened(source)
     if not isinstance(dial, fc.Dial):
         raise fc.ConfigUnreadable(f"{source} is a file: say what it is written for, --to python for instance")
-    path = pick.of(dial).save(out)
+    path = carried(pick.of(dial), out).save(out)
     if show:
         say(str(path), results)
     return {"source": str(source), "target": None, "files": [str(path)], "lost": []}

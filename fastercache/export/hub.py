@@ -52,7 +52,7 @@ def _card(config: TunedConfig, files: list[str], cited: list[Citation]) -> str:
         "import fastercache as fc",
         "",
         f"with fc.attach(pipe, {CONFIG!r}) as session:",
-        f"    video = pipe(prompt, num_inference_steps={config.steps}).frames",
+        f"    output = pipe(prompt, num_inference_steps={config.steps})",
         "print(session.summary())",
         "```",
         "",

@@ -275,13 +275,16 @@ def attach(pipe):
     """Put the plan into force; returns what takes it off again."""
     if PIPELINE not in (None, type(pipe).__name__):
         raise RuntimeError(f"this plan was made for {PIPELINE}, not for {type(pipe).__name__}")
+    modules = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet")}
+    if any(hasattr(vars(module).get("forward"), "plan") for module in modules.values() if module is not None):
+        raise RuntimeError("a plan is attached to this pipeline already: take it off first")
     now = Now(pipe)
     undo = [now.follow(pipe.scheduler)]
-    for name in ("transformer", "transformer_2", "unet"):
-        module = getattr(pipe, name, None)
+    for name, module in modules.items():
         if module is not None:
             own, before = "forward" in vars(module), module.forward
             module.forward = cached(name, before, now)
+            module.forward.plan = True  # what tells a second one
             undo.append(functools.partial(setattr, module, "forward", before) if own
                         else functools.partial(delattr, module, "forward"))
     return lambda: [take_off() for take_off in undo] and None

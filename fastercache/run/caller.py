@@ -7,6 +7,7 @@ does. Python looks it up on the class: until detached the pipeline is given a su
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ class Caller:
     ) -> None:
         self.pipe, self.on_end, self.on_begin = pipe, on_end, on_begin
         self.follows = False
+        self.arguments: dict[str, Any] | None = None  # of the present pipeline call, by name
         self._depth = 0
         self._thread: int | None = None  # of the present pipeline call, or of the present run of a loop of one's own
         if pipe is not None and callable(pipe):
@@ -69,6 +71,8 @@ class Caller:
             return call(*args, **kwargs)
         self.check_thread()
         self.on_begin()
+        if not self._depth:
+            self.arguments = self._named(args, kwargs)
         self._depth += 1
         self._thread = threading.get_ident()
         error: BaseException | None = None
@@ -80,8 +84,16 @@ class Caller:
         finally:
             self._depth -= 1
             if not self._depth:
-                self._thread = None
+                self._thread = self.arguments = None
                 self.on_end(error)
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """A call's arguments by name; None for a call that the pipeline will refuse."""
+        try:
+            bound = inspect.signature(self._base.__call__).bind(self.pipe, *args, **kwargs)
+        except (TypeError, ValueError):
+            return None
+        return {**bound.arguments, **bound.arguments.get("kwargs", {})}
 
     @property
     def inside(self) -> bool:

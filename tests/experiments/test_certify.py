@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import fastercache as fc
+from fastercache import zoo
 from fastercache.experiments import cli
-from fastercache.experiments.jobs import certifying
+from fastercache.experiments.jobs import certifying, planning
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions
 from fastercache.prompts import prompt_hash
 from fastercache.tuned import Measured, Results, TunedConfig
@@ -186,7 +187,7 @@ def test_steps_and_guidance_are_those_of_the_file_unless_others_are_typed(tmp_pa
     assert json.loads(result.stdout)["speedup_flops"] == pytest.approx(STEPS / 2)
     for others in (["--steps", "5"], ["--call", "num_inference_steps=5"], ["--guidance", "2"]):
         result = run(*words, *others)
-        assert result.exit_code == 2 and "this config was made for" in result.stderr
+        assert result.exit_code == 2 and "was made for" in result.stderr
     result = run("certify", "latte-digits", path, *LOOSE, "--study", tmp_path / "study", "--json")
     assert result.exit_code == 0, result.stderr
 
@@ -264,3 +265,40 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_run(
     result = certify(tmp_path, path)
     assert result.exit_code == 2 and "the disk is full" in result.stderr
     assert not drawn and not (tmp_path / "study").exists()
+
+
+def test_each_certification_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, other = tuned(tmp_path / "one.json", (0, 1)), tuned(tmp_path / "other.json", (0, 2))
+    for path in (one, other, one):
+        result = run("certify", "latte-digits", str(path), *LOOSE, "--steps", str(STEPS), "--json")
+        assert result.exit_code == 0, result.stderr
+        name = "latte-digits" if path == one else "latte-digits-2"
+        assert json.loads(result.stdout)["study"] == f"certifying/{name}"
+    assert sorted(path.name for path in Path("certifying").iterdir()) == ["latte-digits", "latte-digits-2"]
+
+
+def test_prompts_may_be_mappings_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DiT takes no text but class labels: planned on some, certified on others; a label that was seen is refused."""
+    monkeypatch.chdir(tmp_path)
+    pipe = zoo.build("dit").pipe
+    subject = Subject("dit", pipe, {"num_inference_steps": 6, "guidance_scale": 3.0}, reference=False)
+    prompts = [{"class_labels": [label]} for label in range(1, 7)]
+    path = Path("tuned.json")
+    found = planning.plan(
+        subject, prompts[:1], speedups=[2], effort=0, held_out=prompts[1:2], folder=Path("plan"), out=path, show=False
+    )
+    config = fc.load(path)
+    assert found["computed_steps"] == list(config.policy.computed) and len(config.seen) == 2  # type: ignore[attr-defined]
+    assert config.guidance_scale == 3.0
+    request = certifying.request_of([path], "psnr>=1", level=0.5, rate=0.3, count=None, seed=0)
+    with pytest.raises(fc.ConfigUnreadable, match="was used when the schedule was searched"):
+        certifying.chosen(request, prompts[1:3])
+    with pytest.raises(fc.ConfigUnreadable, match="was used when the schedule was searched"):
+        certifying.certify(subject, request, prompts[1:3], Path("certifying"), show=False)
+    certifying.certify(subject, request, prompts[2:4], Path("certifying"), show=False)
+    certified = fc.load(path)
+    assert certified.certificate is not None and len(prompts_tried(path)) == 2
+    with pytest.raises(fc.ConfigMismatch, match="guidance scale 3, this run has 5"):
+        other = Subject("dit", pipe, subject.call | {"guidance_scale": 5.0}, reference=False)
+        certifying.certify(other, request, prompts[4:6], Path("other"), show=False)

@@ -68,3 +68,21 @@ def test_where_no_schedule_was_nothing_changes(tiny_latte: Any, tmp_path: Path) 
     assert carried(config, tmp_path / "none.json") is config
     (tmp_path / "torn.json").write_text("{")
     assert carried(config, tmp_path / "torn.json") is config
+
+
+def test_a_dial_bars_the_prompts_of_all_its_plans(tiny_latte: Any) -> None:
+    values = {"prompts": 1, "seconds": 1.0, "cached_bytes": 0, "hardware": "test"}
+    configs = [
+        made(
+            tiny_latte,
+            computed,
+            measured=fc.tuned.Results(search=fc.tuned.Measured(speedup_flops=6 / len(computed), **values)),
+            tried=tried,
+            seen=seen,
+        )
+        for computed, tried, seen in (((0, 2, 4), TRIED, ("aa",)), ((0, 3), {"other": ("dd",)}, ("bb",)))
+    ]
+    for order in (configs, configs[::-1]):
+        dial = fc.Dial.of(order, [{}, {}], {})
+        assert dial.tried == TRIED | {"other": ("dd",)} and dial.seen == ("aa", "bb")
+        assert all(dial.config(plan).tried == dial.tried for plan in dial.plans)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 import fastercache as fc
+from fastercache import zoo
+from fastercache.analysis import record
+from fastercache.analysis.sampling import TrajectoryRecorder
+from fastercache.analysis.trajectory_profile import TrajectoryProfile
 from fastercache.applied import Applied
 from fastercache.picking import Pick
-from fastercache.tuned import PARTS, Measured, Results, TunedConfig, model_identity
+from fastercache.tuned import PARTS, Identity, Measured, Results, TunedConfig, guidance_scale_of, model_identity
 from fastercache.zoo.videos import latte
 
 CALL = {
@@ -38,7 +44,8 @@ def config(pipe: Any, **changes: Any) -> TunedConfig:
         )
     )
     fields = {"steps": 5, "guidance_scale": 4.0, "guidance": "batched", "budget": "psnr>=30", "measured": measured}
-    return TunedConfig.describe(pipe, fc.FasterCache(interval=3, weight=0.5), **{**fields, **changes})
+    policy = changes.pop("policy", fc.FasterCache(interval=3, weight=0.5))
+    return TunedConfig.describe(pipe, policy, **{**fields, **changes})
 
 
 def run(pipe: Any, steps: int = 5) -> torch.Tensor:
@@ -188,3 +195,75 @@ def test_a_permission_that_is_none_is_refused_beside_a_policy_too(tiny_latte: An
 def test_one_permission_may_be_given_as_a_text(tiny_latte: Any) -> None:
     """It was taken for a set of letters when a run began."""
     assert Applied.of(tiny_latte, config(tiny_latte), pick=Pick(), allow="guidance").allow == {"guidance"}
+
+
+@pytest.mark.parametrize("family", ["pixart-sigma", "dit"])
+def test_the_guidance_scale_is_that_of_the_call_where_the_pipeline_does_not_tell(family: str) -> None:
+    specimen = zoo.build(family)
+    pipe = specimen.pipe
+    assert not hasattr(pipe, "guidance_scale")
+    tuned = config(pipe, policy=fc.StaticInterval(interval=2), steps=specimen.steps, guidance_scale=4.0)
+    call = specimen.call(steps=specimen.steps) if callable(specimen.call) else {}
+    with fc.attach(pipe, tuned):
+        pipe(**call | {"guidance_scale": 4.0})
+        for other in (9.0, 4.01):
+            with pytest.raises(fc.ConfigMismatch, match=f"guidance scale 4, this run has {other:g}"):
+                pipe(**call | {"guidance_scale": other})
+        default = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
+        left_out = {key: value for key, value in call.items() if key != "guidance_scale"}
+        if default != 4.0:
+            with pytest.raises(fc.ConfigMismatch, match=f"this run has {default:g}"):
+                pipe(**left_out)
+    with fc.attach(pipe, tuned, allow={"guidance"}):
+        pipe(**call | {"guidance_scale": 9.0})
+    assert guidance_scale_of(pipe) is None and guidance_scale_of(pipe, {}) == default
+    assert guidance_scale_of(pipe, {"guidance_scale": 3}) == 3.0
+
+
+def test_a_recording_has_the_guidance_scale_of_a_pipeline_that_does_not_tell() -> None:
+    specimen = zoo.build("pixart-sigma")
+    call = specimen.call(steps=4) | {"guidance_scale": 3.5}
+    with record(specimen.pipe, "denoiser") as recorder:
+        specimen.pipe(**call)
+    assert recorder.profile().info.guidance_scale == 3.5
+    found: list[Any] = []
+    with TrajectoryRecorder(specimen.pipe, done=found.append):
+        specimen.pipe(**call)
+    assert TrajectoryProfile.of(found, specimen.pipe, call=call).info.guidance_scale == 3.5
+
+
+def test_a_scheduler_exchanged_under_a_session_is_refused(tiny_latte: Any) -> None:
+    before = tiny_latte.scheduler
+    with fc.attach(tiny_latte, config(tiny_latte)) as session:
+        run(tiny_latte)
+        tiny_latte.scheduler = DPMSolverMultistepScheduler.from_config(before.config)
+        try:
+            with pytest.raises(fc.ConfigMismatch, match=f"for {type(before).__name__}, this pipeline has DPMSolver"):
+                run(tiny_latte)
+            session.use(fc.NoCache())  # which is for any scheduler
+            run(tiny_latte)
+        finally:
+            tiny_latte.scheduler = before
+
+
+def test_no_permission_is_offered_for_the_steps_of_a_plan(tiny_latte: Any) -> None:
+    tuned = config(tiny_latte, policy=fc.Planned(steps=5, computed=(0, 2, 4)))
+    for allow in ((), {"steps"}):
+        with fc.attach(tiny_latte, tuned, allow=allow):
+            with pytest.raises(fc.ConfigMismatch, match="for 5 steps, this run has 6: run it with 5") as found:
+                run(tiny_latte, steps=6)
+            assert "allow" not in str(found.value)
+
+
+def test_an_infinite_setting_of_a_scheduler_makes_no_other_scheduler(tiny_latte: Any, tmp_path: Path) -> None:
+    """JSON has no infinity, so the file holds none; DPMSolver++ has lambda_min_clipped = -inf."""
+    own = Identity.of("Solver", {"clipped": -math.inf, "order": 2})
+    kept = config(tiny_latte).model_copy(update={"scheduler": own})
+    read = fc.load(kept.save(tmp_path / "tuned.json"))
+    assert read == kept and read.scheduler == own and len({read.scheduler, own}) == 1
+    assert read.scheduler is not None and read.scheduler.difference(own) is None
+    assert (
+        own
+        != Identity.of("Solver", {"clipped": -1.0, "order": 2})
+        != Identity.of("Other", {"clipped": -1.0, "order": 2})
+    )

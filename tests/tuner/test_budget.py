@@ -147,6 +147,12 @@ def test_budgets_say_what_they_mean() -> None:
     assert {text: Budget.parse(text).words for text in said} == said
 
 
+def test_a_share_that_was_written_as_a_fraction_warns() -> None:
+    (said,) = Budget.parse("p0.9:psnr>=45").warnings
+    assert said == "p0.9:psnr>=45 asks this of 0.9 % of the prompts only; if you mean most of them, write p90:psnr>=45"
+    assert Budget.parse("p1:psnr>=45").warnings and not Budget.parse("p2:psnr>=45").warnings
+
+
 def test_a_lenient_quantile_warns_and_says_what_was_meant() -> None:
     assert Budget.parse("q0.1(psnr)>=45,p10:psnr>=45,q0.9(lpips)<=0.1").warnings == ()
     (warning,) = Budget.parse("q0.9(psnr)>=45").warnings

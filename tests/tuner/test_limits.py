@@ -54,6 +54,8 @@ def test_units(text: str, most: int, words: str) -> None:
         ("cache", "write for example cache<=2GiB"),
         ("cache<=GiB", "write for example cache<=2GiB"),
         ("cache<=1.2.3GiB", "cannot read a number"),
+        ("cache>=64KiB", "the limit 'cache>=64KiB' must be an upper one, written with <=: write for example"),
+        ("time<8s", "the limit 'time<8s' must be an upper one"),
         ("cache<=0GiB", "leaves no byte"),
         ("cache<=-1GiB", "leaves no byte"),
         ("cache<=1.5MiB/s", "cannot read the limit 'cache<=1.5MiB/s': write for example cache<=2GiB"),

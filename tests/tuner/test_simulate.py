@@ -86,6 +86,16 @@ def test_staleness_is_the_distance_to_the_last_computed_step() -> None:
             assert ages[s, b, i] == expected
 
 
+def test_a_value_ages_also_while_its_site_is_not_reached() -> None:
+    made = table(fc.StaticInterval(interval=4, sites="spatial"), 4)
+    codes = np.array([[[Code.COMPUTED, Code.UNREACHED, Code.REUSED, Code.REUSED]]], made.codes.dtype)
+    site, predictor = made.sites[:1], made.predictors[:1]
+    aged = staleness(fc.Table(made.run, site, codes, predictor))
+    assert aged.tolist() == [[[0, 0, 2, 3]]]
+    longer = np.concatenate([codes, codes[:, :, 1:]], axis=2)
+    assert staleness(fc.Table(made.run, site, longer, predictor)).tolist() == [[[0, 0, 2, 3, 0, 5, 6]]]
+
+
 def test_features_tell_where_and_how_much_is_reused() -> None:
     run = table(fc.FasterCache()).run
     model = CostModel(run, (10,) * run.count, {"b.0.attn1": 0.3})

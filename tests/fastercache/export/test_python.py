@@ -238,3 +238,21 @@ def test_reference_models(name: str, steps: int | None) -> None:
     assert torch.equal(latents(), ours)
     detach()
     assert not torch.equal(latents(), ours)
+
+
+def test_a_plan_that_is_attached_already_is_not_covered_by_another(latte: Any) -> None:
+    config = described_plan(latte)
+    made = module(config)
+    detach = made.attach(latte.pipe)
+    with pytest.raises(fc.AttachError, match="an exported plan attached already: call what its attach returned"):
+        fc.attach(latte.pipe, fc.NoCache())
+    with pytest.raises(RuntimeError, match="a plan is attached to this pipeline already"):
+        module(config).attach(latte.pipe)
+    detach()
+    fc.attach(latte.pipe, fc.NoCache()).detach()
+    made.attach(latte.pipe)()
+    assert "forward" not in vars(latte.pipe.transformer)
+
+
+def described_plan(specimen: Any) -> TunedConfig:
+    return TunedConfig.describe(specimen.pipe, fitted(), steps=STEPS, guidance_scale=None, guidance="batched")

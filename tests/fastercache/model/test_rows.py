@@ -190,3 +190,14 @@ def test_the_pipelines_own_texts_tell_the_order(style: str) -> None:
     session = fc.attach(unusual, POLICY, guidance=style)  # type: ignore[arg-type]
     with session, pytest.raises(fc.BranchUnknown, match="texts are in the order"):
         unusual()
+
+
+def test_a_list_of_as_many_tensors_as_rows_is_cut_only_if_each_is_a_rows_own() -> None:
+    """Z-Image's inputs have no batch axis, one for each row; tensors with an axis of one row belong to all rows."""
+    latent, time = noise(2, 4, 1, 2, 2), torch.ones(2)
+    shared, own = [noise(1, 7), noise(1, 7, seed=1)], [noise(3, 7), noise(5, 7)]
+    for part in (0, 1):
+        _, kept = branch_rows(Toy().forward, (latent, time), {"visual_rope_pos": shared}, [part], 2)
+        assert [one is other for one, other in zip(kept["visual_rope_pos"], shared, strict=True)] == [True, True]
+        _, kept = branch_rows(Toy().forward, (latent, time), {"samples": own}, [part], 2)
+        assert [torch.equal(one, own[part]) for one in kept["samples"]] == [True]

@@ -5,7 +5,8 @@ An output is a number for each branch, as a tensor (rows, 1, 1, 1): its last two
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,9 +20,17 @@ from fastercache.run.assembly import Assembly
 from fastercache.run.calls import Call, RunState, SitePlan
 from fastercache.run.store import History
 from fastercache.run.units import Duty, Unit
+from tests.fastercache.run.test_needs import KeepsInput
 
 WHOLE, GUIDANCE = Site("denoiser", Kind.DENOISER), Site("branch", Kind.BRANCH)
 ROWS = ("uncond", "cond")
+
+
+class Keeping(KeepsInput):
+    name: ClassVar[str] = "keeping_assembly"
+
+    def predict(self, past: Sequence[fc.Past], now: fc.Now) -> Tensor:
+        return past[-1].value[0]  # type: ignore[no-any-return]
 
 
 def numbers(*values: float) -> Tensor:
@@ -268,3 +277,20 @@ def test_a_tuple_whose_second_item_is_a_list_is_none_of_them() -> None:
     predicted = played.assembly.decide(later)
     first, (second,) = played.assembly.finish(later, played.run.branches, predicted, (), None, {})
     assert (told_by(first), told_by(second)) == ([1.0, 2.0], [3.0, 4.0])
+
+
+def test_a_difference_is_kept_with_its_own_branchs_input() -> None:
+    """Rows (uncond 20, cond 10) of the input: what the predictor sees of uncond's difference is 20."""
+    run = Run.of(2, branches=("cond", "uncond"), sites=[GUIDANCE])
+    policy = fc.Schedule(rows=(fc.Row(sites="branch", branch="uncond", steps="CR"),))
+    table = fc.compile_policy(policy, run)
+    history = History(Keeping())
+    unit = Unit(GUIDANCE, "", Duty(history, SitePlan.all_of(table)[0]), RunState(run))
+    assembly = Assembly(None)
+    assembly.begin([unit])
+    call = Call(run.steps[0], ROWS, 2, numbers(20, 10))
+    assembly.enter(0)
+    predicted = assembly.decide(call)
+    assembly.finish(call, run.branches, predicted, ROWS, (numbers(3, 4),), {})
+    ((value, seen),) = history.entries[0].values
+    assert history.entries[0].branches == ("uncond",) and told_by(value) == [-1] and told_by(seen) == [20]

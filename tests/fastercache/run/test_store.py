@@ -202,6 +202,26 @@ def test_what_is_seen_belongs_to_the_first_stream_alone_where_it_is_said(by_firs
     assert history.nbytes == 2 * one_row * 3, "two streams and, once for both, what was seen"
 
 
+class KeepsView(Keeping):
+    """Keeps a view of what was seen."""
+
+    name: ClassVar[str] = "keeping_view"
+
+    def keep(self, value: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return value, None if seen is None else seen.view(-1, 1)
+
+
+@pytest.mark.parametrize("predictor", [Keeping(), KeepsView()], ids=["itself", "a view"])
+def test_what_was_seen_may_change_afterwards(predictor: fc.Predictor) -> None:
+    history = History(predictor)
+    seen, value = column(1.0, 2.0), column(5.0, 6.0)
+    history.add(STEPS[0], ("cond", "uncond"), [value], own=True, seen=seen)
+    seen.mul_(7.0)
+    (found,) = history.predict(STEPS[1], ("cond", "uncond"), column(0.0, 0.0))
+    assert found is not None and found.flatten().tolist() == [1, 2]
+    assert history.entries[-1].values[0][0] is value, "a value of the cache's own is not copied"
+
+
 def test_values_are_kept_in_the_caches_dtype_and_on_its_device_and_come_back_as_they_were() -> None:
     history = History(fc.Linear(), torch.float16)
     for i in range(2):

@@ -338,6 +338,8 @@ def test_seacache_accumulates_the_filtered_change() -> None:
         expected += "R" if reuse else "C"
     assert drive(SeaCache(threshold=0.5), x) == expected
     assert 3 < expected.count("R") < COUNT - 3
+    swapped = [value.transpose(1, 2) for value in x]  # channels behind the frames
+    assert drive(SeaCache(threshold=0.5, channels=2), swapped) == expected != drive(SeaCache(threshold=0.5), swapped)
 
 
 def test_adaptive_guidance_follows_the_drift() -> None:

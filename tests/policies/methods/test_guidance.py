@@ -256,3 +256,12 @@ def test_the_radius_of_the_low_band_is_that_of_a_frame_of_a_video() -> None:
     assert AdaptiveGuidance(band="high")._change(new, old) == pytest.approx(1.0, rel=1e-5)
     low = float((5 * across).abs().mean() / (4 + across).abs().mean())
     assert AdaptiveGuidance(band="low")._change(new, old) == pytest.approx(low, rel=1e-5)
+
+
+@pytest.mark.parametrize(("divisor", "low"), [(1, True), (2, True), (5, False)])
+def test_the_radius_of_the_low_band_follows_the_divisor(divisor: int, low: bool) -> None:
+    """Four waves across 10 columns are low at a radius of 10 // 2, and high at 10 // 5."""
+    across = torch.cos(2.0 * torch.pi * 4 * torch.arange(10) / 10).expand(1, 1, 10, 10)
+    old, new = 4 + across, 4 + 3 * across
+    changed = AdaptiveGuidance(band="low", divisor=divisor)._change(new, old)
+    assert changed == pytest.approx(float((2 * across).abs().mean() / old.mean()) if low else 0.0, rel=1e-4, abs=1e-6)

@@ -194,6 +194,8 @@ def test_magcache_accumulates_expected_drift() -> None:
     apart = MagCache(ratios={"cond": (1.0,) * 20, "uncond": (2.0,) * 20})
     codes = compile_policy(apart, Run.of(20, sites=sites())).codes[0]
     assert (codes[0] == 1).any() and not (codes[1] == 1).any()
+    both = MagCache(ratios={"*": (1.0,) * 20, "uncond": (2.0,) * 20})  # a branch's own ratios come first
+    assert (compile_policy(both, Run.of(20, sites=sites())).codes[0] == codes).all()
 
 
 def test_smoothcache_computes_at_an_error_of_exactly_alpha() -> None:

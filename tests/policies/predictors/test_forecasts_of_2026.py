@@ -111,6 +111,16 @@ def swings(step: float, width: int = 40) -> Array:
     return np.stack(out)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 39, 40, 41])
+def test_exponential_of_values_larger_than_a_chunk_is_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [2, 5, 8, 11, 14]
+    arrays = [swings(s) for s in steps]
+    whole = predict(Exponential(), steps, arrays, 16)
+    monkeypatch.setattr("fastercache.policies.predictors.exponential.CHUNK", chunk)
+    np.testing.assert_allclose(predict(Exponential(), steps, arrays, 16), whole, atol=1e-6)
+    np.testing.assert_allclose(whole, swings(16), atol=1e-5)
+
+
 def test_exponential_takes_a_value_of_one_axis_as_one_row() -> None:
     """The rows of a batch have exponentials of their own; the entries of one row share theirs."""
     arrays = [RNG.normal(size=(1, 5)) for _ in range(6)]

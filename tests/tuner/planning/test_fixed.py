@@ -118,10 +118,10 @@ def contest(
     errors: dict[str, list[float]],
     *,
     prompts: int = 3,
-    left: float = 1e-2,
+    left: float | list[float] = 1e-2,
     **words: Any,
 ) -> tuple[FittedRuns, Reruns]:
-    """A fit of two computed steps that left the same error of each prompt, beside rivals of these damages."""
+    """A fit of two computed steps that left these errors, or one of each prompt, beside rivals of these damages."""
     reruns = Reruns(errors)
     predictors: Any = {name: SimpleNamespace(depth=1 + place, name=name) for place, name in enumerate(damages)}
     monkeypatch.setattr(module, "FIXED", predictors)
@@ -133,7 +133,8 @@ def contest(
         response=SimpleNamespace(times=None), relations=SimpleNamespace(starts=(0,), calls=2), input=None
     )
     pipe, trajectory, runs = SimpleNamespace(scheduler=None), None, list(range(prompts))
-    fitted = FittedRuns((0, 3), list(GOOD), [1, 6], [np.full(prompts, 9.0), np.full(prompts, left)], True, 100, ["fit"])
+    errors_left = np.full(prompts, left)
+    fitted = FittedRuns((0, 3), list(GOOD), [1, 6], [np.full(prompts, 9.0), errors_left], True, 100, ["fit"])
     found = better_of(pipe, runs, sampler, trajectory, fitted, **words)  # type: ignore[arg-type]
     return found, reruns
 
@@ -167,6 +168,18 @@ def test_one_that_is_a_decibel_behind_on_two_prompts_is_not_run_on_all(
     found, reruns = contest(monkeypatch, {"a": 1e-2, "b": 2e-2}, {"a": [glance] * 3, "b": [1e-3] * 3})
     assert [(name, count) for name, count, _ in reruns.ran] == [("a", count) for count in runs] + [("b", 2), ("b", 3)]
     assert found.stretches == ["b"] and found.calls == 100 + 7 * (sum(runs) + 5)
+
+
+@pytest.mark.parametrize(
+    ("left", "behind", "runs"),
+    [([1e-2, 1e-2, 1e-1], 1.01, [2]), ([1e-2, 1e-2, 1e-5], 0.99, [2, 3]), ([5e-3, 15e-3, 1e-5], 0.99, [2, 3])],
+)
+def test_a_glance_is_held_to_the_fit_on_the_same_two_prompts(
+    monkeypatch: pytest.MonkeyPatch, left: list[float], behind: float, runs: list[int]
+) -> None:
+    glance = 1e-2 * 10.0 ** (behind / 10.0)
+    _, reruns = contest(monkeypatch, {"a": 1e-3}, {"a": [glance] * 3}, left=left)
+    assert [count for _, count, _ in reruns.ran] == runs
 
 
 def test_two_prompts_are_not_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,9 +61,9 @@ def varied(stretch: Stretch, feature: int, step: float) -> Stretch:
     return Stretch(after=stretch.after, start=stretch.start, outputs=tuple(weights[:-1]), input=weights[-1])
 
 
-def by_hand(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
-    """The candidates, one for each lambda."""
-    run, error = cached(FITTED, stretches), behind(FITTED, stretches)
+def by_hand(stretches: Sequence[Stretch], off: Floats | float = 0.0) -> list[list[Stretch]]:
+    """The candidates, one for each lambda. `off`: what the reference's last latent is moved by."""
+    run, error = cached(FITTED, stretches), behind(FITTED, stretches) + off
     amount = np.sqrt(np.mean(error**2))
     length = np.linalg.norm(error, axis=1, keepdims=True)
     columns, steps, places = [], [], []
@@ -76,7 +76,7 @@ def by_hand(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
             steps.append(amount / (abs(held) * np.sqrt(np.mean(part**2))))
             places.append((q, f))
             moved = [*stretches[:q], varied(stretch, f, steps[-1]), *stretches[q + 1 :]]
-            columns.append(((error - behind(FITTED, moved)) / length).ravel())
+            columns.append(((error - behind(FITTED, moved) - off) / length).ravel())
     jacobian = np.stack(columns, axis=1)
     normal, right = jacobian.T @ jacobian, jacobian.T @ (error / length).ravel()
     found = []
@@ -113,6 +113,26 @@ def test_the_candidate_that_gains_most_on_other_prompts_is_taken(work: Work) -> 
     later = [sum(step > stretch.after for step in PLAN) for stretch in stretches]
     varying = sum(count * calls for count, calls in zip(weights, later, strict=True)) * len(FITTED)
     assert found.calls == len(PLAN) * len(FITTED) + varying + (1 + len(LAMBDAS)) * len(PLAN) * len(OTHERS)
+
+
+def test_each_prompt_counts_alike_however_far_off_it_is(work: Work) -> None:
+    """The reference of the first prompt has another last output, so its error is many times that of the others."""
+    pipe, sampler, runs = work
+    stretches = fit(pipe, runs[:3], sampler, PLAN, history=3).stretches
+    last = runs[0].reference.outputs[-1]
+    other = RunValues(runs[0].reference.latents, [*runs[0].reference.outputs[:-1], last * 9.0])
+    far = [SearchRun(runs[0].generate, other), *runs[1:3]]
+    loops = Loops.run(FITTED)
+    off = np.zeros((3, 1)) * loops.outputs[-1]
+    off[0] = (loops.sigmas[-1] - loops.sigmas[-2]) * 8.0 * loops.outputs[-1][0]
+    lengths = np.linalg.norm(behind(FITTED, stretches) + off, axis=1)
+    assert lengths[0] > 3 * lengths[1:].max()
+    found = refine(pipe, far, runs[3:], sampler, PLAN, stretches)
+    candidates = by_hand(stretches, off)
+    levels = [decibels(behind(OTHERS, candidate)) for candidate in candidates]
+    before = decibels(behind(OTHERS, stretches))
+    assert found.gain == pytest.approx(max(0.0, max(levels) - before), abs=5e-2)
+    assert max(levels) > before
 
 
 def test_weights_that_no_candidate_betters_stay(work: Work) -> None:
