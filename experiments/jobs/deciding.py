@@ -139,8 +139,11 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of(f"tuner/planning/test_within {_SET}", "tuner/planning/within"),
     ),
     "tuner": (
-        *_of("tuner/test_budget tuner/test_early", "tuner/budget"),
-        *_of("tuner/test_defaults tuner/test_study tuner/test_sequential tuner/test_planned_in_tune", "tuner/study"),
+        *_of("tuner/test_budget tuner/test_early tuner/test_round_trips", "tuner/budget"),
+        *_of(
+            "tuner/test_defaults tuner/test_study tuner/test_sequential tuner/test_planned_in_tune tuner/test_by_clock",
+            "tuner/study",
+        ),
         *_of("tuner/test_study tuner/test_by_clock tuner/test_many_workers", "tuner/attempts"),
         *_of("tuner/test_defaults tuner/test_evaluate tuner/test_early", "tuner/evaluate"),
         *_of("tuner/test_defaults tuner/test_proposals tuner/test_propose", "tuner/propose"),
@@ -149,9 +152,15 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("tuner/test_defaults tuner/test_by_clock", "tuner/clock"),
         *_of("tuner/test_defaults tuner/test_record tuner/test_study", "tuner/record"),
     ),
-    "certificate": _of("tuner/test_defaults tuner/test_certify tuner/test_sequential", "tuner/certify"),
+    "certificate": (
+        *_of("tuner/test_defaults tuner/test_certify tuner/test_sequential", "tuner/certify"),
+        *_of("experiments/test_certify experiments/test_dial", "experiments/jobs/certifying"),
+        *_of("fastercache/test_picking fastercache/test_dial experiments/test_certify", "fastercache/picking"),
+        *_of("fastercache/test_dial fastercache/test_picking experiments/test_dial", "fastercache/dial"),
+        *_of("fastercache/test_tuned fastercache/test_conditions", "fastercache/tuned", "fastercache/applied"),
+    ),
     "verdict": _of(
-        "experiments/test_verdict experiments/test_contest experiments/test_bench",
+        "experiments/test_verdict experiments/test_contest experiments/test_bench experiments/jobs/test_swept",
         "experiments/bench/verdict",
         "experiments/bench/contest",
     ),

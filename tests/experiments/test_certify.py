@@ -302,3 +302,13 @@ def test_prompts_may_be_mappings_in_python(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(fc.ConfigMismatch, match="guidance scale 3, this run has 5"):
         other = Subject("dit", pipe, subject.call | {"guidance_scale": 5.0}, reference=False)
         certifying.certify(other, request, prompts[4:6], Path("other"), show=False)
+
+
+def test_a_file_that_does_not_know_yet_is_told_by_the_runs_of_the_same_certification(tmp_path: Path) -> None:
+    """A copy of the file from before the certification, or one of an older version."""
+    path = tuned(tmp_path / "tuned.json", (0, 1))
+    before = path.read_text()
+    assert certify(tmp_path, path).exit_code == 0
+    known = prompts_tried(path)
+    path.write_text(before)
+    assert certify(tmp_path, path).exit_code == 0 and prompts_tried(path) == known and len(known) == 4

@@ -197,7 +197,7 @@ def test_a_list_of_as_many_tensors_as_rows_is_cut_only_if_each_is_a_rows_own() -
     latent, time = noise(2, 4, 1, 2, 2), torch.ones(2)
     shared, own = [noise(1, 7), noise(1, 7, seed=1)], [noise(3, 7), noise(5, 7)]
     for part in (0, 1):
-        _, kept = branch_rows(Toy().forward, (latent, time), {"visual_rope_pos": shared}, [part], 2)
-        assert [one is other for one, other in zip(kept["visual_rope_pos"], shared, strict=True)] == [True, True]
+        _, kept = branch_rows(Toy().forward, (latent, time), {"other": shared}, [part], 2)
+        assert [one is other for one, other in zip(kept["other"], shared, strict=True)] == [True, True]
         _, kept = branch_rows(Toy().forward, (latent, time), {"samples": own}, [part], 2)
         assert [torch.equal(one, own[part]) for one in kept["samples"]] == [True]

@@ -280,7 +280,7 @@ def test_a_tuple_whose_second_item_is_a_list_is_none_of_them() -> None:
 
 
 def test_a_difference_is_kept_with_its_own_branchs_input() -> None:
-    """Rows (uncond 20, cond 10) of the input: what the predictor sees of uncond's difference is 20."""
+    """Rows (cond 10, uncond 20) of the input: what the predictor sees of uncond's difference is 20."""
     run = Run.of(2, branches=("cond", "uncond"), sites=[GUIDANCE])
     policy = fc.Schedule(rows=(fc.Row(sites="branch", branch="uncond", steps="CR"),))
     table = fc.compile_policy(policy, run)
@@ -288,9 +288,9 @@ def test_a_difference_is_kept_with_its_own_branchs_input() -> None:
     unit = Unit(GUIDANCE, "", Duty(history, SitePlan.all_of(table)[0]), RunState(run))
     assembly = Assembly(None)
     assembly.begin([unit])
-    call = Call(run.steps[0], ROWS, 2, numbers(20, 10))
+    call = Call(run.steps[0], run.branches, 2, numbers(10, 20))
     assembly.enter(0)
     predicted = assembly.decide(call)
-    assembly.finish(call, run.branches, predicted, ROWS, (numbers(3, 4),), {})
+    assembly.finish(call, run.branches, predicted, run.branches, (numbers(4, 3),), {})
     ((value, seen),) = history.entries[0].values
     assert history.entries[0].branches == ("uncond",) and told_by(value) == [-1] and told_by(seen) == [20]
