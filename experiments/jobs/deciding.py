@@ -30,7 +30,7 @@ def _of(tests: str, *modules: str) -> tuple[Deciding, ...]:
 
 _METHODS = (
     "policies/methods/test_methods policies/methods/test_dynamic policies/methods/test_presets "
-    "policies/methods/test_published policies/test_off"
+    "policies/methods/test_published policies/test_off policies/test_fields"
 )
 _RUN = (
     "fastercache/run/test_units fastercache/run/test_assembly fastercache/run/test_store fastercache/run/test_transfer "
@@ -90,7 +90,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         ),
         *_of(
             "policies/methods/test_guidance policies/methods/test_methods policies/methods/test_presets "
-            "policies/methods/test_published policies/test_off",
+            "policies/methods/test_published policies/test_off policies/test_fields",
             "policies/methods/cfg_cache",
             "policies/methods/guidance",
         ),
