@@ -33,6 +33,7 @@ class FakeSession:
 
     def __init__(self, values: Callable[[Site, str, int], Tensor]) -> None:
         self.sites, self.pipe, self.policy, self.values = SITES, None, NoCache(), values
+        self.call_arguments = None
         self.watched: list[tuple[tuple[Site, ...], Callable[[Observation], None]]] = []
         self.closed: list[FakeWatch] = []
 

@@ -82,6 +82,14 @@ def test_of_several_the_fastest_that_passes_and_a_failure_ends_the_list(
     assert fc.load(files[0]).certificate is None
 
 
+def test_of_several_that_pass_the_fastest_gets_the_certificate(tmp_path: Path) -> None:
+    files = [tuned(tmp_path / f"{n}.json", tuple(range(n))) for n in (2, 1, 3)]
+    found = json.loads(certify(tmp_path, *files).stdout)
+    assert found["file"] == found["certified"] == str(files[1])
+    certified = [fc.load(path).certificate is not None for path in files]  # type: ignore[union-attr]
+    assert certified == [False, True, False] and set(found["misses"].values()) == {0}
+
+
 def test_it_resumes_without_running_anything_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tuned(tmp_path / "tuned.json", (0, 1))
     runs: list[Any] = []

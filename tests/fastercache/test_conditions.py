@@ -54,6 +54,8 @@ def test_another_dtype(latte: Specimen) -> None:
     made = config(latte)
     (line,) = made.differences(latte.pipe.transformer.to(torch.bfloat16), LATENT)
     assert "made for float32, this run has bfloat16" in line
+    (line,) = made.differences(latte.pipe.transformer.to(torch.float16), LATENT)
+    assert "made for float32, this run has float16" in line
 
 
 def test_an_adapter_that_comes_and_goes() -> None:

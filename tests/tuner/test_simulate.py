@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,21 @@ def test_features_tell_where_and_how_much_is_reused() -> None:
     late = model.forecast(fc.FasterCache(interval=1, cfg_interval=4, cfg_start=0.8)).features
     branch, module = late[:BINS], late[BINS:-1]
     assert branch[-1] > 0 and not branch[0] and not module.any()
+
+
+def test_features_are_the_mean_over_the_sites_of_a_role() -> None:
+    """Two attentions, the value of one of them older: the age counts that they have on average."""
+    sites = [fc.Site(f"b.{d}.attn1", fc.Kind.MODULE, fc.Role.SPATIAL, d, (d, d + 1)) for d in range(2)]
+    run = fc.Run.of(8, sites=sites)
+    model = CostModel(run, (10,) * run.count, {site.name: 0.3 for site in sites})
+    old, young = "CRRRRRRR", "CRCRCRCR"
+    ages = np.array([[0, 1, 2, 3, 4, 5, 6, 7], [0, 1] * 4])
+    edges = np.linspace(0, 8, BINS + 1).round().astype(int)
+    for steps in ((old, young), (young, old)):
+        rows = tuple(fc.Row(sites=f"b.{d}.attn1", steps=letters) for d, letters in enumerate(steps))
+        features = model.forecast(fc.Schedule(rows=rows)).features
+        log = np.log2(1.0 + ages.mean(axis=0))
+        assert np.allclose(features[:BINS], [log[a:b].mean() for a, b in pairwise(edges)], atol=1e-9)
 
 
 def test_behaviour_is_what_is_done_and_what_stands_in() -> None:

@@ -57,6 +57,11 @@ def test_sites_add_up_and_one_that_is_never_reused_holds_nothing() -> None:
 def test_differences_are_kept_branch_by_branch_whatever_the_call() -> None:
     made = table((GUIDANCE, "uncond", "CRCR"))
     assert plan_static(made, shapes(), BATCHED, None).per_step == [ONE, 0, ONE, 0]
+    three = ("uncond", "cond", "perturbed")
+    rows = [fc.Row(sites="branch", branch=b, steps=steps) for b, steps in (("uncond", "CRCC"), ("perturbed", "CRRR"))]
+    run = Run.of(4, branches=("cond", "uncond", "perturbed"), sites=[GUIDANCE])
+    made = fc.compile_policy(fc.Schedule(rows=tuple(rows)), run)
+    assert plan_static(made, shapes(), [three], None).per_step == [2 * ONE, ONE, ONE, 0]
 
 
 def test_what_a_predictor_sees_is_counted_once_for_a_module_and_once_for_the_whole_output() -> None:

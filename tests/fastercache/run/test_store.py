@@ -222,6 +222,17 @@ def test_what_was_seen_may_change_afterwards(predictor: fc.Predictor) -> None:
     assert history.entries[-1].values[0][0] is value, "a value of the cache's own is not copied"
 
 
+def test_a_slice_is_kept_without_what_it_was_cut_from() -> None:
+    """The text's part of a joint attention: 2 of 10 tokens, and the cache holds no more."""
+    joint = torch.arange(20.0).reshape(1, 10, 2)
+    history = History(fc.Hold())
+    history.add(STEPS[0], ("cond",), [joint[:, :2]], own=True)
+    assert history.nbytes == 4 * 4
+    joint.zero_()
+    (found,) = history.predict(STEPS[1], ("cond",))
+    assert found is not None and found.flatten().tolist() == [0, 1, 2, 3]
+
+
 def test_values_are_kept_in_the_caches_dtype_and_on_its_device_and_come_back_as_they_were() -> None:
     history = History(fc.Linear(), torch.float16)
     for i in range(2):

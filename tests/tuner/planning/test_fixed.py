@@ -153,6 +153,13 @@ def test_rivals_within_eight_decibels_are_run_in_the_order_of_their_damage(monke
     assert found.calls == 100 + 3 * 5 * 7
 
 
+def test_the_limit_of_a_rivals_damage_is_the_mean_over_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [1e-3, 2e-3, 27e-3]  # 1e-2 on average
+    limit = 1e-2 * 10.0**0.8
+    _, reruns = contest(monkeypatch, {"a": limit * 1.001, "b": limit * 0.999}, alike("ab"), left=left)
+    assert {name for name, *_ in reruns.ran} == {"b"}
+
+
 def test_the_best_of_all_prompts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = {"a": [9e-3, 9e-3, 9e-3], "b": [8e-3, 9e-3, 7e-3], "c": [8e-3, 8e-3, 9e-3]}
     found, _ = contest(monkeypatch, dict.fromkeys(errors, 1e-2) | {"b": 2e-2}, errors)

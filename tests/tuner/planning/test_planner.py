@@ -20,7 +20,7 @@ from fastercache.tuner import Budget
 from fastercache.tuner.planning import planner as module
 from fastercache.tuner.planning.material import Material, material
 from fastercache.tuner.planning.planner import Effort, Known, Planner
-from fastercache.tuner.planning.scale import APART, STEEPNESS
+from fastercache.tuner.planning.scale import APART, STEEPNESS, Scale
 from fastercache.tuner.planning.search import Judged
 from fastercache.tuner.planning.within import margin_of
 from fastercache.tuner.setting import References, Setting
@@ -195,6 +195,23 @@ def test_no_more_than_a_hundred_decibels_are_foreseen(setting: Setting, recorded
     planner.known[2] = Known(planner.predicted[2].computed, quality={"psnr": [98.0, 100.0, 99.0]})
     assert planner.point(2).predicted_psnr == 99.0 and planner.point(6).predicted_psnr == 100.0
     assert planner.front().prediction_error is None, "one plan says nothing of the others"
+
+
+def test_the_prediction_error_is_a_root_mean_square_of_each_plan_from_the_others(
+    setting: Setting, recorded: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three plans on made-up scales: foreseen 10, 20 and 30 dB, measured at 12, 25 and 31."""
+    planner = Planner(setting, recorded, effort=0)
+    plans = {2: (0, 1), 3: (0, 1, 2), 4: (0, 1, 2, 3)}
+    measured, levels = {2: 12.0, 3: 25.0, 4: 31.0}, {2: 10.0, 3: 20.0, 4: 30.0}
+    monkeypatch.setattr(planner, "foreseen", lambda plan: levels[len(plan)])
+    known = {c: Known(plans[c], quality={"psnr": [measured[c] - 1.0, measured[c] + 1.0]}) for c in plans}
+    misses = []
+    for c in plans:
+        others = [(levels[o], measured[o]) for o in plans if o != c]
+        misses.append(Scale(others)(levels[c]) - measured[c])
+    assert len({round(abs(miss), 3) for miss in misses}) == 3
+    assert planner._prediction_error(known) == pytest.approx(math.sqrt(sum(m * m for m in misses) / 3))
 
 
 def test_a_look_takes_two_prompts_and_is_not_the_best_plan(setting: Setting, recorded: Material) -> None:
