@@ -17,8 +17,10 @@ from fastercache.analysis.response import Response
 from fastercache.analysis.sampling import Recording, Relations, RunValues, TrajectoryRecorder
 from fastercache.analysis.trajectory_profile import TrajectoryProfile
 from fastercache.experiments.jobs.planning_families import recorded
+from fastercache.model.layout import strip
 from fastercache.policies.errors import FasterCacheError
 from fastercache.policies.methods.planned import Planned
+from fastercache.policies.predictors.fitted import Stretch
 from fastercache.tuner.planning.fitting import FittedRuns, Memory, Sampler, SearchRun, _Work, beginning, fit
 from tests.tuner.planning.bare import STEPS, Answer, Loops, Pipe
 
@@ -315,3 +317,30 @@ def test_a_latent_that_the_denoiser_is_not_given_has_no_weight_and_nan_is_told()
     with pytest.raises(FasterCacheError, match="the weights at step 1 are not finite"):
         work._stretch = None
         work.stretch(1, (0,))
+
+
+def stood_in(stretch: Stretch, *, denoisers: tuple[int, int] = (0, 0)) -> Any:
+    """Two steps, newest first, with two outputs of one shape: 1 and 10, before them 2 and 20; the newest input is 5."""
+
+    def step(denoiser: int, *outputs: float) -> Any:
+        call = SimpleNamespace(
+            outputs=[torch.full((1, 2), value) for value in outputs],
+            template=strip(tuple(torch.zeros(1, 2) for _ in outputs)),
+            input=torch.full((1, 2), 5.0),
+            denoiser=denoiser,
+        )
+        return [SimpleNamespace(calls=[call])]
+
+    work: Any = SimpleNamespace(steps=[step(denoisers[0], 1.0, 10.0), step(denoisers[1], 2.0, 20.0)], variance=True)
+    return _Work.answer(work, stretch)(0, 0, denoisers[0], torch.zeros(1, 2))
+
+
+def test_only_the_first_of_several_outputs_is_moved_by_the_latent() -> None:
+    """Video and sound: the latent is the video's, also where the sound has its shape."""
+    video, sound = stood_in(Stretch(after=1, start=2, outputs=(0.5, 0.25), input=2.0))
+    assert video.tolist() == [[0.5 * 1 + 0.25 * 2 + 2 * 5] * 2] and sound.tolist() == [[0.5 * 10 + 0.25 * 20] * 2]
+
+
+def test_an_output_of_another_denoiser_is_not_combined() -> None:
+    with pytest.raises(FasterCacheError, match="changed within the run"):
+        stood_in(Stretch(after=1, start=2, outputs=(0.5, 0.25), input=0.0), denoisers=(0, 1))

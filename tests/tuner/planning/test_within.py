@@ -250,3 +250,15 @@ def test_margins() -> None:
     assert within._asked(11) == pytest.approx(stats.t.ppf(0.9, 7) * math.sqrt((10.0 + 36.0) / 7 / 4))
     assert within._asked(12) == pytest.approx(asked)
     assert Within(planner, Budget.parse("psnr>=30"), 0.0)._asked(11) == 0.0
+
+
+def test_what_is_added_to_a_level_is_the_mean_of_both_looks() -> None:
+    """At 5 steps a video is 4 dB over the budget and the last latents at 25 dB, at 2 steps 3 dB below and at 12 dB."""
+
+    class Uneven(Planner):
+        def look(self, count: int) -> Known:
+            level, over = {5: (25.0, 4.0), 2: (12.0, -3.0)}[count]
+            return Known(tuple(range(count)), level, {"psnr": [30.0 + over - 1.0, 30.0 + over + 1.0]})
+
+    made_up: Any = Uneven()
+    assert Within(made_up, Budget.parse("psnr>=30"), 1.0)._look() == pytest.approx((4.0 - 25.0 - 3.0 - 12.0) / 2)
