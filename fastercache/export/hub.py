@@ -68,7 +68,7 @@ def _card(config: TunedConfig, files: list[str], cited: list[Citation]) -> str:
             "```",
             "",
         ]
-    lines += ["## Cite", "", *(f"- {one.authors} {one.year}: [{one.title}]({one.url})" for one in cited), ""]
+    lines += ["## Cite", "", *map(_cited, cited), ""]
     return "\n".join(lines)
 
 
@@ -87,7 +87,22 @@ def _table(config: TunedConfig) -> list[str]:
     return lines
 
 
+def _cited(one: Citation) -> str:
+    title = f"[{one.title}]({one.url})" if _published(one) else one.title
+    return f"- {one.authors} {one.year}: {title}"
+
+
+def _published(one: Citation) -> bool:
+    """Whether its address leads anywhere outside this repository."""
+    return one.url.startswith("http")
+
+
 def _bibtex(one: Citation) -> str:
     key = "".join(c for c in one.authors.split()[0].lower() if c.isalpha()) + str(one.year)
-    fields = {"title": one.title, "author": one.authors, "year": one.year, "url": one.url}
+    fields = {
+        "title": one.title,
+        "author": one.authors,
+        "year": one.year,
+        **({"url": one.url} if _published(one) else {}),
+    }
     return f"@misc{{{key},\n" + ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items()) + "\n}\n"

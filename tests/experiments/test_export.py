@@ -39,6 +39,8 @@ def test_a_folder_for_the_hub(tuned: Path, tmp_path: Path) -> None:
     assert run("export", str(tuned), "--to", "hub", "--out", str(folder)).exit_code == 0
     assert {path.name for path in folder.iterdir()} == {"tuned.json", "cached.py", "README.md", "CITATION.bib"}
     assert fc.load(folder / "tuned.json") == fc.load(tuned)
+    for name in ("README.md", "CITATION.bib"):
+        assert "docs/" not in (folder / name).read_text(), "the folder has no docs"
 
 
 @pytest.mark.parametrize(
