@@ -38,7 +38,7 @@ from fastercache.run.trace import Trace
 from fastercache.run.transfer import Transfers
 from fastercache.run.units import Duty
 from fastercache.run.writer import TraceWriter
-from fastercache.tuned import TunedConfig
+from fastercache.tuned import UNCOVERED, TunedConfig
 
 
 class _DryRun(Exception):
@@ -279,10 +279,11 @@ class Session(Shown):
         return self.traces[-1]
 
     def summary(self) -> str:
-        """The last run in one line, with the certificate of a tuned config that has one."""
-        t = self.last
-        certificate = None if self.tuned is None else self.tuned.certificate
-        promised = "" if certificate is None else f"; {certificate.words}"
+        """The last run in one line, with the certificate of a tuned config that has one and was made for such a run."""
+        t, promised = self.last, ""
+        if self.tuned is not None and self.tuned.certificate is not None:
+            covered = not self.tuned.differences(self._target, t.latent)
+            promised = f"; {self.tuned.certificate.words if covered else UNCOVERED}"
         return (
             f"{self.policy.name}: {t.steps_in_words}, {t.share():.0%} of {len(t.sites)} sites' decisions reused, "
             f"computed FLOPs {t.total_flops / 1e9:.2f} G of {sum(t.flops_full) / 1e9:.2f} G "

@@ -90,6 +90,9 @@ class OtherConditions(UserWarning):
 ADVICE = ": its figures may not hold, so compare some outputs with uncached ones"
 
 
+UNCOVERED = "its certificate is about other conditions than this run's"
+
+
 class Conditions(_Frozen):
     """What a policy's quality may depend on besides what it is checked against; a difference is a warning.
 

@@ -248,19 +248,22 @@ def _as_made(subject: Subject, request: Request, prompt: str) -> None:
     Raises:
         ConfigMismatch: for the first difference, also where applying the config would only warn of it.
     """
-    setting = Setting(subject.pipe, subject.call, request.seed)
-    call = setting.arguments(setting.cases([prompt])[0])
     for name, config in request.configs.items():
-        with fc.attach(subject.pipe, config) as session, warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always", OtherConditions)
-            session.plan(**call)
-        for one in found:
-            if issubclass(one.category, OtherConditions):
-                made = str(one.message).removesuffix(ADVICE).removeprefix("this tuned config ")
-                raise ConfigMismatch(
-                    f"{name} {made}: a certificate made so would not hold where it is applied; certify with the "
-                    "call it was made for, or plan again for this one"
-                )
+        for found in differences(subject, config, prompt, request.seed):
+            made = found.removesuffix(ADVICE).removeprefix("this tuned config ")
+            raise ConfigMismatch(
+                f"{name} {made}: a certificate made so would not hold where it is applied; certify with the "
+                "call it was made for, or plan again for this one"
+            )
+
+
+def differences(subject: Subject, config: TunedConfig, prompt: str, seed: int) -> list[str]:
+    """What a call has other than what a config was made for, where applying it only warns; no step is computed."""
+    setting = Setting(subject.pipe, subject.call, seed)
+    with fc.attach(subject.pipe, config) as session, warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", OtherConditions)
+        session.plan(**setting.arguments(setting.cases([prompt])[0]))
+    return [str(one.message) for one in found if issubclass(one.category, OtherConditions)]
 
 
 def _within(subject: Subject, request: Request, prompt: str) -> None:

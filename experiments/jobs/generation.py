@@ -16,10 +16,12 @@ from fastercache.experiments.bench.contest import UNCACHED, Contest, judged
 from fastercache.experiments.bench.entries import described, once
 from fastercache.experiments.bench.rows import Row, table
 from fastercache.experiments.console import progress, results, say
+from fastercache.experiments.jobs.certifying import differences
 from fastercache.experiments.pictures import render
 from fastercache.experiments.pipelines import Subject
 from fastercache.picking import Pick
 from fastercache.policies.wording import counted
+from fastercache.tuned import UNCOVERED
 from fastercache.tuner.evaluate import Evaluator
 
 
@@ -70,7 +72,8 @@ def generate(
         for path in files:
             say(str(path), results)
         if isinstance(policy, fc.TunedConfig) and policy.certificate is not None and not allow:
-            say(f"certificate: {policy.certificate.words}", results)
+            covered = not differences(subject, policy, prompts[0], seed)
+            say(f"certificate: {policy.certificate.words}" if covered else f"note: {UNCOVERED}", results)
     return {"pipeline": subject.name, **row.payload(), "seed": seed, "files": [str(path) for path in files]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastercache.experiments import cli
 from fastercache.experiments.jobs import certifying, planning
 from fastercache.experiments.pipelines import Subject, open_pipeline, shipped_captions
 from fastercache.prompts import prompt_hash
-from fastercache.tuned import Measured, Results, TunedConfig
+from fastercache.tuned import Measured, OtherConditions, Results, TunedConfig
 from fastercache.tuner.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("loaded_once")
@@ -320,3 +321,28 @@ def test_a_file_that_does_not_know_yet_is_told_by_the_runs_of_the_same_certifica
     known = prompts_tried(path)
     path.write_text(before)
     assert certify(tmp_path, path).exit_code == 0 and prompts_tried(path) == known and len(known) == 4
+
+
+def test_a_certificate_is_not_said_of_a_run_that_it_does_not_cover(tmp_path: Path) -> None:
+    """Another size than it was certified for is a warning, and then nothing is promised."""
+    path = tuned(tmp_path / "tuned.json", (0, 1))
+    made = json.loads(path.read_text())
+    made["conditions"] = {"latent": [4, 8, 8, 8], "dtype": "float32", "adapters": []}
+    path.write_text(json.dumps(made))
+    assert certify(tmp_path, path).exit_code == 0
+    words = ["generate", "latte-digits", "a red one moving up", "--config", path, "--out", tmp_path]
+    pipe = open_pipeline("latte-digits", num_inference_steps=STEPS)
+    with fc.attach(pipe.pipe, path) as session:
+        for more, covered in (({}, True), ({"height": 64}, False), ({}, True)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", OtherConditions)
+                pipe.pipe("a red seven moving left", **pipe.call | more)
+            assert ("misses psnr>=1" in session.summary()) is covered
+            assert session.summary().endswith("about other conditions than this run's") is not covered
+    for call, covered in (([], True), (["--call", "height=64"], False)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OtherConditions)
+            said = run(*words, *call)
+        assert said.exit_code == 0, said.stderr
+        assert ("misses psnr>=1" in said.stdout) is covered
+        assert ("its certificate is about other conditions" in " ".join(said.stdout.split())) is not covered
