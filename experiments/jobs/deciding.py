@@ -146,6 +146,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         ),
         *_of("tuner/test_study tuner/test_by_clock tuner/test_many_workers", "tuner/attempts"),
         *_of("tuner/test_defaults tuner/test_evaluate tuner/test_early", "tuner/evaluate"),
+        *_of("tuner/test_early", "tuner/early"),
         *_of("tuner/test_defaults tuner/test_proposals tuner/test_propose", "tuner/propose"),
         *_of("tuner/test_defaults tuner/test_simulate tuner/test_by_clock", "tuner/simulate"),
         *_of("tuner/test_defaults tuner/test_seconds tuner/test_by_clock", "tuner/seconds"),

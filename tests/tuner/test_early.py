@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pytest
 
 from fastercache.tuner import Budget
 from fastercache.tuner.early import Projection
@@ -33,6 +36,26 @@ def test_a_hard_first_prompt_is_no_reason() -> None:
     assert Projection(BUDGET, 4, finished).verdict({"psnr": [12.0]}) is not None
     expected = Projection(BUDGET, 4, finished).expected({"psnr": [24.0]})["psnr"]
     assert all(29 < v < 32.5 for v in expected)
+
+
+def test_the_projection_by_hand() -> None:
+    """Two whole trials of three prompts, one that was cut short, and a third with two prompts known.
+
+    Prompt effects: the sum over trials of what a prompt is off its trial's mean, over one trial more than there are.
+    Variance: the residuals' squares and six of 2 dB, over (2 - 1) (3 - 1) + 6. Three spreads of a prompt and of the
+    mean of the two known ones.
+    """
+    finished = [{"psnr": [30.0, 34.0, 38.0]}, {"psnr": [20.0, 21.0, 28.0]}, {"psnr": [1.0, 2.0]}]
+    off = np.array([[-4.0, 0.0, 4.0], [-3.0, -2.0, 5.0]])
+    effects = off.sum(axis=0) / 3
+    spread = math.sqrt((((off - effects) ** 2).sum() + 6 * 2.0**2) / (2 + 6))
+    level = (25.0 - effects[0] + 29.0 - effects[1]) / 2
+    projection = Projection(BUDGET, 3, finished)
+    known = {"psnr": [25.0, 29.0]}
+    assert projection.expected(known)["psnr"] == pytest.approx([level + effects[2]])
+    above = projection.expected(known, 3.0)["psnr"]
+    assert above == pytest.approx([level + effects[2] + 3 * spread * math.sqrt(1 + 1 / 2)])
+    assert projection.completed(known)["psnr"] == pytest.approx([25.0, 29.0, level + effects[2]])
 
 
 def test_trials_that_would_meet_the_budget_are_rarely_stopped() -> None:

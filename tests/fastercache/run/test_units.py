@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from fastercache.run.stack_unit import StackUnit
 from fastercache.run.store import History
 from fastercache.run.trace import Observation
 from fastercache.run.units import Duty, Unit
+from tests.fastercache.run.test_needs import KeepsInput
 
 MODULE = Site("blocks.0.ff", Kind.MODULE, fc.Role.FF, 0, (0, 1))
 STACK = Site("stack[0:2]", Kind.STACK, None, 0, (0, 2))
@@ -368,6 +369,13 @@ def test_several_calls_of_a_block_are_put_in_beside_their_own_inputs() -> None:
 
 
 # -- a run of blocks ---------------------------------------------------------------------------------------------------
+class KeepsHere(KeepsInput):
+    name: ClassVar[str] = "keeping_units"
+
+    def predict(self, past: Sequence[fc.Past], now: fc.Now) -> Tensor:
+        return past[-1].value[0]  # type: ignore[no-any-return]
+
+
 def stack_unit(watchers: tuple[Any, ...] = (), text_first: bool = False, **steps: str) -> tuple[StackUnit, Run]:
     given, run = duty(STACK, watchers, **steps)
     io = BlockIO.of(Block())
@@ -439,6 +447,19 @@ def test_a_run_of_blocks_that_is_reused_for_one_branch_runs_for_both() -> None:
     assert x[:, 0, 0].tolist() == [3.0, 100.0], "the residual of the step before is the conditional branch's"
     conditional = [3.0, 100.0, 100.0]  # by step; the other branch's is 3 at each
     assert told == [one for value in conditional for one in (("uncond", [3.0]), ("cond", [value]))]
+
+
+def test_a_residual_that_is_computed_beside_a_reused_one_is_kept_with_its_input() -> None:
+    unit, run = stack_unit(cond="CCR", uncond="CRC")
+    unit.history = History(KeepsHere())
+    image, text = torch.zeros(2, 3, 1), torch.zeros(2, 2, 1)
+    for index in range(2):
+        unit.state.call = Call(run.steps[index], ORDER, 2, torch.tensor([[5.0], [7.0]]))
+        through(unit, image, text, [])
+    newest = unit.history.entries[-1]
+    value, seen = newest.values[0]
+    assert newest.branches == ("cond",) and len(value) == 1
+    assert seen.tolist() == [[(5.0, 7.0)[ORDER.index("cond")]]]
 
 
 @pytest.mark.parametrize("text_first", [True, False])

@@ -96,6 +96,9 @@ def test_pab_reuses_each_role_at_its_own_range_inside_the_window() -> None:
         expected = "".join("R" if i % interval and 100 < t < 800 else "C" for i, t in enumerate(times))
         assert got[name] == expected
     assert not any(name.endswith("ff") for name in got)
+    exact = PyramidAttentionBroadcast(spatial=2, temporal=1, cross=1, low=times[41], high=times[7])
+    letters = "".join("R" if i % 2 and 7 < i < 41 else "C" for i in range(50))
+    assert table(exact, 50)["blocks.0.attn1"] == letters, "a step at either end of the window is computed"
 
 
 def test_pab_passes_over_roles_the_model_lacks_but_not_over_all() -> None:
