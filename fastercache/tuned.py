@@ -88,8 +88,6 @@ class OtherConditions(UserWarning):
 
 
 ADVICE = ": its figures may not hold, so compare some outputs with uncached ones"
-
-
 UNCOVERED = "its certificate is about other conditions than this run's"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import fastercache as fc
 from fastercache.bounds import Limit
 from fastercache.experiments.bench.contest import Contest, digest
 from fastercache.experiments.console import progress, results, say
+from fastercache.experiments.jobs.study_job import numbered
 from fastercache.experiments.pipelines import Subject, shipped_captions, with_steps
 from fastercache.picking import opened
 from fastercache.policies.documents import Missing, read_model, write_json
@@ -75,6 +75,11 @@ class Request:
         """By certification, the prompts that it looked at, of all that the files know."""
         return {key: texts for config in self.configs.values() for key, texts in config.tried.items()}
 
+    @property
+    def looked_at(self) -> frozenset[str]:
+        """All of these prompts."""
+        return frozenset(text for texts in self.tried.values() for text in texts)
+
 
 def request_of(
     paths: Sequence[Path], budget: str | None, level: float, rate: float, count: int | None, seed: int
@@ -128,8 +133,7 @@ def unseen(pipe: str, seen: Collection[str]) -> list[str]:
 
 def untried(request: Request, prompts: Sequence[str]) -> list[str]:
     """The prompts without those that earlier certifications looked at; what the same command took, it takes again."""
-    tried = request.tried
-    known = {text for texts in tried.values() for text in texts}
+    tried, known = request.tried, request.looked_at
     left = list(prompts)
     while _draw(request, first := left[: request.count]).key not in tried:
         rest = [prompt for prompt in first if prompt_hash(prompt) not in known]
@@ -176,9 +180,9 @@ def _not_looked_at(request: Request, prompts: Sequence[str]) -> None:
     """Raises ConfigUnreadable if a certification that is not this one looked at one of the prompts."""
     if _draw(request, prompts).key in request.tried:
         return  # the same command again: it goes on, or says the same
-    looked = {text for texts in request.tried.values() for text in texts}
+    looked_at = request.looked_at
     for number, prompt in enumerate(prompts, start=1):
-        if prompt_hash(prompt) in looked:
+        if prompt_hash(prompt) in looked_at:
             raise ConfigUnreadable(
                 f"prompt {number} ('{prompt:.60}') was looked at when this file was certified otherwise: what is "
                 "chosen after a look breaks the promise; repeat the old command, or give other prompts"
@@ -295,14 +299,14 @@ def _written(request: Request, passed: Mapping[str, Certificate]) -> Path:
 def folder_for(request: Request, prompts: Sequence[str], base: Path) -> Path:
     """The default folder of a certification: `base`, or where that holds another one `base-2`, `base-3`, ..."""
     mine = _draw(request, prompts)
-    for number in count(1):
-        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+
+    def free(folder: Path) -> bool:
         try:
-            if read_model(folder / DRAW, Draw, "draw") == mine:
-                break
+            return read_model(folder / DRAW, Draw, "draw") == mine
         except Missing:
-            break
-    return folder
+            return True
+
+    return next(filter(free, numbered(base)))
 
 
 def _draw(request: Request, prompts: Sequence[str]) -> Draw:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,14 @@ class Job(BaseModel):
 
 def folder_for(job: Job, base: Path) -> Path:
     """The default folder of a job: `base`, or where that holds a study of another job `base-2`, `base-3`, ..."""
-    number = 1
-    while True:
-        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        if not (folder / JOURNAL).is_file() or _is_of(folder, job):
-            return folder
-        number += 1
+    return next(one for one in numbered(base) if not (one / JOURNAL).is_file() or _is_of(one, job))
+
+
+def numbered(base: Path) -> Iterator[Path]:
+    """`base`, `base-2`, `base-3` and so on."""
+    yield base
+    for number in itertools.count(2):
+        yield base.with_name(f"{base.name}-{number}")
 
 
 def _is_of(folder: Path, job: Job) -> bool:

@@ -112,7 +112,7 @@ def _recorded(references: References, case: Case, place: Path, max_bytes: int) -
             "early): planning needs one; leave out arguments that end a run early or split it"
         )
     [recording] = found
-    profile = TrajectoryProfile.of(found, pipe, call=references.setting.arguments(case))
+    profile = TrajectoryProfile.of(found, pipe, call=references.setting.call)
     references.write(case, video)
     save_values(place.with_suffix(".values.safetensors"), recording.values)
     profile.save(place)

@@ -5,8 +5,7 @@ An output is a number for each branch, as a tensor (rows, 1, 1, 1): its last two
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -20,17 +19,10 @@ from fastercache.run.assembly import Assembly
 from fastercache.run.calls import Call, RunState, SitePlan
 from fastercache.run.store import History
 from fastercache.run.units import Duty, Unit
-from tests.fastercache.run.test_needs import KeepsInput
+from tests.fastercache.run.test_store import Keeping
 
 WHOLE, GUIDANCE = Site("denoiser", Kind.DENOISER), Site("branch", Kind.BRANCH)
 ROWS = ("uncond", "cond")
-
-
-class Keeping(KeepsInput):
-    name: ClassVar[str] = "keeping_assembly"
-
-    def predict(self, past: Sequence[fc.Past], now: fc.Now) -> Tensor:
-        return past[-1].value[0]  # type: ignore[no-any-return]
 
 
 def numbers(*values: float) -> Tensor:
