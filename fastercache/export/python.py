@@ -276,8 +276,12 @@ def attach(pipe):
     if PIPELINE not in (None, type(pipe).__name__):
         raise RuntimeError(f"this plan was made for {PIPELINE}, not for {type(pipe).__name__}")
     modules = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2", "unet")}
-    if any(hasattr(vars(module).get("forward"), "plan") for module in modules.values() if module is not None):
+    places = ("forward", "_compiled_call_impl")
+    there = [vars(module).get(place) for module in modules.values() if module is not None for place in places]
+    if any(hasattr(forward, "plan") for forward in there):
         raise RuntimeError("a plan is attached to this pipeline already: take it off first")
+    if any(getattr(forward, "owner", None) is not None for forward in there):  # the mark of a session's hook
+        raise RuntimeError("a session of a policy is attached to this pipeline: detach that first")
     now = Now(pipe)
     undo = [now.follow(pipe.scheduler)]
     for name, module in modules.items():

@@ -249,7 +249,10 @@ def test_a_plan_that_is_attached_already_is_not_covered_by_another(latte: Any) -
     with pytest.raises(RuntimeError, match="a plan is attached to this pipeline already"):
         module(config).attach(latte.pipe)
     detach()
-    fc.attach(latte.pipe, fc.NoCache()).detach()
+    session = fc.attach(latte.pipe, fc.NoCache())
+    with pytest.raises(RuntimeError, match="a session of a policy is attached to this pipeline: detach that first"):
+        made.attach(latte.pipe)
+    session.detach()
     made.attach(latte.pipe)()
     assert "forward" not in vars(latte.pipe.transformer)
 
