@@ -55,6 +55,14 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         ),
         *_of("policies/test_signals fastercache/run/test_signals", "policies/signals"),
         *_of(
+            "policies/test_registry policies/test_off policies/test_composition policies/test_files "
+            "policies/test_documents",
+            "policies/base",
+            "policies/registry",
+        ),
+        *_of("policies/test_documents", "policies/documents"),
+        *_of("policies/test_notebook", "policies/notebook"),
+        *_of(
             "policies/predictors/test_predictors policies/predictors/test_forecasts_of_2026 "
             "policies/predictors/test_fitted "
             "policies/methods/test_published policies/methods/test_methods",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import fastercache as fc
 from fastercache.policies.compose import Parts
@@ -264,3 +265,33 @@ def test_joint_attention_is_attention() -> None:
     joint = Site("blocks.0.attn", Kind.MODULE, Role.JOINT, 0, (0, 1))
     cross = Site("blocks.0.attn2", Kind.MODULE, Role.CROSS, 0, (0, 1))
     assert select("attention", [joint, cross]) == (joint,) and select("all", [joint, cross]) == (joint, cross)
+
+
+def test_a_part_of_a_stack_stands_where_the_stack_does() -> None:
+    """Behind the modules and before the blocks, in this list; in each of two denoisers."""
+    assert [site.name for site in select("denoiser|blocks.1|stack[1:]|ff", SITES)] == [
+        "blocks.0.ff",
+        "stack[1:2]",
+        "blocks.1",
+        "denoiser",
+    ]
+    both = [replace(site, name=f"{name}/{site.name}", denoiser=name) for name in ("high", "low") for site in SITES]
+    assert [site.name for site in select("stack[1:]|denoiser", both)] == [
+        "high/stack[1:2]",
+        "high/denoiser",
+        "low/stack[1:2]",
+        "low/denoiser",
+    ]
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_bound_on_reuses_in_a_row_begins_anew_after_each_computed_step_of_a_rule_that_watches(limit: int) -> None:
+    policy = fc.MaxConsecutive(inner=fc.FirstBlockCache(sites="stack", threshold=1.0), limit=limit)
+    rule: Any = next(iter(policy.assign(Run.of(9, sites=SITES)).values())).rule
+    state, found, value = rule.begin(SITES[2], "cond", Run.of(9)), "", torch.ones(1, 2)
+    for step in Run.of(9).steps:
+        wanted = rule.reuse(state, step, value)
+        if not wanted:
+            state = rule.update(state, step, value)
+        found += "CR"[wanted]
+    assert found == {1: "CRCRCRCRC", 2: "CRRCRRCRR"}[limit]
