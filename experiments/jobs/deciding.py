@@ -63,8 +63,8 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("policies/test_documents", "policies/documents"),
         *_of("policies/test_notebook", "policies/notebook"),
         *_of(
-            "policies/predictors/test_predictors policies/predictors/test_forecasts_of_2026 "
-            "policies/predictors/test_fitted "
+            "policies/predictors/test_predictors policies/predictors/test_edges "
+            "policies/predictors/test_forecasts_of_2026 policies/predictors/test_fitted "
             "policies/methods/test_published policies/methods/test_methods",
             "policies/predictors/forecasts",
             "policies/predictors/history",
@@ -73,10 +73,11 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
             "policies/predictors/exponential",
         ),
         *_of(
-            "policies/predictors/test_frequency policies/methods/test_guidance policies/methods/test_dynamic",
+            "policies/predictors/test_frequency policies/predictors/test_edges policies/methods/test_guidance "
+            "policies/methods/test_dynamic",
             "policies/predictors/frequency",
         ),
-        *_of("policies/predictors/test_fitted", "policies/predictors/fitted"),
+        *_of("policies/predictors/test_edges policies/predictors/test_fitted", "policies/predictors/fitted"),
         *_of(
             _METHODS,
             "policies/methods/ab_cache",
