@@ -212,6 +212,9 @@ def test_a_configuration_that_cannot_be_is_told_field_by_field_up_to_five() -> N
     assert "many.b: input should be greater than or equal to 0, found -1" in told
     assert "and 2 more" in told and told.endswith("make one with `fastercache plan`")
     with pytest.raises(InvalidPolicy) as raised:
+        Many(b=-1, c=1, d=1, e=1)
+    assert "field 'e'" in str(raised.value) and " more" not in str(raised.value), "five in all"
+    with pytest.raises(InvalidPolicy) as raised:
         Many(a=1, b=-1)
     assert "make one with" not in str(raised.value) and "more" not in str(raised.value)
 

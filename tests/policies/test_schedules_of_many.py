@@ -131,6 +131,61 @@ def test_values_are_kept_for_as_many_readers_as_the_predictor_has() -> None:
     assert [np.flatnonzero(kept).tolist() for kept in table.kept()[0]] == [[3, 4, 6]] * 2
 
 
+@pytest.mark.parametrize("steps", ["", "CX", "cr", "C R", "CR1", "C\nR"])
+def test_a_row_has_no_other_letters(steps: str) -> None:
+    with pytest.raises(fc.InvalidPolicy, match=r"row\.steps"):
+        Row(sites="ff", steps=steps)
+
+
+def test_a_site_that_a_row_does_not_reach_is_computed_where_it_is_reached() -> None:
+    """As when the outer site of the table it was made of is not claimed any more."""
+    schedule = Schedule(rows=(Row(sites="ff", steps="C-R-"),))
+    assert letters(schedule, Run.of(4, sites=SITES)) == {"blocks.0.ff": ["CCRC"] * 2}
+
+
+def test_a_site_has_the_predictor_of_the_rows_that_reuse_it() -> None:
+    """A row without any reuse needs none, so that the default it was given says nothing."""
+    line, taylor = fc.Linear(), fc.Taylor(order=2)
+
+    def schedule(cond: str, first: fc.Predictor, uncond: str, second: fc.Predictor) -> Schedule:
+        rows = (
+            Row(sites="ff", branch="cond", steps=cond, predictor=first),
+            Row(sites="ff", branch="uncond", steps=uncond, predictor=second),
+        )
+        return Schedule(rows=rows)
+
+    run = Run.of(3, sites=SITES)
+    for given, expected in (
+        (schedule("CRR", line, "CRR", line), line),
+        (schedule("CRR", line, "CCC", fc.Hold()), line),
+        (schedule("CCC", fc.Hold(), "CCR", line), line),
+        (schedule("CCC", taylor, "C--", fc.Hold()), taylor),
+    ):
+        assert compile_policy(given, run).predictors == (expected,)
+    with pytest.raises(fc.InvalidPolicy, match=r"give blocks\.0\.ff other predictors"):
+        compile_policy(schedule("CRR", line, "CCR", taylor), run)
+
+
+def test_a_row_that_finds_no_site_is_refused() -> None:
+    rows = (Row(sites="ff", steps="CR"), Row(sites="joint", steps="CR"))
+    with pytest.raises(NoSiteMatched, match="joint"):
+        compile_policy(Schedule(rows=rows), Run.of(2, sites=SITES))
+
+
+def test_a_schedule_of_unreached_sites_says_so_branch_by_branch() -> None:
+    policy = fc.Compose([fc.CFGCache(interval=2, start=0.0), fc.NoCache(sites="ff")])
+    run = Run.of(4, sites=SITES)
+    schedule = Schedule.of(compile_policy(policy, run))
+    rows = {(row.sites, row.branch): row.steps for row in schedule.rows}
+    assert rows == {
+        ("branch", "cond"): "----",
+        ("branch", "uncond"): "CRCR",
+        ("blocks.0.ff", "cond"): "CCCC",
+        ("blocks.0.ff", "uncond"): "C-C-",
+    }
+    assert letters(schedule, run) == letters(policy, run)
+
+
 # -- compositions ------------------------------------------------------------------------------------------------------
 def test_two_parts_of_one_kind_that_claim_a_site_are_refused() -> None:
     policy = fc.Compose([fc.StaticInterval(sites="spatial"), fc.StaticInterval(sites="all", interval=4)])
@@ -168,6 +223,7 @@ def test_the_other_branch_is_missed_in_a_model_not_in_an_empty_list() -> None:
         ("branch", (), NoSiteMatched),
         ("denoiser|branch", alone, NoSiteMatched),
         ("branch|temporal", SITES, NoSiteMatched),
+        ("branch[0:1]", SITES, NoSiteMatched),
     ):
         with pytest.raises(NoSiteMatched) as raised:
             select(query, sites)

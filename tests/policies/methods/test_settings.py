@@ -12,10 +12,13 @@ from torch import Tensor
 
 import fastercache as fc
 from fastercache.policies.errors import InvalidPolicy
+from fastercache.policies.methods.adacache import CODEBOOKS
 from fastercache.policies.methods.calibrated import lagged, nearest
 from fastercache.policies.methods.dynamic import Memo
+from fastercache.policies.methods.meancache import PLANS
 from fastercache.policies.methods.seacache import noise_level
 from fastercache.policies.methods.static_interval import anchor
+from fastercache.policies.predictors.frequency import wiener
 from fastercache.policies.rules import begin_all
 from fastercache.policies.schedule import compile_policy
 from fastercache.policies.vocabulary import Kind, Role, Run, Scope, Site, Step
@@ -146,6 +149,17 @@ def test_spectrum_stops() -> None:
     assert letters(fc.Spectrum(interval=3, growth=0.0, start=0.0, stop=0.5), 9)["stack"] == "CRRCCCCCC"
 
 
+@pytest.mark.parametrize(("interval", "tenths"), [(2, 1), (1, 1), (3, 2), (2, 3), (2, 7), (4, 9)])
+def test_spectrums_gaps_grow_by_exact_tenths(interval: int, tenths: int) -> None:
+    """In whole numbers: ten times a tenth is one, though not in floating point."""
+    step, expected = 1, {0, 1}
+    for m in range(100):
+        step += (10 * interval + m * tenths * (interval > 1)) // 10
+        expected.add(step)
+    computed = fc.Spectrum(interval=interval, growth=tenths / 10, offset=1).computed(60)
+    assert {i for i in computed if i < 60} == {i for i in expected if i < 60}
+
+
 def test_tgate_holds_cross_attention_from_the_gate_on_and_self_attention_inside_its_window() -> None:
     """The gate is at step 4 of 9, whose progress is 0.5: a step at the gate is held, one at the start may be."""
     found = letters(fc.TGate(gate=0.5, self_interval=3, start=0.125), 9)
@@ -183,6 +197,12 @@ def test_every_branch_but_the_conditional_one_has_the_others_interval() -> None:
     table = compile_policy(policy, Run.of(9, branches=("cond", "uncond", "perturbed"), sites=SITES))
     assert ["".join("CR"[c] for c in row) for row in table.codes[0]] == ["CRCRCRCRC", "CRRRCRRRC", "CRRRCRRRC"]
     assert policy.switched_off() == fc.BranchReuse(interval=1, other_interval=1, start=0.0)
+
+
+def test_delta_dit_changes_over_with_the_step_at_its_gate() -> None:
+    """The gate is at step 3 of 9, which is not due: the front rests there and the rear does not."""
+    found = letters(fc.DeltaDiT(share=0.5, gate=0.375, interval=2), 9)
+    assert found == {"stack[0:2]": "CCCRCRCRC", "stack[2:4]": "CRCCCCCCC"}
 
 
 @pytest.mark.parametrize("count", [5, 7])
@@ -391,6 +411,7 @@ def test_adacache_divides_by_the_steps_since_the_blocks_own_last_value() -> None
         (0.12, 0.0, "CC" + "RRC" * 6),
         (0.13, 0.0, "CC" + "RRRC" * 4 + "RR"),
         (0.01, 0.0, "CC" + "RC" * 9),
+        (0.15, 0.5, "CC" + "RRRC" * 2 + "R" + "C" * 9),
         (0.2, 0.25, "CC" + "RRRRC" * 2 + "RRR" + "CCCCC"),
         (0.1, 1.0, "C" * 20),
     ],
@@ -465,18 +486,98 @@ def test_a_rule_decides_for_those_that_its_scope_says(scope: Scope) -> None:
 
 
 @pytest.mark.parametrize(
-    "policy",
+    "name",
     [
-        fc.TeaCache(),
-        fc.AdaCache(),
-        fc.EasyCache(),
-        fc.DeltaDiT(),
-        fc.BranchReuse(),
-        fc.GuidanceReuse(),
-        fc.StaticInterval(),
+        "adacache", "adaptive_guidance", "branch_reuse", "bwcache", "delta_dit", "dicache", "dual_block_cache",
+        "easycache", "first_block_cache", "guidance_reuse", "magcache", "planned", "seacache", "static_interval",
+        "teacache",
+    ],
+)  # fmt: skip
+def test_a_stand_in_that_is_given_is_taken_as_it_is(name: str) -> None:
+    given: dict[str, Any] = {"easycache": {"relative": False}, "planned": {"steps": 6, "computed": (0, 2)}}
+    policy = made(name, stand_in=fc.Taylor(order=3), **given.get(name, {}))
+    assert {one.predictor for one in policy.assign(Run.of(6, sites=SITES)).values()} == {fc.Taylor(order=3)}
+
+
+def test_how_many_values_a_rule_that_watches_remembers() -> None:
+    names = [name for name, cls in fc.known_policies().items() if cls.__module__.startswith("fastercache.policies")]
+    found = {name: getattr(made(name), "remembers", None) for name in names if name not in OF_OTHERS}
+    assert {name: number for name, number in found.items() if number is not None} == {
+        "adacache": 1, "adaptive_guidance": 1, "bwcache": 1, "dicache": 3, "dual_block_cache": 3, "easycache": 6,
+        "first_block_cache": 3, "seacache": 3, "teacache": 3,
+    }  # fmt: skip
+
+
+def test_seacache_filters_what_it_watches_at_the_steps_noise_level() -> None:
+    x = torch.randn(1, 2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    step = Step(3, 9, 700.0, 0.25)
+    for fields, (power, channels) in (({}, (3.0, 1)), ({"power": 1.5, "channels": 2}, (1.5, 2))):
+        memo = Memo()
+        fc.SeaCache(**fields).reuse(memo, step, x)  # type: ignore[arg-type]
+        assert memo.now is not None and torch.equal(memo.now, wiener(x, 0.25, power, channels))
+
+
+# -- what is allowed ---------------------------------------------------------------------------------------------------
+def test_published_settings_take_other_fields_too() -> None:
+    ada = fc.AdaCache.published("open-sora-30-fast", scale=2.0, cool_down=3)
+    assert ada == fc.AdaCache(codebook=CODEBOOKS["open-sora-30-fast"], scale=2.0, cool_down=3)
+    tea = fc.TeaCache.published("latte", threshold=0.3)
+    assert tea == fc.TeaCache(coefficients=fc.COEFFICIENTS["latte"], threshold=0.3)
+    mean = fc.MeanCache.published("qwen-image-10", span=3)
+    assert mean == fc.MeanCache(plan=tuple(i / 49 for i in PLANS["qwen-image-10"]), span=3)
+
+
+OF_OTHERS = {"compose", "planned", "schedule"}
+PROGRESS = {"start", "stop", "cfg_start", "cfg_stop", "gate", "switch", "switch_high", "retention", "tail", "blend"}
+COUNTS = {"interval", "cfg_interval", "other_interval", "self_interval", "max_skip", "lookahead", "horizon", "divisor"}
+
+
+def made(name: str, **fields: Any) -> fc.Policy:
+    cls = fc.policy_class(name)
+    inner = {"inner": fc.FORA()} if "inner" in cls.model_fields else {}
+    return cls(**{**dict(cls.constants), **inner, **fields})
+
+
+@pytest.mark.parametrize("name", sorted(set(fc.known_policies()) - OF_OTHERS))
+def test_points_of_the_run_lie_between_its_ends_and_counts_begin_at_one(name: str) -> None:
+    for field in fc.policy_class(name).model_fields.keys() & PROGRESS:
+        for value in (0.0, 1.0):
+            assert getattr(made(name, **{field: value}), field) == value
+        for value in (-0.001, 1.001):
+            with pytest.raises(InvalidPolicy, match=field):
+                made(name, **{field: value})
+    for field in fc.policy_class(name).model_fields.keys() & COUNTS:
+        assert getattr(made(name, **{field: 1}), field) == 1
+        for count in (0, -1, 1.5):
+            with pytest.raises(InvalidPolicy, match=field):
+                made(name, **{field: count})
+
+
+@pytest.mark.parametrize("name", sorted(set(fc.known_policies()) - OF_OTHERS))
+def test_no_number_of_a_policy_is_without_bounds(name: str) -> None:
+    for field in fc.policy_class(name).model_fields:
+        value = getattr(made(name), field)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            for far in (10**6, -(10**6)):
+                with pytest.raises(InvalidPolicy, match=field):
+                    made(name, **{field: far})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fc.AdaCache(codebook=()),
+        lambda: fc.TeaCache(coefficients=()),
+        lambda: fc.Planned(steps=3, computed=()),
+        lambda: fc.Fitted(stretches=()),
+        lambda: fc.Stretch(after=0, start=1, outputs=()),
+        lambda: fc.Stretch(after=-1, start=1, outputs=(1.0,)),
+        lambda: fc.Stretch(after=0, start=1, outputs=(1.0,) * 17),
+        lambda: fc.Planned(steps=3, computed=(0, 3)),
+        lambda: fc.Planned(steps=3, computed=(1, 2)),
+        lambda: fc.Planned(steps=3, computed=(0, 2, 1)),
     ],
 )
-def test_a_stand_in_that_is_given_is_taken_as_it_is(policy: fc.Policy) -> None:
-    fields = {"relative": False} if isinstance(policy, fc.EasyCache) else {}
-    changed = type(policy)(stand_in=fc.Taylor(order=3), **fields)
-    assert {one.predictor for one in changed.assign(Run.of(6, sites=SITES)).values()} == {fc.Taylor(order=3)}
+def test_what_would_hold_nothing_or_out_of_order_is_refused(make: Any) -> None:
+    with pytest.raises(InvalidPolicy):
+        make()
