@@ -205,14 +205,14 @@ def test_a_configuration_that_cannot_be_is_told_field_by_field_up_to_five() -> N
         b: int = Field(default=1, ge=0)
 
     with pytest.raises(InvalidPolicy) as raised:
-        Many(b=-1, c=1, d=1, e=1, f=1, g=1)
+        Many(**{"b": -1, "c": 1, "d": 1, "e": 1, "f": 1, "g": 1})
     told = str(raised.value)
     assert "many needs the field 'a'" in told
     assert [name in told for name in ("field 'c'", "field 'd'", "field 'e'", "field 'f'")] == [True, True, True, False]
     assert "many.b: input should be greater than or equal to 0, found -1" in told
     assert "and 2 more" in told and told.endswith("make one with `fastercache plan`")
     with pytest.raises(InvalidPolicy) as raised:
-        Many(b=-1, c=1, d=1, e=1)
+        Many(**{"b": -1, "c": 1, "d": 1, "e": 1})
     assert "field 'e'" in str(raised.value) and " more" not in str(raised.value), "five in all"
     with pytest.raises(InvalidPolicy) as raised:
         Many(a=1, b=-1)

@@ -266,7 +266,7 @@ def test_smoothcache_gives_a_site_the_last_curves_that_name_it() -> None:
 
 def test_smoothcache_looks_at_the_error_of_the_lag_it_has() -> None:
     """Fine one step after a computed one and two, too much after three."""
-    curves = {"ff": ((0.05,) * 9, (0.09,) * 9, (0.11,) * 9)}
+    curves: dict[str, Any] = {"ff": ((0.05,) * 9, (0.09,) * 9, (0.11,) * 9)}
     assert letters(fc.SmoothCache(curves=curves, lookahead=3), 9)["b.0.ff"] == "CRRCRRCRR"
     assert letters(fc.SmoothCache(curves=curves, lookahead=1), 9)["b.0.ff"] == "CRCRCRCRC"
     assert letters(fc.SmoothCache(curves=curves, lookahead=3, alpha=0.0), 9)["b.0.ff"] == "C" * 9
@@ -300,7 +300,7 @@ def test_magcache_at_its_bounds() -> None:
 
 def test_magcache_reads_its_ratios_at_the_progress_of_the_step() -> None:
     """Five ratios serve nine steps: the calm ones are the middle of the run."""
-    ratios = {"*": (2.0, 2.0, 1.0, 2.0, 2.0)}
+    ratios: dict[str, Any] = {"*": (2.0, 2.0, 1.0, 2.0, 2.0)}
     found = letters(fc.MagCache(ratios=ratios, threshold=0.1, retention=0.0), 9)["stack"]
     assert found == "".join("R" if round(i / 2) == 2 else "C" for i in range(9)) and found.count("R") == 3
 
@@ -316,7 +316,7 @@ def test_curves_of_unequal_lengths_are_refused_in_every_field() -> None:
     uneven, even = ((0.1,), (0.1, 0.2)), ((0.1, 0.2),)
     for fields in ({"errors": uneven}, {"errors": even, "gains": uneven}, {"errors": even, "offsets": uneven}):
         with pytest.raises(InvalidPolicy, match="one list per lag"):
-            fc.ERTACache(**fields)  # type: ignore[arg-type]
+            fc.ERTACache(**fields)
     for curves in ({"ff": even, "spatial": uneven}, {"ff": even, "spatial": ()}, {"ff": ((),)}):
         with pytest.raises(InvalidPolicy, match="one list per lag"):
             fc.SmoothCache(curves=curves)  # type: ignore[arg-type]
@@ -347,7 +347,8 @@ def test_dual_block_cache_compares_with_the_last_computed_step_not_with_the_step
 @pytest.mark.parametrize("cls", [fc.FirstBlockCache, fc.DualBlockCache, fc.TeaCache, fc.DiCache, fc.BWCache])
 def test_a_change_of_exactly_the_threshold_is_computed(cls: Any) -> None:
     """1, 1.25, 1.5625, ...: each a quarter more than the one before."""
-    fields = {fc.DualBlockCache: {"warm_up": 0}, fc.DiCache: {"start": 0.0}, fc.BWCache: {"tail": 0.0}}.get(cls, {})
+    others: dict[Any, Any] = {fc.DualBlockCache: {"warm_up": 0}, fc.DiCache: {"start": 0.0}, fc.BWCache: {"tail": 0.0}}
+    fields = others.get(cls, {})
     signals = grown(1.0, *[1.25] * 5)
     assert drive(cls(threshold=0.25, **fields), signals, signals) == "C" * 6
     assert "R" in drive(cls(threshold=0.26, **fields), signals, signals)
@@ -569,10 +570,10 @@ def test_no_number_of_a_policy_is_without_bounds(name: str) -> None:
         lambda: fc.AdaCache(codebook=()),
         lambda: fc.TeaCache(coefficients=()),
         lambda: fc.Planned(steps=3, computed=()),
-        lambda: fc.Fitted(stretches=()),
-        lambda: fc.Stretch(after=0, start=1, outputs=()),
-        lambda: fc.Stretch(after=-1, start=1, outputs=(1.0,)),
-        lambda: fc.Stretch(after=0, start=1, outputs=(1.0,) * 17),
+        lambda: fc.Fitted(stretches=(), variance=None),
+        lambda: fc.Stretch(after=0, start=1, outputs=(), input=0.0),
+        lambda: fc.Stretch(after=-1, start=1, outputs=(1.0,), input=0.0),
+        lambda: fc.Stretch(after=0, start=1, outputs=(1.0,) * 17, input=0.0),
         lambda: fc.Planned(steps=3, computed=(0, 3)),
         lambda: fc.Planned(steps=3, computed=(1, 2)),
         lambda: fc.Planned(steps=3, computed=(0, 2, 1)),

@@ -163,10 +163,14 @@ def test_a_difference_to_the_input_needs_one_shape_and_is_left_out_where_there_i
 
 
 def test_what_is_relative_to_the_input_needs_nothing_else() -> None:
-    for inner in (Relative(), Aligned(), Fitted(stretches=(Stretch(after=0, start=1, outputs=(1.0,), input=0.5),))):
+    for inner in (
+        Relative(),
+        Aligned(),
+        Fitted(stretches=(Stretch(after=0, start=1, outputs=(1.0,), input=0.5),), variance=None),
+    ):
         with pytest.raises(InvalidPolicy, match=f"'{inner.name}' needs a signal of its own"):
             Relative(inner=inner)
-    without = Fitted(stretches=(Stretch(after=0, start=1, outputs=(1.0,)),))
+    without = Fitted(stretches=(Stretch(after=0, start=1, outputs=(1.0,), input=0.0),), variance=None)
     assert Relative(inner=without).inner == without
 
 
@@ -192,28 +196,28 @@ def test_nothing_is_of_the_shape_and_kind_of_the_value() -> None:
 
 # -- fitted weights ----------------------------------------------------------------------------------------------------
 def test_weights_serve_from_their_start_until_the_next_ones_do() -> None:
-    stretches = tuple(Stretch(after=2, start=s, outputs=(w,)) for s, w in ((4, 2.0), (6, 3.0)))
-    fitted, past = Fitted(stretches=stretches), [Past(STEPS[2], torch.ones(1))]
+    stretches = tuple(Stretch(after=2, start=s, outputs=(w,), input=0.0) for s, w in ((4, 2.0), (6, 3.0)))
+    fitted, past = Fitted(stretches=stretches, variance=None), [Past(STEPS[2], torch.ones(1))]
     assert [fitted.predict(past, Now(STEPS[i])).item() for i in (4, 5, 6, 9)] == [2.0, 2.0, 3.0, 3.0]
     with pytest.raises(ScheduleMismatch, match="for step 3 after computing step 2"):
         fitted.predict(past, Now(STEPS[3]))
     with pytest.raises(InvalidPolicy, match="each once"):
-        Fitted(stretches=(stretches[0], stretches[0]))
+        Fitted(stretches=(stretches[0], stretches[0]), variance=None)
 
 
 def test_weights_are_of_the_newest_values_first() -> None:
-    stretch = Stretch(after=9, start=10, outputs=(0.5, 0.25, 2.0))
+    stretch = Stretch(after=9, start=10, outputs=(0.5, 0.25, 2.0), input=0.0)
     arrays = values(5)
-    got = predict(Fitted(stretches=(stretch,)), [1, 3, 4, 7, 9], arrays, 11)
+    got = predict(Fitted(stretches=(stretch,), variance=None), [1, 3, 4, 7, 9], arrays, 11)
     np.testing.assert_allclose(got, 0.5 * arrays[4] + 0.25 * arrays[3] + 2.0 * arrays[2], rtol=1e-12)
 
 
 def test_an_input_is_needed_where_any_weight_is_and_left_out_where_none_was_seen() -> None:
     stretches = (
-        Stretch(after=0, start=1, outputs=(1.0, 0.5)),
+        Stretch(after=0, start=1, outputs=(1.0, 0.5), input=0.0),
         Stretch(after=2, start=3, outputs=(1.0,), input=-0.25),
     )
-    fitted = Fitted(stretches=stretches)
+    fitted = Fitted(stretches=stretches, variance=None)
     assert (fitted.needs, fitted.depth) == (Signal.INPUT, 2)
     value, source = (torch.from_numpy(v) for v in values(2))
     assert fitted.keep(value, None) is value
