@@ -291,6 +291,15 @@ def test_texts_are_checked_wherever_they_stand(tmp_path: Path, wrap: str) -> Non
                 read_json(path, "thing")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"format": "thing", "version": 1, "names": ["b"]}')
+    assert read_json(tmp_path / "a.json", "thing")["names"] == ["b"]
+    assert read_model(tmp_path / "a.json", Thing, "thing") == Thing(names=("b",))
+    (tmp_path / "a.txt").write_bytes(b"ab\xff")
+    with pytest.raises(ConfigUnreadable, match=r"is not UTF-8 text \(byte 2\)"):
+        read_text(tmp_path / "a.txt", "page")
+
+
 def test_a_file_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
     path = write_atomic(tmp_path / "a", b"12345", "thing")
     assert read_bytes(path, "thing", limit=5) == b"12345"

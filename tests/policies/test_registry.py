@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 import fastercache as fc
@@ -109,6 +109,32 @@ def test_what_a_policys_own_constructor_meets_is_told_as_a_fault_of_its_fields()
         load_policy({"policy": "picky", "trouble": True})
     with pytest.raises(InvalidPolicy, match="less than or equal to 12"):
         load_policy({"policy": "picky", "interval": 13})
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, KeyError, IndexError, ZeroDivisionError, RecursionError])
+def test_what_a_check_of_fields_meets_is_told_in_a_line(error: type[Exception]) -> None:
+    class Checked(fc.FORA):
+        name: ClassVar[str] = "checked"
+
+        @model_validator(mode="after")
+        def _check(self) -> Checked:
+            raise error("odd")
+
+    with pytest.raises(InvalidPolicy, match=f"checked cannot be made of these fields: {error.__name__}"):
+        Checked()
+
+
+def test_what_is_not_finite_is_refused_wherever_it_stands() -> None:
+    far = float("inf")
+    for make in (
+        lambda: fc.TeaCache(coefficients=(1.0, far)),
+        lambda: fc.StaticInterval(start=float("nan")),
+        lambda: fc.MagCache(ratios={"*": (1.0, -far)}),
+        lambda: fc.Stretch(after=0, start=1, outputs=(1.0,), input=far),
+        lambda: fc.AdaCache(codebook=((far, 2),)),
+    ):
+        with pytest.raises(InvalidPolicy, match=r"finite number|greater than or equal"):
+            make()
 
 
 # -- what a class says of itself ---------------------------------------------------------------------------------------

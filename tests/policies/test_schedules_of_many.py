@@ -85,6 +85,16 @@ def test_of_three_branches_the_middle_one_keeps_its_own_row() -> None:
     assert letters(Schedule.of(compile_policy(given, run)), run) == letters(given, run)
 
 
+def test_every_branch_but_the_conditional_one_can_be_predicted() -> None:
+    run = Run.of(6, branches=("cond", "uncond", "perturbed"), sites=SITES)
+    policy = fc.Compose([fc.CFGCache(interval=3, start=0.0), fc.NoCache(sites="ff|denoiser")])
+    assert letters(policy, run) == {
+        "denoiser": ["CCCCCC", "C--C--", "C--C--"],
+        "branch": ["------", "CRRCRR", "CRRCRR"],
+        "blocks.0.ff": ["CCCCCC", "C--C--", "C--C--"],
+    }
+
+
 def test_a_schedule_without_rows_computes_everything() -> None:
     table = compile_policy(Schedule(rows=()), Run.of(4, sites=SITES))
     assert table.codes.shape == (0, 2, 4) and table.share() == table.share(Code.COMPUTED) == 0.0

@@ -460,6 +460,14 @@ def test_easycache_measures_between_computed_steps_of_one_shape() -> None:
     assert found == "CCRR" + "CCRRC"
 
 
+def test_easycache_of_what_stands_still_and_of_nothing() -> None:
+    """An input that did not move tells no rate; an output of zeros does not change at all."""
+    still, moved = [torch.ones(1, 2)] * 6, grown(*[1.5] * 6)
+    policy = fc.EasyCache(threshold=0.5, start=0.0)
+    assert drive(policy, still, moved, "denoiser") == "CCCCCC"
+    assert drive(policy, moved, [torch.zeros(1, 2)] * 6, "denoiser") == "CCRRRC"
+
+
 def test_easycache_reuses_the_difference_only_of_the_whole_denoiser() -> None:
     policy = fc.EasyCache(sites="stack|denoiser", stand_in=fc.Linear())
     found = {site.name: one.predictor for site, one in policy.assign(Run.of(4, sites=SITES)).items()}

@@ -212,6 +212,17 @@ def test_weights_are_of_the_newest_values_first() -> None:
     np.testing.assert_allclose(got, 0.5 * arrays[4] + 0.25 * arrays[3] + 2.0 * arrays[2], rtol=1e-12)
 
 
+def test_the_input_that_is_added_is_that_of_the_newest_step() -> None:
+    fitted = Fitted(stretches=(Stretch(after=4, start=5, outputs=(1.5, -0.5), input=0.25),), variance=None)
+    old, new, before, after = values(4)
+    past = [
+        Past(STEPS[i], fitted.keep(torch.from_numpy(v), torch.from_numpy(x)))
+        for i, v, x in ((2, old, before), (4, new, after))
+    ]
+    got = fitted.predict(past, Now(STEPS[6], torch.ones(2, 3))).numpy()
+    np.testing.assert_allclose(got, 1.5 * new - 0.5 * old + 0.25 * after, rtol=1e-12)
+
+
 def test_an_input_is_needed_where_any_weight_is_and_left_out_where_none_was_seen() -> None:
     stretches = (
         Stretch(after=0, start=1, outputs=(1.0, 0.5), input=0.0),
