@@ -300,6 +300,11 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
         read_text(tmp_path / "a.txt", "page")
 
 
+def test_folders_are_made_on_the_way_to_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "one" / "two" / "a.json"
+    assert write_json(path, [1], "thing") == path and path.read_bytes() == b"[\n  1\n]\n"
+
+
 def test_a_file_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
     path = write_atomic(tmp_path / "a", b"12345", "thing")
     assert read_bytes(path, "thing", limit=5) == b"12345"

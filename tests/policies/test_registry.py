@@ -164,6 +164,15 @@ def test_a_field_is_not_called_as_what_a_policy_says_of_itself(field: str) -> No
         type("Odd", (fc.FORA,), {field: 1, "__annotations__": {field: int}, "__module__": __name__})
 
 
+def test_a_default_out_of_bounds_is_refused() -> None:
+    class Bad(fc.FORA):
+        interval: Annotated[int, Field(ge=1, le=12)] = 99
+
+    with pytest.raises(InvalidPolicy, match="interval: input should be less than or equal to 12, found 99"):
+        Bad()
+    assert Bad(interval=3).interval == 3
+
+
 def test_which_constants_have_to_be_measured() -> None:
     class Two(fc.FORA):
         name: ClassVar[str] = "two"
@@ -178,6 +187,12 @@ def test_which_constants_have_to_be_measured() -> None:
 
     assert Two.unmeasured(()) == ("a", "b") and Two.unmeasured({"a"}) == ("b",) and Two.unmeasured({"a", "b"}) == ()
     assert Two.unmeasured({"c", "interval"}) == ("a", "b")
+
+    class Optional(Two):
+        a: float = 1.0
+        b: float = 2.0
+
+    assert Optional.unmeasured({"interval"}) == ("a", "b", "c") and Optional.unmeasured({"b", "interval"}) == ()
 
 
 def test_a_policy_without_constants_is_calibrated_to_the_fields_it_is_given() -> None:

@@ -172,8 +172,9 @@ def test_a_site_has_the_predictor_of_the_rows_that_reuse_it() -> None:
         (schedule("CCC", taylor, "C--", fc.Hold()), taylor),
     ):
         assert compile_policy(given, run).predictors == (expected,)
-    with pytest.raises(fc.InvalidPolicy, match=r"give blocks\.0\.ff other predictors"):
-        compile_policy(schedule("CRR", line, "CCR", taylor), run)
+    for other in (taylor, fc.Linear(weight=0.5)):
+        with pytest.raises(fc.InvalidPolicy, match=r"give blocks\.0\.ff other predictors"):
+            compile_policy(schedule("CRR", line, "CCR", other), run)
 
 
 def test_a_row_that_finds_no_site_is_refused() -> None:
@@ -361,3 +362,11 @@ def test_a_bound_on_reuses_in_a_row_begins_anew_after_each_computed_step_of_a_ru
             state = rule.update(state, step, value)
         found += "CR"[wanted]
     assert found == {1: "CRCRCRCRC", 2: "CRRCRRCRR"}[limit]
+
+
+def test_the_other_branch_lies_inside_the_denoiser_and_all_that_is_computed_inside_both() -> None:
+    by = {site.name: site for site in SITES}
+    order = ["denoiser", "branch", "stack", "blocks.0", "blocks.0.ff"]
+    for i, inner in enumerate(order):
+        assert [by[inner].inside(by[outer]) for outer in order] == [j < i for j in range(len(order))], inner
+    assert not by["blocks.0.ff"].inside(by["blocks.1"]) and not by["blocks.1"].inside(by["blocks.0"])

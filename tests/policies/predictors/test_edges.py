@@ -129,6 +129,24 @@ def test_dynamic_mode_decomposition_needs_four_values_and_three_are_a_line() -> 
     np.testing.assert_allclose(predict(Exponential(), steps[1:], arrays[1:], 11), line, rtol=1e-9)
 
 
+def test_dynamic_mode_decomposition_stops_at_the_first_other_distance() -> None:
+    """5, 8 and 11 are three steps apart, 4 is not; that 2 would be again is of no use."""
+    arrays = values(5)
+    line = arrays[-1] + (arrays[-1] - arrays[-2]) / 3 * 2
+    np.testing.assert_allclose(predict(Exponential(), [2, 4, 5, 8, 11], arrays, 13), line, rtol=1e-9)
+
+
+def test_a_row_that_cannot_be_fitted_is_held_and_changes_no_other() -> None:
+    """Rows of a decay, of nothing, of what is not finite, and of what leaves the range of half precision."""
+    steps, base = [2, 4, 6, 8], np.arange(1.0, 6.0)
+    growth = [np.stack([base * 0.9**s, 0 * base, base * 0.8**s, base * 10.0 ** (s / 2)]) for s in steps]
+    growth[1][2, 3] = np.inf
+    history = [Past(STEPS[i], torch.from_numpy(v).half()) for i, v in zip(steps, growth, strict=True)]
+    got = Exponential().predict(history, Now(STEPS[11]))
+    np.testing.assert_allclose(got[0].float().numpy(), base * 0.9**11, rtol=1e-2)
+    assert torch.equal(got[1:], history[-1].value[1:])
+
+
 # -- times -------------------------------------------------------------------------------------------------------------
 def test_an_average_velocity_over_no_time_is_the_newest_value() -> None:
     steps = [Step(i, 4, 500.0, 0.5) for i in range(4)]
@@ -187,6 +205,8 @@ def test_an_aligned_residual_is_moved_from_the_two_newest_values() -> None:
     still = [Past(STEPS[1], (full(1.0), full(2.0))), Past(STEPS[2], (full(3.0), full(2.0)))]
     moved = Aligned(limit=3.0).predict(still, Now(STEPS[3], full(2.5)))
     assert moved.tolist() == [[1 + 3 * 2 + 2 + 0.0 - 2.5] * 2], "a probe that stood still: no more than the limit"
+    at_rest = Aligned(limit=3.0).predict(still, Now(STEPS[3], full(2.0)))
+    assert at_rest.tolist() == [[3.0] * 2], "and one that still does: the last change is made once"
 
 
 def test_nothing_is_of_the_shape_and_kind_of_the_value() -> None:
@@ -324,6 +344,19 @@ def test_only_the_newest_difference_counts() -> None:
     past = [Past(steps[1], delta.keep(old, None)), Past(steps[3], delta.keep(new, None))]
     low, high = split_bands(new, 2)
     torch.testing.assert_close(delta.predict(past, Now(steps[6])), 1.5 * low + 1.25**2 * high)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.5])
+def test_the_filter_expects_the_power_spectrum_that_it_is_told(power: float) -> None:
+    """In numpy, over height and width of one frame."""
+    x, noise = RNG.normal(size=(1, 2, 6, 8)), 0.4
+    gain = np.ones((6, 8))
+    for axis, size in ((0, 6), (1, 8)):
+        clean = 1.0 / (np.abs(np.fft.fftfreq(size)) ** power + 1e-16)
+        factor = (1 - noise) * clean / ((1 - noise) ** 2 * clean + noise**2)
+        gain = gain * (factor[:, None] if axis == 0 else factor[None, :])
+    expected = np.fft.ifft2(np.fft.fft2(x) * gain / gain.mean()).real
+    np.testing.assert_allclose(wiener(torch.from_numpy(x), noise, power).numpy(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_filter_is_defined_for_pure_noise_and_for_none() -> None:
