@@ -61,6 +61,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
             "policies/registry",
         ),
         *_of("policies/test_documents", "policies/documents"),
+        *_of("policies/test_files", "policies/files", "policies/plugins"),
         *_of("policies/test_notebook", "policies/notebook"),
         *_of(
             "policies/predictors/test_predictors policies/predictors/test_edges "

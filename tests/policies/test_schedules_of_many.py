@@ -260,6 +260,14 @@ def test_a_wrapped_rule_watches_decides_and_remembers_as_it_does_by_itself(
         assert (rule.signal, rule.decides, rule.remembers) == (signal, scope, remembers)
 
 
+def test_a_wrapper_around_two_parts_of_one_kind_leaves_each_its_own_rule() -> None:
+    inner = fc.Compose([fc.StaticInterval(sites="ff", interval=2), fc.StaticInterval(sites="spatial", interval=3)])
+    found = letters(fc.WarmUp(inner=inner, steps=2), Run.of(8, sites=SITES))
+    assert found == {"blocks.0.attn1": ["CCRCRRCR"] * 2, "blocks.0.ff": ["CCCRCRCR"] * 2}
+    nested = fc.MaxConsecutive(inner=fc.WarmUp(inner=inner, steps=2), limit=1)
+    assert letters(nested, Run.of(8, sites=SITES))["blocks.0.attn1"] == ["CCRCRCCR"] * 2
+
+
 def test_a_wrapper_keeps_the_predictors_and_the_order_of_the_sites() -> None:
     inner = fc.Compose([fc.StaticInterval(sites="ff", stand_in=fc.Taylor(order=2)), fc.StaticInterval(sites="spatial")])
     run = Run.of(4, sites=SITES)

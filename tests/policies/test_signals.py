@@ -60,6 +60,7 @@ def test_what_cannot_be_registered_is_told(name: str, of: Any, message: str) -> 
     ("function", "message"),
     [
         (lambda x: x[:1], r"must give a tensor with the 2 rows of 'input', found shape \(1, 3, 2\)"),
+        (lambda x: torch.cat([x, x]), r"with the 2 rows of 'input', found shape \(4, 3, 2\)"),
         (lambda x: x.mean(), r"found shape \(\)"),
         (lambda x: float(x.mean()), "found float"),
         (lambda x: x @ x, "the signal 'mine' failed: RuntimeError"),
