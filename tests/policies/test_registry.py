@@ -137,6 +137,18 @@ def test_what_is_not_finite_is_refused_wherever_it_stands() -> None:
             make()
 
 
+@pytest.mark.parametrize("plan", [(False, "0.5", True), ("0", 0.5), (0.0, True), ["0.5"]])
+def test_a_number_in_a_tuple_is_no_text_and_no_boolean(plan: Any) -> None:
+    with pytest.raises(InvalidPolicy, match=r"meancache\.plan\.\d: input should be a number"):
+        fc.MeanCache(plan=plan)
+    assert fc.MeanCache(plan=(0, 0.5, 1)).plan == (0.0, 0.5, 1.0)
+
+
+def test_a_boolean_is_no_text() -> None:
+    with pytest.raises(InvalidPolicy, match=r"easycache\.relative: input should be a boolean, found 'false'"):
+        fc.EasyCache(relative="false")  # type: ignore[arg-type]
+
+
 # -- what a class says of itself ---------------------------------------------------------------------------------------
 def test_a_field_that_changes_a_default_alone_keeps_its_description() -> None:
     class Slow(fc.FORA):

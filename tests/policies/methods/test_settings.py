@@ -324,18 +324,6 @@ def test_curves_of_unequal_lengths_are_refused_in_every_field() -> None:
         fc.MagCache(ratios={"cond": (1.0,), "uncond": ()})
 
 
-@pytest.mark.parametrize("plan", [(False, "0.5", True), ("0", 0.5), (0.0, True), ["0.5"]])
-def test_a_number_in_a_tuple_is_no_text_and_no_boolean(plan: Any) -> None:
-    with pytest.raises(InvalidPolicy, match=r"meancache\.plan\.\d: input should be a number"):
-        fc.MeanCache(plan=plan)
-    assert fc.MeanCache(plan=(0, 0.5, 1)).plan == (0.0, 0.5, 1.0)
-
-
-def test_a_boolean_is_no_text() -> None:
-    with pytest.raises(InvalidPolicy, match=r"easycache\.relative: input should be a boolean, found 'false'"):
-        fc.EasyCache(relative="false")  # type: ignore[arg-type]
-
-
 # -- rules that watch --------------------------------------------------------------------------------------------------
 def test_dual_block_cache_compares_with_the_last_computed_step_not_with_the_step_before() -> None:
     """A twentieth more at each step: one step after a computed one it is 5 %, two steps after it 10.25 %."""
