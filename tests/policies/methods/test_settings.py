@@ -392,6 +392,14 @@ def test_adacache_divides_by_the_steps_since_the_blocks_own_last_value() -> None
     assert drive(policy, None, values, "b.0") == "CCRCRCRCR"
 
 
+def test_a_block_that_is_computed_twice_in_a_step_changed_since_the_step_before_alone() -> None:
+    rule, steps = fc.AdaCache(), Run.of(9).steps
+    block: Any = rule.begin(SITES[1], "cond", Run.of(9))
+    for i, value in ((0, 1.0), (0, 2.0), (3, 5.0), (3, 7.0)):
+        block = rule.update(block, steps[i], torch.full((1, 2), value))
+    assert block.watch.changes == [(5.0 - 2.0) / 2.0 / 3] and (block.watch.step, block.step) == (3, 3)
+
+
 @pytest.mark.parametrize(
     ("rest", "tail", "expected"),
     [
