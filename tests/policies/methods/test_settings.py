@@ -251,7 +251,7 @@ def test_curves_of_a_run_of_other_length_are_read_at_the_same_progress_and_span(
     assert lagged(curves, 12, 6, 21) == 306.0 and lagged(curves, 12, 8, 21) is None
     assert lagged(curves, 3, 1, 6) == 206.0 and lagged(curves, 3, 2, 6) is None
     assert lagged(curves, 2, 2, 11) == 202.0 and lagged(curves, 2, 3, 11) is None, "a value of before the run"
-    assert lagged(curves, 1, 3, 11) is None
+    assert lagged(curves, 1, 3, 11) is None and lagged(curves, 6, 2, 17) == 104.0, "3.75 steps of ten, 1.25 apart"
     assert lagged(((5.0, 6.0),), 0, 1, 1) == 6.0 and nearest((5, 6, 7), 0, 1) == 7
     assert [nearest((0, 1, 2, 3, 4), i, 9) for i in (0, 2, 4, 6, 8)] == [0, 1, 2, 3, 4]
 
@@ -270,6 +270,8 @@ def test_smoothcache_looks_at_the_error_of_the_lag_it_has() -> None:
     assert letters(fc.SmoothCache(curves=curves, lookahead=3), 9)["b.0.ff"] == "CRRCRRCRR"
     assert letters(fc.SmoothCache(curves=curves, lookahead=1), 9)["b.0.ff"] == "CRCRCRCRC"
     assert letters(fc.SmoothCache(curves=curves, lookahead=3, alpha=0.0), 9)["b.0.ff"] == "C" * 9
+    short = {"ff": curves["ff"][:2]}  # three steps apart was not measured
+    assert letters(fc.SmoothCache(curves=short, lookahead=6), 9)["b.0.ff"] == "CRRCRRCRR"
 
 
 def test_ertacache_at_its_bounds() -> None:
