@@ -261,6 +261,7 @@ class Schedule(Policy):
         index = SiteIndex(run.sites)
         letters: dict[Site, dict[Branch, str]] = {}
         predictors: dict[Site, Predictor] = {}
+        reusing: dict[Site, Predictor] = {}  # those of rows that reuse: what stands in elsewhere is never asked
         for row in self.rows:
             for site in index.select(row.sites):
                 mine = letters.setdefault(site, {})
@@ -269,7 +270,12 @@ class Schedule(Policy):
                     raise InvalidPolicy(f"two rows of the schedule decide about {site.name} in branch {branch}")
                 mine[row.branch] = row.steps
                 predictors.setdefault(site, row.predictor)
+                if LETTERS[Code.REUSED] in row.steps and reusing.setdefault(site, row.predictor) != row.predictor:
+                    raise InvalidPolicy(
+                        f"two rows of the schedule give {site.name} other predictors: a site has one for all branches"
+                    )
         order = index.select("|".join(dict.fromkeys(row.sites for row in self.rows)))
+        predictors |= reusing
         return {site: Assigned(Letters(letters[site]), predictors[site]) for site in order}
 
     @classmethod

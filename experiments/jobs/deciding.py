@@ -29,8 +29,8 @@ def _of(tests: str, *modules: str) -> tuple[Deciding, ...]:
 
 
 _METHODS = (
-    "policies/methods/test_methods policies/methods/test_dynamic policies/methods/test_presets "
-    "policies/methods/test_published policies/test_off policies/test_fields"
+    "policies/methods/test_methods policies/methods/test_settings policies/methods/test_dynamic "
+    "policies/methods/test_presets policies/methods/test_published policies/test_off policies/test_fields"
 )
 _RUN = (
     "fastercache/run/test_units fastercache/run/test_assembly fastercache/run/test_store fastercache/run/test_transfer "
@@ -42,18 +42,30 @@ _DEFAULT = "analysis/test_constants"
 ROOMS: dict[str, tuple[Deciding, ...]] = {
     "policies": (
         *_of(
-            "policies/test_schedule policies/test_interpreter policies/test_alike policies/test_composition "
-            "policies/test_off policies/methods/test_published policies/test_notebook",
+            "policies/test_schedule policies/test_schedules_of_many policies/test_interpreter policies/test_alike "
+            "policies/test_composition policies/test_off policies/methods/test_published policies/test_notebook",
             "policies/schedule",
             "policies/compose",
             "policies/wrappers",
             "policies/rules",
         ),
-        *_of("policies/test_vocabulary policies/test_composition policies/test_schedule", "policies/vocabulary"),
+        *_of(
+            "policies/test_vocabulary policies/test_schedules_of_many policies/test_composition policies/test_schedule",
+            "policies/vocabulary",
+        ),
         *_of("policies/test_signals fastercache/run/test_signals", "policies/signals"),
         *_of(
-            "policies/predictors/test_predictors policies/predictors/test_forecasts_of_2026 "
-            "policies/predictors/test_fitted "
+            "policies/test_registry policies/test_off policies/test_composition policies/test_files "
+            "policies/test_documents",
+            "policies/base",
+            "policies/registry",
+        ),
+        *_of("policies/test_documents", "policies/documents"),
+        *_of("policies/test_files", "policies/files", "policies/plugins"),
+        *_of("policies/test_notebook", "policies/notebook"),
+        *_of(
+            "policies/predictors/test_predictors policies/predictors/test_edges "
+            "policies/predictors/test_forecasts_of_2026 policies/predictors/test_fitted "
             "policies/methods/test_published policies/methods/test_methods",
             "policies/predictors/forecasts",
             "policies/predictors/history",
@@ -62,13 +74,18 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
             "policies/predictors/exponential",
         ),
         *_of(
-            "policies/predictors/test_frequency policies/methods/test_guidance policies/methods/test_dynamic",
+            "policies/predictors/test_frequency policies/predictors/test_edges policies/methods/test_guidance "
+            "policies/methods/test_dynamic",
             "policies/predictors/frequency",
         ),
-        *_of("policies/predictors/test_fitted", "policies/predictors/fitted"),
+        *_of("policies/predictors/test_edges policies/predictors/test_fitted", "policies/predictors/fitted"),
         *_of(
             _METHODS,
+            "policies/methods/ab_cache",
             "policies/methods/adacache",
+            "policies/methods/calibrated",
+            "policies/methods/deepcache",
+            "policies/methods/delta_dit",
             "policies/methods/dicache",
             "policies/methods/dmd",
             "policies/methods/dynamic",
@@ -77,8 +94,10 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
             "policies/methods/ertacache",
             "policies/methods/faster_cache",
             "policies/methods/first_block_cache",
+            "policies/methods/fora",
             "policies/methods/magcache",
             "policies/methods/meancache",
+            "policies/methods/planned",
             "policies/methods/pyramid_attention_broadcast",
             "policies/methods/seacache",
             "policies/methods/smoothcache",
@@ -89,8 +108,8 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
             "policies/methods/tgate",
         ),
         *_of(
-            "policies/methods/test_guidance policies/methods/test_methods policies/methods/test_presets "
-            "policies/methods/test_published policies/test_off policies/test_fields",
+            "policies/methods/test_guidance policies/methods/test_settings policies/methods/test_methods "
+            "policies/methods/test_presets policies/methods/test_published policies/test_off policies/test_fields",
             "policies/methods/cfg_cache",
             "policies/methods/guidance",
         ),

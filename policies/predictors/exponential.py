@@ -39,7 +39,8 @@ class Exponential(Predictor):
     of the values. Each row of the first axis has exponentials of its own, so that no sample changes another.
 
     Guards, as cache-dit has them: only the newest values that are equally far apart are used; fewer than 4 of them give
-    a Taylor forecast of order 1; a fit that fails, or a forecast that is not finite, gives the newest value.
+    a Taylor forecast of order 1; a fit that fails, or a forecast that is not finite, gives the newest value, each row
+    for itself.
     """
 
     name: ClassVar[str] = "exponential"
@@ -59,17 +60,15 @@ class Exponential(Predictor):
         ahead = (now.step.index - known[-1].step.index) / distance
         values = [entry.value.reshape(newest.shape[0] if newest.dim() > 1 else 1, -1) for entry in known]
         grams = _grams(values).cpu().numpy()
-        if not np.isfinite(grams).all():
-            return newest
-        found = [_weights(gram, ahead) for gram in grams]
-        if any(row is None for row in found):
-            return newest
-        weights = torch.from_numpy(np.stack([row for row in found if row is not None])).to(newest.device)
+        hold = np.eye(len(values) - 1)[-1]
+        fitted = [_weights(gram, ahead) if np.isfinite(gram).all() else None for gram in grams]
+        weights = torch.from_numpy(np.stack([hold if row is None else row for row in fitted])).to(newest.device)
         total = torch.zeros_like(values[-1], dtype=torch.promote_types(newest.dtype, torch.float32))
         for j, value in enumerate(values[1:]):
             total += weights[:, j : j + 1].to(total.dtype) * value
-        forecast = total.reshape(newest.shape).to(newest.dtype)
-        return forecast if bool(torch.isfinite(forecast).all()) else newest
+        forecast = total.to(newest.dtype)
+        finite = torch.isfinite(forecast).all(dim=1, keepdim=True)
+        return torch.where(finite, forecast, values[-1]).reshape(newest.shape)
 
 
 def _evenly_spaced(past: Sequence[Past]) -> tuple[list[Past], int]:

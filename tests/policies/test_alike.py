@@ -101,3 +101,24 @@ def test_a_state_that_changes_in_place_is_no_other_sites() -> None:
     assigned = {site: fc.Assigned(rule, fc.Hold()) for site in SITES if site.kind is fc.Kind.BLOCK}
     codes = schedule.compile_rules(assigned, [rule] * len(assigned), RUN).codes
     assert (codes[:, :, :3] == Code.COMPUTED).all() and (codes[:, :, 3:] == Code.REUSED).all()
+
+
+@pytest.mark.parametrize(
+    "state", [([],), (1, ("a", [])), {}, frozenset({(1, 2)})], ids=["in it", "deeper", "dict", "set"]
+)
+def test_only_states_that_cannot_change_make_sites_alike(state: Any) -> None:
+    """Each site is asked about by itself where what it begins with, in one branch at least, could be written to."""
+    asked: list[int] = []
+
+    class Same(fc.StaticRule[Any]):
+        def begin(self, site: fc.Site, branch: str, run: fc.Run) -> Any:
+            return state if branch == UNCOND else 1
+
+        def reuse(self, state: Any, step: fc.Step) -> bool:
+            asked.append(step.index)
+            return False
+
+    rule = Same()
+    assigned = {site: fc.Assigned(rule, fc.Hold()) for site in SITES if site.kind is fc.Kind.BLOCK}
+    schedule.compile_rules(assigned, [rule] * 5, RUN)
+    assert len(asked) == RUN.count * 2 * (1 if isinstance(state, frozenset) else 5)

@@ -15,11 +15,18 @@ from pydantic import BaseModel, ConfigDict
 
 from fastercache.policies.documents import (
     MAX_BYTES,
+    MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_TEXT,
     Missing,
+    check_writable,
+    deeper_than,
     put_aside,
+    read_bytes,
     read_json,
     read_model,
     read_text,
+    refused_by_disk,
     replacing,
     write_atomic,
     write_json,
@@ -237,3 +244,147 @@ def test_policies_nested_too_deep_are_refused(count: int) -> None:
         data = {"policy": "warm_up", "steps": 1, "inner": data}
     with pytest.raises(InvalidPolicy, match="nested more than"):
         load_policy(data)
+
+
+@pytest.mark.parametrize("levels", [MAX_DEPTH, MAX_DEPTH + 1])
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"a":', "}")])
+def test_the_depth_of_a_file_has_a_bound(tmp_path: Path, levels: int, begin: str, end: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(begin * levels + "1" + end * levels)
+    if levels == MAX_DEPTH:
+        assert deeper_than(read_json(path, "thing"), levels - 1)
+    else:
+        with pytest.raises(ConfigUnreadable, match=f"nested more than {MAX_DEPTH} levels"):
+            read_json(path, "thing")
+
+
+def test_depth_counts_what_lies_inside_one_another() -> None:
+    """Mappings, lists and tuples alike, the deepest of them; a text is no list of letters."""
+    for value, depth in ((1, 0), ("abc", 0), ([1], 1), ([[], [1, ({"a": 1},)]], 4), ({"a": 1, "b": {"c": [2]}}, 3)):
+        assert [deeper_than(value, limit) for limit in range(6)] == [limit < depth for limit in range(6)], value
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_the_digits_of_a_whole_number_have_a_bound_whatever_its_sign(tmp_path: Path, sign: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(f"[{sign}{'9' * MAX_DIGITS}]")
+    assert read_json(path, "thing") == [int(f"{sign}{'9' * MAX_DIGITS}")]
+    path.write_text(f"[{sign}{'9' * (MAX_DIGITS + 1)}]")
+    with pytest.raises(ConfigUnreadable, match=f"{MAX_DIGITS + 1} digits, at most {MAX_DIGITS}"):
+        read_json(path, "thing")
+
+
+@pytest.mark.parametrize("wrap", ["{}", "[[{}]]", '{{"a": {}}}', "{{{}: 1}}"], ids=["alone", "listed", "value", "key"])
+def test_texts_are_checked_wherever_they_stand(tmp_path: Path, wrap: str) -> None:
+    path = tmp_path / "a.json"
+    for text, fault in (
+        ("x" * MAX_TEXT, None),
+        ("x" * (MAX_TEXT + 1), "a text of 1,048,577 characters"),
+        ("é", None),
+        ("\\ud800", "an unpaired surrogate"),
+    ):
+        path.write_text(wrap.format(f'"{text}"'))
+        if fault is None:
+            read_json(path, "thing")
+        else:
+            with pytest.raises(ConfigUnreadable, match=fault):
+                read_json(path, "thing")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"format": "thing", "version": 1, "names": ["b"]}')
+    assert read_json(tmp_path / "a.json", "thing")["names"] == ["b"]
+    assert read_model(tmp_path / "a.json", Thing, "thing") == Thing(names=("b",))
+    (tmp_path / "a.txt").write_bytes(b"ab\xff")
+    with pytest.raises(ConfigUnreadable, match=r"is not UTF-8 text \(byte 2\)"):
+        read_text(tmp_path / "a.txt", "page")
+
+
+def test_folders_are_made_on_the_way_to_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "one" / "two" / "a.json"
+    assert write_json(path, [1], "thing") == path and path.read_bytes() == b"[\n  1\n]\n"
+
+
+def test_a_file_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "a", b"12345", "thing")
+    assert read_bytes(path, "thing", limit=5) == b"12345"
+    with pytest.raises(ConfigUnreadable, match="it has 5 bytes, at most 4 are read"):
+        read_bytes(path, "thing", limit=4)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"format": "thing", "version": 0}, {"format": "thing"}, {"format": "thing", "version": "1"}, {"version": 1}],
+)
+def test_a_document_without_its_header_is_refused(tmp_path: Path, data: dict[str, object]) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigUnreadable, match=r"has version|has no key 'format'"):
+        read_model(path, Thing, "thing")
+
+
+def test_a_model_without_a_header_needs_none(tmp_path: Path) -> None:
+    class Plain(BaseModel):
+        model_config = ConfigDict(strict=True)
+        names: tuple[str, ...]
+
+    path = tmp_path / "a.json"
+    path.write_text('{"names": ["a", "b"]}')
+    assert read_model(path, Plain, "thing") == Plain(names=("a", "b"))
+
+
+def test_infinity_is_not_written_and_leaves_what_was_there(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", {"a": 1}, "thing", indent=None)
+    assert path.read_bytes() == b'{"a": 1}\n'
+    for value in (float("inf"), -float("inf"), [{"b": float("nan")}]):
+        with pytest.raises(NotFinite, match="the thing holds NaN or infinity"):
+            write_json(path, {"a": value}, "thing")
+    assert path.read_bytes() == b'{"a": 1}\n' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_put_aside_takes_the_first_name_that_is_free(tmp_path: Path) -> None:
+    (tmp_path / "a.json.unreadable-2").write_text("old 2")
+    found = []
+    for n in (1, 2, 3):
+        path = write_atomic(tmp_path / "a.json", f"new {n}", "thing")
+        found.append(put_aside(path).name)
+    assert found == [f"a.json.unreadable-{n}" for n in (1, 3, 4)]
+    assert (tmp_path / "a.json.unreadable-2").read_text() == "old 2"
+    with pytest.raises(ConfigUnreadable, match=r"cannot put .*a\.json aside"):
+        put_aside(tmp_path / "a.json")
+
+
+def test_the_disk_is_blamed_for_what_it_refused_alone() -> None:
+    """Also where another package has wrapped its error, or met it while it dealt with one of its own."""
+    full = OSError(errno.ENOSPC, "No space left on device", "/a/b")
+    outer = RuntimeError("cannot save")
+    outer.__cause__ = full
+    beside = ValueError("twice")
+    beside.__context__ = outer
+    for error in (full, outer, beside):
+        assert refused_by_disk(error) is not None and "/a/b: No space left" in str(refused_by_disk(error))
+    for number in (errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
+        assert str(refused_by_disk(OSError(number, "no"))).startswith("the file system refuses: no;")
+    for error in (OSError(errno.ENOENT, "not there"), OSError("odd"), RuntimeError("cannot save")):
+        assert refused_by_disk(error) is None
+
+
+def test_asking_whether_a_file_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").write_text("kept")
+    for path in ("there/a", "new/folder/a", "file"):
+        check_writable(tmp_path / path, "thing")
+    for path, message in (("there", "it is a folder"), ("file/a", "choose another place"), ("a\0b", "null byte")):
+        with pytest.raises(ConfigUnreadable, match=message):
+            check_writable(tmp_path / path, "thing")
+    assert (
+        sorted(p.name for p in tmp_path.rglob("*")) == ["file", "there"] and (tmp_path / "file").read_text() == "kept"
+    )
+
+
+def test_an_error_in_what_writes_a_file_is_its_own(tmp_path: Path) -> None:
+    """Only what the file system refuses is told as a file that cannot be written."""
+    path = write_atomic(tmp_path / "a", "old", "thing")
+    with pytest.raises(ValueError, match="mine"), replacing(path, "thing"):
+        raise ValueError("mine")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a"]

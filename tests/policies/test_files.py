@@ -20,6 +20,7 @@ from fastercache.policies import (
 )
 from fastercache.policies.files import names_file
 from fastercache.policies.methods import StaticInterval
+from fastercache.policies.registry import load_predictor
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
@@ -122,6 +123,15 @@ def test_an_installed_package_offers_policies(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     assert policy_class("even").__module__ == "plug_even"
     assert load_policy({"policy": "even", "interval": 4}).name == "even"
+
+
+def test_an_installed_package_offers_predictors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also to whoever asks for a predictor first."""
+    install(tmp_path, "half = plug_half:Half")
+    write(tmp_path, HALF, name="plug_half.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert type(load_predictor({"predictor": "half"})).__module__ == "plug_half"
+    assert dump(StaticInterval(stand_in={"predictor": "half"}))["stand_in"] == {"predictor": "half"}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

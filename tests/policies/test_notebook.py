@@ -76,6 +76,16 @@ def test_long_and_hostile_values() -> None:
     assert "<script" not in table("<script>", [("<script>", "<script>")], ("<script>",))
 
 
+def test_every_cell_of_a_table_is_escaped_and_long_values_lose_their_middle() -> None:
+    found = table("a&b", [("<x>", 1, "y < z"), ("b", ["<"])], ("head<",))
+    for text in ("a&amp;b", "&lt;x&gt;", "y &lt; z", "[&#x27;&lt;&#x27;]", "head&lt;", ">1</td>"):
+        assert text in found, text
+    assert "<x>" not in found and "< z" not in found and "head<<" not in found
+    text = "".join(chr(97 + i % 26) for i in range(200))
+    assert shortened(text) == f"{repr(text)[:67]} ... {repr(text)[-8:]}" and len(shortened(text)) == 80
+    assert shortened("x" * 78) == repr("x" * 78) and shortened("x" * 79) != repr("x" * 79)
+
+
 def test_rows_become_a_frame(latte: Specimen, monkeypatch: pytest.MonkeyPatch) -> None:
     with fc.attach(latte.pipe, fc.FORA(interval=3)) as session:
         latte.generate(steps=4)

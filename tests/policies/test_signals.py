@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -59,6 +60,7 @@ def test_what_cannot_be_registered_is_told(name: str, of: Any, message: str) -> 
     ("function", "message"),
     [
         (lambda x: x[:1], r"must give a tensor with the 2 rows of 'input', found shape \(1, 3, 2\)"),
+        (lambda x: torch.cat([x, x]), r"with the 2 rows of 'input', found shape \(4, 3, 2\)"),
         (lambda x: x.mean(), r"found shape \(\)"),
         (lambda x: float(x.mean()), "found float"),
         (lambda x: x @ x, "the signal 'mine' failed: RuntimeError"),
@@ -86,3 +88,44 @@ def test_a_rule_or_predictor_that_names_no_signal_is_refused(latte: Any) -> None
         expected = rf"{who} must be a fastercache\.Signal"
         with fc.attach(latte.pipe, policy), pytest.raises(fc.InvalidSignal, match=expected):
             latte.generate(steps=2)
+
+
+def test_a_signal_is_known_by_its_name() -> None:
+    """A copy, as a policy that is copied or sent to another process holds, is the same signal."""
+    mine = fc.register_signal("mine", of=fc.Signal.INPUT)(mean)
+    for signal in (fc.Signal.PROBE, mine):
+        again = copy.copy(signal)
+        assert again is not signal and again == signal and {again} == {signal} and str(again) == signal.name
+    assert fc.Signal.PROBE != fc.Signal.INPUT and mine != "mine"
+
+
+def test_the_name_of_another_function_is_not_taken_and_the_same_one_may_come_again() -> None:
+    first = fc.register_signal("mine", of=fc.Signal.INPUT)(mean)
+
+    def other(x: Tensor) -> Tensor:
+        return x
+
+    with pytest.raises(fc.InvalidSignal, match=rf"'mine' is taken by the signal of {__name__}\.mean"):
+        fc.register_signal("mine", of=fc.Signal.INPUT)(other)
+    assert fc.signal_called("mine") is first
+    again = fc.register_signal("mine", of=fc.Signal.PROBE)(mean)  # as when a module is imported anew
+    assert fc.signal_called("mine") is again and again.seen == {fc.Signal.PROBE}
+    other.__qualname__, other.__module__ = mean.__qualname__, "elsewhere"
+    with pytest.raises(fc.InvalidSignal, match=r"is taken by the signal of"):
+        fc.register_signal("mine", of=fc.Signal.INPUT)(other)
+
+
+def test_what_the_runtime_sees_for_a_signal_of_signals_is_at_the_bottom() -> None:
+    one = fc.register_signal("one", of=fc.Signal.INPUT)(mean)
+    two = fc.register_signal("two", of=(one, one))(lambda a, b: a - 2 * b)
+    assert two.seen == {fc.Signal.INPUT} and two.value(lambda wanted: X).tolist() == [-2.5, -8.5]
+
+
+@pytest.mark.parametrize("error", [fc.FasterCacheError("told already"), torch.OutOfMemoryError("full")])
+def test_an_error_that_says_enough_by_itself_is_passed_on(error: Exception) -> None:
+    def fails(x: Tensor) -> Tensor:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        fc.register_signal("mine", of=fc.Signal.INPUT)(fails).value(lambda wanted: X)
+    assert raised.value is error

@@ -245,3 +245,52 @@ def test_what_a_watching_rule_remembers_and_for_whom_it_decides_unless_it_says()
 
     assert (Bare().remembers, Bare().decides) == (3, fc.Scope.BRANCH)
     assert fc.AdaptiveGuidance().remembers == 1  # the difference at the last full step
+
+
+def test_what_the_tuner_leaves_alone_unless_asked() -> None:
+    """Counts of where an interval begins, whose signal decides, and what is measured on a model."""
+    known = {n: cls for n, cls in fc.known_policies().items() if cls.__module__.startswith("fastercache.policies")}
+    assert {name: set(cls.unsearched) for name, cls in known.items() if cls.unsearched} == {
+        "ab_cache": {"offset"},
+        "adacache": {"codebook", "cool_down", "scope"},
+        "adaptive_guidance": {"divisor"},
+        "branch_reuse": {"offset", "sites"},
+        "bwcache": {"scope"},
+        "cfg_cache": {"divisor", "offset"},
+        "deepcache": {"offset", "sites"},
+        "delta_dit": {"offset"},
+        "dicache": {"scope"},
+        "dmd": {"offset"},
+        "dual_block_cache": {"scope", "sites"},
+        "dynamic_reuse": {"offset"},
+        "easycache": {"relative", "scope"},
+        "ertacache": {"errors", "gains", "offsets"},
+        "fastercache": {"cfg_offset", "divisor", "offset"},
+        "first_block_cache": {"scope"},
+        "foca": {"offset"},
+        "fora": {"offset"},
+        "guidance_reuse": {"offset"},
+        "hicache": {"offset"},
+        "magcache": {"ratios"},
+        "meancache": {"offset", "plan", "sites"},
+        "seacache": {"channels", "power", "scope"},
+        "smoothcache": {"curves"},
+        "spectrum": {"offset"},
+        "static_interval": {"offset"},
+        "taylorseer": {"offset"},
+        "teacache": {"coefficients", "scope"},
+    }
+
+
+def test_the_settings_at_which_nothing_is_reused() -> None:
+    known = {n: cls for n, cls in fc.known_policies().items() if cls.__module__.startswith("fastercache.policies")}
+    once = {name: dict(cls.off) for name, cls in known.items() if cls.off}
+    assert {name: off for name, off in once.items() if off not in ({"interval": 1}, {"threshold": 0.0})} == {
+        "branch_reuse": {"interval": 1, "other_interval": 1},
+        "fastercache": {"interval": 1, "cfg_interval": 1},
+        "guidance_interval": {"start": 0.0, "stop": 1.0},
+        "magcache": {"retention": 1.0},
+        "pab": {"spatial": 1, "temporal": 1, "cross": 1, "joint": 1, "ff": 1},
+        "smoothcache": {"alpha": 0.0},
+        "tgate": {"gate": 1.0, "self_interval": 1},
+    }
