@@ -1,4 +1,4 @@
-"""Calls of a denoiser of two blocks under policies of every kind of site, beside the same numbers worked out by hand."""
+"""Calls of a denoiser of two blocks under policies of every kind of site, beside the numbers worked out by hand."""
 
 from __future__ import annotations
 
