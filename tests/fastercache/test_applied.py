@@ -13,7 +13,8 @@ from fastercache.applied import Applied
 from fastercache.picking import Pick
 from fastercache.policies.errors import AttachError, ConfigMismatch
 from fastercache.policies.vocabulary import Run
-from fastercache.tuned import OtherConditions, TunedConfig
+from fastercache.tuned import UNCOVERED, OtherConditions, TunedConfig
+from fastercache.zoo.specimen import Specimen
 from tests.fastercache.test_picking import CERTIFICATE, made
 
 LATENT = (4, 4, 8, 8)
@@ -114,3 +115,22 @@ def test_each_difference_is_said_once(tiny_latte: Any) -> None:
         said.append([str(w.message) for w in caught if issubclass(w.category, OtherConditions)])
     assert [len(lines) for lines in said] == [0, 1, 0, 1, 0]
     assert "4 x 4 x 8 x 9" in said[1][0] and "4 x 4 x 9 x 9" in said[3][0]
+
+
+def test_a_certificate_is_quoted_of_a_run_like_those_that_it_is_about(latte: Specimen) -> None:
+    policy = fc.StaticInterval(sites="denoiser")
+    with fc.attach(latte.pipe, policy) as session:
+        latte.generate(steps=2)
+        latent, guidance = session.last.latent, session.guidance
+    config = TunedConfig.describe(
+        latte.pipe, policy, steps=2, guidance_scale=None, guidance=guidance, latent=latent, certificate=CERTIFICATE
+    )
+    with fc.attach(latte.pipe, config) as session:
+        latte.generate(steps=2)
+        assert session.summary().endswith(f"s; {CERTIFICATE.words}")
+        with pytest.warns(OtherConditions):
+            latte.generate(steps=2, **latte.resized)
+        assert session.summary().endswith(f"s; {UNCOVERED}")
+    with fc.attach(latte.pipe, config, allow={"scheduler"}) as session:
+        latte.generate(steps=2)
+        assert session.summary().endswith(" s")

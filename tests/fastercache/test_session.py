@@ -57,6 +57,23 @@ class Below(fc.SitePolicy, fc.StaticRule[None]):
         return step.timestep < self.time
 
 
+class Always(fc.SitePolicy, fc.WatchingRule[None]):
+    """Reuses whatever is there."""
+
+    name: ClassVar[str] = "always_here"
+
+    @property
+    def query(self) -> str:
+        return "denoiser"
+
+    @property
+    def signal(self) -> fc.Signal | None:
+        return None
+
+    def reuse(self, state: None, step: fc.Step, seen: Tensor | None) -> bool:
+        return True
+
+
 # -- runs one after the other ------------------------------------------------------------------------------------------
 def test_a_run_of_other_timesteps_is_planned_anew() -> None:
     model = Toy()
@@ -249,6 +266,16 @@ def test_watchers_of_one_site_are_told_each_and_are_closed_by_themselves() -> No
         assert second == [] and first == [("denoiser", i, b) for i, b in both]
 
 
+def test_watchers_are_told_of_a_dynamic_policys_sites_too() -> None:
+    model = Toy()
+    told: list[tuple[int, str, float, Code]] = []
+    with attached(model, Always()) as session:
+        session.watch("denoiser", lambda one: told.append((one.step.index, one.branch, float(one.value), one.code)))
+        loop(model, session, SEPARATE, TIMES[:2])
+    expected = [(b, pytest.approx(out(0, b), abs=1e-6)) for b in ("cond", "uncond")]
+    assert told == [(i, *one, code) for i, code in ((0, C), (1, R)) for one in expected]
+
+
 def test_part_of_the_stack_is_watched_though_no_policy_claims_it() -> None:
     model = Toy()
     told: list[float] = []
@@ -292,23 +319,6 @@ def test_two_denoisers_hold_their_own_values_and_are_counted_together() -> None:
             f"{owner}/blocks.{i}.attn": 0.5 for owner in ("transformer", "transformer_2") for i in range(2)
         }
     assert not any(is_hooked(m) for d in (pipe.transformer, pipe.transformer_2) for m in d.modules())  # type: ignore[attr-defined]
-
-
-class Always(fc.SitePolicy, fc.WatchingRule[None]):
-    """Reuses whatever is there."""
-
-    name: ClassVar[str] = "always_here"
-
-    @property
-    def query(self) -> str:
-        return "denoiser"
-
-    @property
-    def signal(self) -> fc.Signal | None:
-        return None
-
-    def reuse(self, state: None, step: fc.Step, seen: Tensor | None) -> bool:
-        return True
 
 
 def test_what_both_denoisers_hold_adds_up() -> None:

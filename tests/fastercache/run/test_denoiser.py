@@ -87,6 +87,10 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
         ("stack", "cond", "CRCC"), ("stack", "uncond", "CRCC"),
         ("blocks.1.attn", "cond", "CCRR"), ("blocks.1.attn", "uncond", "CCRR"),
     ],
+    "a stack over its blocks": [
+        ("stack", "cond", "CRCC"), ("stack", "uncond", "CRCC"),
+        ("blocks.1", "cond", "CCRR"), ("blocks.1", "uncond", "CCCR"),
+    ],
     "everything": [
         ("denoiser", "cond", "CCCR"), ("denoiser", "uncond", "CCCR"), ("branch", "uncond", "CCRC"),
         ("stack", "cond", "CRCC"), ("stack", "uncond", "CRCC"),
@@ -313,3 +317,119 @@ def test_steps_that_differ_in_length_are_followed_by_what_they_say() -> None:
     expected = fc.Linear().predict(past, fc.Now(session.last.run.steps[2]))
     assert [found[2]["uncond"], found[2]["cond"]] == pytest.approx(expected.tolist(), rel=1e-6)
     assert all(a["cond"] != b["cond"] for a, b in pairwise(found))
+
+
+def test_another_policy_at_other_sites_leaves_no_handler_behind() -> None:
+    model = Toy()
+    lines = [("blocks.0.attn", b, "CRRR") for b in ("cond", "uncond")]
+    with attached(model, BATCHED, schedule(*lines)) as session:
+        close(loop(model, session, BATCHED), by_hand(lines))
+        session.use(fc.NoCache(sites="denoiser"))
+        close(loop(model, session, BATCHED), by_hand([]))
+        session.use(schedule(*LINES["stack"]))
+        close(loop(model, session, BATCHED), by_hand(LINES["stack"]))
+        assert session.last.flops == [8, 0, 8, 0]
+        session.use(fc.NoCache(sites="blocks.1"))
+        close(loop(model, session, BATCHED), by_hand([]))
+        assert (session.last.codes == C).all()
+
+
+@pytest.mark.parametrize("groups", [[("uncond",), ("cond",)], SEPARATE])
+def test_what_is_held_of_a_conditional_output_is_in_the_trace_and_in_the_plan(groups: Any) -> None:
+    """A difference of 4 bytes; and 4 more where the unconditional call comes first and the next step reuses it."""
+    model = Toy()
+    with attached(model, groups, schedule(("branch", "uncond", "CCRC"))) as session:
+        loop(model, session, groups)
+        first = groups[0] == ("uncond",)
+        assert session.last.bytes_per_step == session.plan().per_step == [0, 8 if first else 4, 0, 0]
+
+
+class BesideInput(fc.Predictor):
+    """Keeps the denoiser's input beside each value."""
+
+    name: ClassVar[str] = "beside_input_here"
+
+    @property
+    def needs(self) -> fc.Signal:
+        return fc.Signal.INPUT
+
+    def keep(self, value: Tensor, seen: Tensor | None) -> Any:
+        return value, seen
+
+    def predict(self, past: Sequence[fc.Past], now: fc.Now) -> Tensor:
+        value, then = past[-1].value
+        assert now.seen is not None
+        found: Tensor = value + now.seen - then
+        return found
+
+
+@pytest.mark.parametrize("groups", [BATCHED, SEPARATE], ids=["batched", "separate"])
+@pytest.mark.parametrize("site", ["denoiser", "blocks.0.attn"])
+def test_the_input_that_a_predictor_keeps_is_counted_branch_by_branch(site: str, groups: Any) -> None:
+    """A value and an input of 4 bytes each, of two branches."""
+    model = Toy()
+    row = fc.Row(sites=site, steps="CRCC").model_copy(update={"predictor": BesideInput()})
+    with attached(model, groups, fc.Schedule(rows=(row,))) as session:
+        found = loop(model, session, groups)
+        assert session.last.bytes_per_step == session.plan().per_step == [16, 0, 0, 0]
+    if site == "denoiser":
+        bare = by_hand([])[0]
+        assert found[1] == pytest.approx({b: bare[b] + given(1, b) - given(0, b) for b in bare}, abs=1e-6)
+
+
+class Repeated(Toy):
+    """Calls its first attention twice: of its input, and of minus half of it."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        attention = self.blocks[0].attn
+        found: Tensor = attention(hidden_states) - 3 * attention(-hidden_states / 2)
+        return found
+
+
+def test_a_module_that_is_called_twice_a_step_gives_each_calls_own_value() -> None:
+    model = Repeated()
+    lines = [("blocks.0.attn", "cond", "CRCC"), ("blocks.0.attn", "uncond", "CCCC")]
+    with attached(model, BATCHED, schedule(*lines)) as session:
+        found = loop(model, session, BATCHED)
+    newest = {"cond": [0, 0, 2, 3], "uncond": [0, 1, 2, 3]}
+    value = {b: [0.25 * given(i, b) ** 2 * (1 - 3 / 4) for i in steps] for b, steps in newest.items()}
+    close(found, [{b: value[b][i] for b in value} for i in range(4)])
+
+
+def test_calls_by_keyword_are_cut_and_counted_too() -> None:
+    model = Toy()
+    lines = [("denoiser", "cond", "CCCC"), ("denoiser", "uncond", "CRCC")]
+    with attached(model, BATCHED, schedule(*lines)) as session, torch.no_grad():
+        session.start(TIMES)
+        for time in TIMES:
+            model(hidden_states=rows(1.0, 2.0), timestep=torch.full((2,), time))
+        assert session.last.flops == [8, 4, 8, 8] and session.last.flops_full == [8] * 4
+        assert session.last.calls == 4 and session.last.speedup_flops == 32 / 28
+
+
+def test_an_aligned_predictor_is_given_what_the_first_block_sees() -> None:
+    """Its signal is watched for the predictor alone: the rule of a schedule asks for none."""
+    model = Toy()
+    needs: list[list[float]] = []
+
+    class Noting(BesideInput):
+        name: ClassVar[str] = "noting_here"
+
+        @property
+        def needs(self) -> fc.Signal:
+            return fc.Signal.FIRST_BLOCK_RESIDUAL
+
+        def predict(self, past: Sequence[fc.Past], now: fc.Now) -> Tensor:
+            assert now.seen is not None
+            needs.append([*past[-1].value[1].flatten().tolist(), *now.seen.flatten().tolist()])
+            found: Tensor = past[-1].value[0]
+            return found
+
+    row = fc.Row(sites="blocks.1", steps="CRCC").model_copy(update={"predictor": Noting()})
+    with attached(model, SEPARATE, fc.Schedule(rows=(row,))) as session:
+        loop(model, session, SEPARATE)
+    expected = [
+        [0.25 * (given(i, b) + TIMES[i] / 1000) ** 2 for i in range(2)] for b in ("cond", "uncond")
+    ]  # fmt: skip
+    for a, b in zip(needs, expected, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
