@@ -256,11 +256,13 @@ def test_watchers_of_one_site_are_told_each_and_are_closed_by_themselves() -> No
         computed = [("blocks.0", i, b) for i, b in both if i in (0, 2)]
         assert second == computed
         assert sorted(first) == sorted([*computed, *(("denoiser", i, b) for i, b in both)])
-        first.clear(), second.clear()
+        first.clear()
+        second.clear()
         block.close()
         loop(model, session, SEPARATE)
         assert second == computed and first == [("denoiser", i, b) for i, b in both]
-        first.clear(), second.clear()
+        first.clear()
+        second.clear()
         other.close()
         loop(model, session, SEPARATE)
         assert second == [] and first == [("denoiser", i, b) for i, b in both]
@@ -268,7 +270,7 @@ def test_watchers_of_one_site_are_told_each_and_are_closed_by_themselves() -> No
 
 def test_watchers_are_told_of_a_dynamic_policys_sites_too() -> None:
     model = Toy()
-    told: list[tuple[int, str, float, Code]] = []
+    told: list[Any] = []
     with attached(model, Always()) as session:
         session.watch("denoiser", lambda one: told.append((one.step.index, one.branch, float(one.value), one.code)))
         loop(model, session, SEPARATE, TIMES[:2])
@@ -348,7 +350,7 @@ def test_a_run_without_guidance_is_so_for_every_denoiser() -> None:
 
 def test_branches_that_are_named_are_those_of_every_denoiser() -> None:
     pipe = two()
-    told: list[tuple[str, str, float]] = []
+    told: list[Any] = []
     with fc.attach(pipe, fc.NoCache(sites="denoiser"), guidance="separate", branches=("cond", "uncond")) as session:
         session.watch("denoiser", lambda seen: told.append((seen.site.denoiser, seen.branch, float(seen.value))))
         session.start(TIMES[:2])
@@ -456,7 +458,8 @@ def test_a_loop_that_is_over_leaves_the_denoiser_to_other_threads() -> None:
             go.wait()
 
         for complete in (True, False):
-            made.clear(), go.clear()
+            made.clear()
+            go.clear()
             thread = threading.Thread(target=work, args=(complete,))
             thread.start()
             made.wait()

@@ -32,7 +32,8 @@ class Layer(nn.Module):
         self.attn = Attention(gain)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states + self.attn(hidden_states)
+        found: Tensor = hidden_states + self.attn(hidden_states)
+        return found
 
 
 class Toy(nn.Module):
@@ -45,7 +46,7 @@ class Toy(nn.Module):
 
     def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
         self.calls += 1
-        x = hidden_states + timestep.reshape(-1, 1, 1, 1) / 1000 + self.shift
+        x: Tensor = hidden_states + timestep.reshape(-1, 1, 1, 1) / 1000 + self.shift
         for block in self.blocks:
             x = block(x)
         return x

@@ -57,13 +57,14 @@ def test_hooks_and_processors_see_the_calls_that_are_made() -> None:
 
 
 def test_a_hook_before_or_after_any_part_is_seen() -> None:
-    whole = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    whole: Any = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(2, 2)))
     assert not has_hooks(whole)
     for part in (whole, whole[0][0]):
-        for register, hook in (
+        hooks: Any = (
             (part.register_forward_pre_hook, lambda module, args: None),
             (part.register_forward_hook, lambda module, args, output: None),
-        ):
+        )
+        for register, hook in hooks:
             handle = register(hook)
             assert has_hooks(whole)
             handle.remove()
