@@ -433,3 +433,19 @@ def test_an_aligned_predictor_is_given_what_the_first_block_sees() -> None:
     ]  # fmt: skip
     for a, b in zip(needs, expected, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+class Sounding(Toy):
+    """Gives a second output, which is no number."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Any:
+        return super().forward(hidden_states, timestep), hidden_states * float("nan")
+
+
+def test_every_output_is_looked_at() -> None:
+    model = Sounding()
+    with attached(model, SEPARATE, fc.NoCache(sites="denoiser")) as session:
+        session.start(TIMES[:1])
+        model(rows(1.0), torch.tensor([900.0]))
+        with pytest.raises(fc.NotFinite, match="step 0 of 1"):
+            model(rows(1.0), torch.tensor([900.0]))
