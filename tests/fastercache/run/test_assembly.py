@@ -37,10 +37,15 @@ def told_by(output: Any) -> list[float]:
 class Played:
     """An assembly of a run whose branches are computed and reused as the rows of a schedule say."""
 
-    def __init__(self, rows: list[tuple[Site, str, str]], watched: tuple[Site, ...] = ()) -> None:
+    def __init__(
+        self,
+        rows: list[tuple[Site, str, str]],
+        branches: tuple[str, ...] = ("cond", "uncond"),
+        watched: tuple[Site, ...] = (),
+    ) -> None:
         self.told: list[tuple[str, str, float, Code]] = []
         sites = list(dict.fromkeys(site for site, _, _ in rows))
-        self.run = Run.of(len(rows[0][2]), branches=("cond", "uncond"), sites=sites)
+        self.run = Run.of(len(rows[0][2]), branches=branches, sites=sites)
         policy = fc.Schedule(rows=tuple(fc.Row(sites=site.name, branch=b, steps=codes) for site, b, codes in rows))
         table = fc.compile_policy(policy, self.run)
         state = RunState(self.run)
@@ -125,6 +130,55 @@ def test_where_the_other_call_comes_first_the_step_before_stands_in_for_the_cond
     fresh.call(0, ("cond",), cond=10.0)
     fresh.end(0)
     assert fresh.call(1, ("uncond",), uncond=4.0) == [4.0], "without a conditional output it is computed"
+
+
+def test_the_conditional_output_of_the_step_is_the_base_as_soon_as_it_is_there() -> None:
+    """Calls come as uncond, cond, perturbed: the step before stands in for the first one only."""
+    played = Played([(GUIDANCE, "uncond", "CR"), (GUIDANCE, "perturbed", "CR")], ("cond", "uncond", "perturbed"))
+    played.cond_last = True
+    for branch, value in (("uncond", 3.0), ("cond", 10.0), ("perturbed", 12.0)):
+        assert played.call(0, (branch,), **{branch: value}) == [value]
+    played.end(0)
+    assert played.call(1, ("uncond",)) == [10.0 - 7.0]
+    assert played.call(1, ("cond",), cond=50.0) == [50.0]
+    assert played.call(1, ("perturbed",)) == [50.0 + 2.0]
+
+
+def test_a_conditional_output_is_held_over_a_step_only_where_the_next_one_needs_it() -> None:
+    for steps, cond_last, held in (
+        ("CCRC", True, [0, 4, 0, 0]),
+        ("CRRC", True, [4, 4, 0, 0]),
+        ("CRRC", False, [0] * 4),
+    ):
+        played = Played([(GUIDANCE, "uncond", steps)])
+        played.cond_last = cond_last
+        found = []
+        for index in range(4):
+            order = ("uncond", "cond") if cond_last else ("cond", "uncond")
+            for branch in order:
+                given = {} if steps[index] == "R" and branch == "uncond" else {branch: 1.0}
+                played.call(index, (branch,), **given)
+            played.end(index)
+            found.append(sum(played.assembly.held().values()))
+        assert found == held, (steps, cond_last)
+    whole = Played([(WHOLE, "uncond", "CR")])
+    whole.cond_last = True
+    whole.call(0, ("uncond",), uncond=1.0)
+    whole.call(0, ("cond",), cond=1.0)
+    whole.end(0)
+    assert whole.assembly.held() == {}, "without a branch site nothing is added to it"
+
+
+def test_what_is_held_over_a_step_is_a_copy() -> None:
+    played = Played([(GUIDANCE, "uncond", "CR")])
+    played.cond_last = True
+    played.call(0, ("uncond",), uncond=3.0)
+    output = numbers(10.0)
+    call = Call(played.run.steps[0], ("cond",), 1, numbers(0))
+    played.assembly.finish(call, played.run.branches, {}, ("cond",), output, {})
+    played.end(0)
+    output.zero_()  # as guidance in place does
+    assert played.call(1, ("uncond",)) == [3.0]
 
 
 def test_what_one_step_left_is_not_taken_for_the_next_ones() -> None:

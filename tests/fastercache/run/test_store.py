@@ -262,6 +262,17 @@ def test_a_stream_that_the_newest_call_did_not_give_is_not_put_in() -> None:
     assert found is not None and found.tolist() == [[5.0]] and nothing is None
 
 
+@pytest.mark.parametrize("predictor", [fc.Hold(), fc.Linear()], ids=lambda one: one.name)
+def test_rows_are_given_in_the_order_that_is_asked_for(predictor: fc.Predictor) -> None:
+    """What was stored of (cond, uncond) is asked for as (uncond, cond), and one branch at a time."""
+    history = History(predictor)
+    for i in range(2):
+        history.add(STEPS[i], ("cond", "uncond"), [column(10.0, 20.0)], own=True)
+    for asked, rows in ((("cond", "uncond"), [10, 20]), (("uncond", "cond"), [20, 10]), (("uncond",), [20])):
+        (found,) = history.predict(STEPS[2], asked)
+        assert found is not None and found.flatten().tolist() == rows
+
+
 def test_an_entry_goes_once_all_of_its_branches_are_unread() -> None:
     history = History(fc.Linear())
     history.add(STEPS[0], ("cond", "uncond"), [column(1.0, 2.0)], own=True)
