@@ -158,7 +158,11 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("experiments/test_certify experiments/test_dial", "experiments/jobs/certifying"),
         *_of("fastercache/test_picking fastercache/test_dial experiments/test_certify", "fastercache/picking"),
         *_of("fastercache/test_dial fastercache/test_picking experiments/test_dial", "fastercache/dial"),
-        *_of("fastercache/test_tuned fastercache/test_conditions", "fastercache/tuned", "fastercache/applied"),
+        *_of(
+            "fastercache/test_made_for fastercache/test_tuned fastercache/test_conditions",
+            "fastercache/tuned",
+            "fastercache/applied",
+        ),
         *_of("fastercache/test_bounds tuner/test_budget tuner/test_limits", "fastercache/bounds"),
         *_of("fastercache/test_prompts tuner/test_prompts", "fastercache/prompts"),
     ),
