@@ -166,10 +166,21 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("fastercache/test_bounds tuner/test_budget tuner/test_limits", "fastercache/bounds"),
         *_of("fastercache/test_prompts tuner/test_prompts", "fastercache/prompts"),
     ),
-    "verdict": _of(
-        "experiments/test_verdict experiments/test_contest experiments/test_bench experiments/jobs/test_swept",
-        "experiments/bench/verdict",
-        "experiments/bench/contest",
+    "verdict": (
+        *_of(
+            "experiments/test_verdict experiments/test_contest experiments/test_bench experiments/jobs/test_swept",
+            "experiments/bench/verdict",
+            "experiments/bench/contest",
+        ),
+        *_of("experiments/test_equal", "experiments/bench/equal", "experiments/bench/swept"),
+        *_of(
+            "experiments/test_bench_parts experiments/test_bench",
+            "experiments/bench/entries",
+            "experiments/bench/lineup",
+            "experiments/bench/peers",
+            "experiments/bench/plans",
+            "experiments/bench/runner",
+        ),
     ),
     "analysis": (
         *_of(f"analysis/test_measures {_DEFAULT}", "analysis/measures"),

@@ -90,6 +90,8 @@ def test_a_difference_names_three_settings_and_counts_the_others() -> None:
     )
     assert one.difference(Identity.of("Net", dict.fromkeys("abcd", 1))) == ("Net with e=1", "e=not set")
     assert one.difference(Identity.of("Net", dict.fromkeys("abcdef", 1))) == ("Net with f=not set", "f=1")
+    four = one.difference(Identity.of("Net", {**dict.fromkeys("abcd", 2), "e": 1}))
+    assert four == ("Net with a=1, b=1, c=1 and 1 more", "a=2, b=2, c=2")
     three = one.difference(Identity.of("Net", {"a": 2, "b": 2, "c": 2, "d": 1, "e": 1}))
     assert three == ("Net with a=1, b=1, c=1", "a=2, b=2, c=2")
     forged = one.model_copy(update={"fingerprint": "0" * 64})
