@@ -228,7 +228,8 @@ def test_what_was_refused_before_or_while_running_has_a_line_with_the_reason() -
 
 # -- entries ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("ratio", "steps", "kept"), [(0.5, 50, 25), (0.49, 50, 24), (0.29, 100, 29), (0.001, 50, 1), (1.0, 7, 7)]
+    ("ratio", "steps", "kept"),
+    [(0.5, 50, 25), (0.49, 50, 24), (0.499, 50, 24), (0.29, 100, 29), (0.001, 50, 1), (1.0, 7, 7)],
 )
 def test_fewer_steps_cost_no_more_than_the_ratio(ratio: float, steps: int, kept: int) -> None:
     assert FewerSteps.within(ratio, steps) == FewerSteps(kept)
