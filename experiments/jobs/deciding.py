@@ -194,6 +194,31 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("analysis/test_sketch analysis/test_tape analysis/test_bound", "analysis/sketch"),
         *_of(f"analysis/test_response {_DEFAULT}", "analysis/response"),
         *_of(f"analysis/test_sampling {_DEFAULT}", "analysis/trajectory"),
+        *_of(
+            "analysis/test_trajectory_files analysis/test_sampling", "analysis/sampling", "analysis/trajectory_profile"
+        ),
+        *_of("analysis/test_aggregate analysis/test_record", "analysis/aggregate"),
+        *_of("analysis/test_profile analysis/test_record", "analysis/profile"),
+        *_of("analysis/test_record analysis/test_bound", "analysis/record", "analysis/bound"),
+        *_of("analysis/test_guidance_tape analysis/test_record", "analysis/guidance_tape"),
+        *_of("analysis/test_policy_measures analysis/test_calibrate", "analysis/policy_measures"),
+        *_of("analysis/test_consequence analysis/test_injection", "analysis/consequence"),
+        *_of("analysis/test_injection", "analysis/injection", "analysis/faults"),
+    ),
+    "export": (
+        *_of(
+            "fastercache/export/test_recipes fastercache/export/test_python",
+            "fastercache/export/recipe",
+            "fastercache/export/python",
+        ),
+        *_of(
+            "fastercache/export/test_recipes fastercache/export/test_settings",
+            "fastercache/export/cache_dit",
+            "fastercache/export/diffusers",
+            "fastercache/export/hub",
+            "fastercache/export/targets",
+            "fastercache/export/words",
+        ),
     ),
 }
 """Room -> its deciding modules."""

@@ -75,8 +75,8 @@ def test_errors_of_estimates_are_root_mean_squares_over_all_runs() -> None:
     sums = RunSums(SITES, Run.of(STEPS))
     assert sums.check() is None and sums.token_check() is None
     sums.add({("a", COND): tape(1.0), ("b", COND): tape(1.0, check=[[0.1, 0.2]], tokens=[0.3])}, None)
-    sums.add({("a", COND): tape(1.0, check=[[0.3, -0.4], [-0.2, 0.0]], tokens=[-0.1, 0.2])}, None)
+    sums.add({("a", COND): tape(1.0, check=[[0.3, -0.4], [-0.2, 0.0]], tokens=[-0.1, 0.2, 0.0, 0.4])}, None)
     assert sums.check() == pytest.approx(
         {"rel_l1": np.sqrt((0.01 + 0.09 + 0.04) / 3), "rel_l2": np.sqrt((0.04 + 0.16) / 3)}
     )
-    assert sums.token_check() == pytest.approx(np.sqrt((0.09 + 0.01 + 0.04) / 3))
+    assert sums.token_check() == pytest.approx(np.sqrt((0.09 + 0.01 + 0.04 + 0.0 + 0.16) / 5))

@@ -112,6 +112,15 @@ def test_the_token_error_is_that_of_the_root_mean_square() -> None:
     assert profile.info.token_error == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-3)
 
 
+def test_each_site_has_a_row_for_each_branch_and_the_guidance_difference_one_less() -> None:
+    session = FakeSession(tokens_of(100, 4))
+    for sites, rows in ((None, 7), ("spatial", 2), ("spatial|branch", 3)):
+        rec = recording(session, MIB, sites)
+        session.go(2)
+        assert rec._bound is not None and rec._bound.rows == rows
+        session.watched.clear()
+
+
 def test_a_recording_that_fits_keeps_every_token_and_is_exact() -> None:
     profile, _ = profile_of(tokens_of(400, 32), 64 * MIB)
     assert profile.info.tokens == {} and profile.info.token_error is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ import fastercache as fc
 from fastercache.analysis.calibrate import Calibration, calibrate, distances, regressions
 from fastercache.analysis.profile import Component
 from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, RecordingError
+from fastercache.policies.measurements import Measure
 from fastercache.policies.vocabulary import Kind, Role, Site
 from fastercache.zoo import build
 from fastercache.zoo.specimen import Specimen
@@ -331,6 +332,39 @@ def test_what_policies_measure_themselves_is_kept_and_asked_for_by_name(tmp_path
         assert Calibration.load(path) == known and ('"further"' in path.read_text()) is (known is whole)
     with pytest.raises(RecordingError, match="lacks what three measures"):
         whole.own("three")
+
+
+class Two(fc.StaticInterval):
+    """A policy with two measures of its own, of unlike sites."""
+
+    name: ClassVar[str] = "two"
+    measures: ClassVar[Any] = {
+        "change": Measure("denoiser", lambda newer, older: float((newer - older).abs().mean())),
+        "level": Measure("stack", lambda newer, older: float(newer.abs().max()) / float(older.abs().max())),
+    }
+
+
+def test_every_measure_of_a_policy_is_taken_at_its_own_sites(latte: Specimen) -> None:
+    values: dict[str, list[torch.Tensor]] = {}
+    with calibrate(latte.pipe, [Two], lags=2) as calibrator:
+        calibrator.session.watch(
+            "stack|denoiser",
+            lambda seen: values.setdefault(f"{seen.site.name} {seen.branch}", []).append(seen.value.clone()),
+        )
+        latte.generate(steps=3)
+    found = calibrator.result()
+    assert found.measured_for([Two]) and not calibrate_plain(found).measured_for([Two])
+    for name, site in (("change", "denoiser"), ("level", "stack")):
+        compared = Two.measures[name].compare
+        rows = [values[f"{site} {branch}"] for branch in ("cond", "uncond")]
+        for lag, curve in enumerate(found.own("two")[name], start=1):
+            expected = [0.0 if i < lag else np.mean([compared(row[i], row[i - lag]) for row in rows]) for i in range(3)]
+            assert curve == pytest.approx(expected)
+
+
+def calibrate_plain(found: Calibration) -> Calibration:
+    """The same without what policies measure themselves."""
+    return found.model_copy(update={"further": {}})
 
 
 def test_constants_know_their_model_and_their_scheduler(tiny_latte: Any) -> None:

@@ -47,7 +47,7 @@ def test_sites_and_branches_are_compared_with_themselves_and_averaged_over_all_r
 
 
 def test_a_run_that_did_not_end_counts_for_nothing() -> None:
-    one = Comparison("mine", "pairs", PAIRS, SITES, 2)
+    one = Comparison("mine", "pairs", PAIRS, SITES, 9)
     broken, whole, last = Run.of(3), Run.of(3), Run.of(3)
     for step in range(2):
         see(one, broken, SITES[0], COND, step, 50.0)
@@ -63,7 +63,7 @@ def test_steps_that_were_left_out_are_no_earlier_values() -> None:
     run, one = Run.of(5), Comparison("mine", "pairs", PAIRS, SITES, 3)
     for step in (0, 1, 4):
         see(one, run, SITES[0], COND, step, float(step))
-        see(one, run, SITES[0], UNCOND, step, float(step), size=3 if step == 4 else 2)
+        see(one, run, SITES[0], UNCOND, step, step + 5.0 * (step == 4), size=3 if step == 4 else 2)
     apart = 7.0
     assert one.result(run) == ((0.0, 100.0, apart, apart, apart), (0.0, 0.0, apart, apart, apart),
                                (0.0, 0.0, 0.0, apart, 401.0))  # fmt: skip

@@ -146,9 +146,7 @@ def test_predictability_of_a_role_is_the_root_mean_square_over_its_sites(profile
 @pytest.mark.parametrize("name", ["l1", "rms", "lag_l1", "lag_rms", "gram", "matrix_mean", "matrix_std", "guidance"])
 def test_arrays_of_another_shape_or_type_are_refused(profile: Profile, tmp_path: Path, name: str) -> None:
     array = getattr(profile, name)
-    for other in (array[..., :1, :] if array.ndim > 1 and array.shape[-2] > 1 else array[:1], array.astype(np.int32)):
-        if name == "guidance" and other.dtype.kind == "f":
-            other = array[:, :1]
+    for other in (array[:, :1], np.zeros(array.shape, np.int32)):
         folder = replace(profile, **{name: other}).save(tmp_path / "p")
         with pytest.raises(ConfigUnreadable, match=f"'{name}' has shape"):
             Profile.load(folder)

@@ -188,6 +188,19 @@ def test_a_run_shows_nothing_of_the_run_before(skip: tuple[int, ...]) -> None:
     assert np.isnan(together.l1[1, :2][..., list(skip)]).all() and np.isfinite(together.l1[2, :3]).all()
 
 
+def test_guidance_is_not_compared_across_runs() -> None:
+    """A run that ends within its first step leaves a conditional output; the next begins with the unconditional."""
+    seed = [0]
+    session = FakeSession(lambda site, branch, step: drifting(seed=seed[0])(site, branch, step))
+    rec = recorder(session, sites="denoiser")
+    session.go(3, stop=1)
+    seed[0] = 1
+    session.go(3)
+    for t, found in enumerate(rec.profile().guidance[0, 1]):
+        cond, uncond = (session.values(SITES[2], b, t) for b in (COND, UNCOND))
+        np.testing.assert_allclose(found, band_similarity(cond, uncond).numpy(), rtol=1e-4)
+
+
 def test_an_interrupted_run_of_reused_values_is_not_counted() -> None:
     session = FakeSession(drifting(numel=100))
     rec = recorder(session, sites="spatial|denoiser")
