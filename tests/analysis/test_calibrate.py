@@ -343,6 +343,10 @@ class Two(fc.StaticInterval):
         "level": Measure("stack", lambda newer, older: float(newer.abs().max()) / float(older.abs().max())),
     }
 
+    @classmethod
+    def calibrated(cls, measured: Any, **fields: Any) -> Two:
+        return cls(**fields)
+
 
 def test_every_measure_of_a_policy_is_taken_at_its_own_sites(latte: Specimen) -> None:
     values: dict[str, list[torch.Tensor]] = {}
