@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 
 import fastercache as fc
+from fastercache.applied import Applied
 from fastercache.tuned import (
     ADVICE,
     Certificate,
@@ -282,3 +283,11 @@ def test_figures_are_of_one_prompt_at_least() -> None:
 def test_versions_are_of_what_is_installed() -> None:
     assert package_versions(("torch", "no-such-package")) == {"torch": torch.__version__}
     assert set(package_versions()) == {"fastercache", "torch", "diffusers", "optuna"}
+
+
+def test_figures_are_promised_only_where_no_difference_was_accepted() -> None:
+    made = config(Net())
+    assert Applied(made.policy, made).promised is made
+    for part in ("model", "scheduler", "steps", "guidance"):
+        assert Applied(made.policy, made, allow=frozenset({part})).promised is None
+    assert Applied(made.policy).promised is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -334,3 +335,141 @@ def test_a_file_of_another_name_says_its_own() -> None:
     assert list(exported(one, "python").files) == ["cached.py"]
     assert list(exported(one, "cache-dit", "a.yaml").files) == ["a.yaml"]
     assert "load_configs('a.yaml')" in exported(one, "cache-dit", "a.yaml").files["a.yaml"]
+
+
+# -- orders, pipelines and settings at their ends ----------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("kind", "pipeline", "guidance", "order"),
+    [
+        ("WanTransformer3DModel", "WanPipeline", "batched", ("uncond", "cond")),
+        ("LatteTransformer3DModel", "LattePipeline", "separate", ("cond", "uncond")),
+        ("UNet2DConditionModel", "StableDiffusionPipeline", "batched", ("uncond", "cond")),
+        ("UNet2DConditionModel", "StableDiffusionInstructPix2PixPipeline", "batched", None),
+        ("HiDreamImageTransformer2DModel", "HiDreamImagePipeline", "batched", None),
+        ("ZImageTransformer2DModel", "ZImagePipeline", "batched", None),
+        ("LTX2VideoTransformer3DModel", "LTX2Pipeline", "batched", None),
+        ("VchitectXLTransformerModel", "VchitectPipeline", "separate", None),
+    ],
+)
+def test_the_order_of_the_branches_is_that_of_the_pipelines_own_calls(
+    kind: str, pipeline: str, guidance: str, order: tuple[str, ...] | None
+) -> None:
+    one = config(fc.GuidanceReuse(interval=2, start=0.0), kind=kind, pipeline=pipeline, guidance=guidance)
+    if order is None:
+        with pytest.raises(NotExportable, match=r"cannot be told apart|calls the unconditional branch first"):
+            recipes(one)
+    else:
+        assert recipes(one).order == order
+
+
+def test_branches_of_two_transformers_are_not_told_apart_even_with_fitted_weights() -> None:
+    stretch = fc.Stretch(after=0, start=1, outputs=(0.5,), input=0.0)
+    policy = fc.GuidanceReuse(interval=8, start=0.0, stand_in=fc.Fitted(stretches=(stretch,)))
+    assert not recipes(config(policy)).uniform
+    with pytest.raises(NotExportable, match="cannot be told apart"):
+        recipes(config(policy, shape={"transformer_2": {}}))
+
+
+class Scheduler:
+    """Stands in for a scheduler whose list of timesteps is longer than a run."""
+
+    begin_index: int | None = 3
+    order = 1
+
+    def __init__(self) -> None:
+        self.timesteps = list(range(11))
+
+    def set_timesteps(self) -> None: ...
+    def step(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("told", "order", "begin", "runs"),
+    [
+        (8, 1, None, True),
+        (7, 1, 3, False),
+        (9, 1, 3, False),
+        (None, 1, 3, True),
+        (None, 1, None, False),
+        (11, 2, 3, True),
+        ("8", 1, 2, False),
+    ],
+)
+def test_a_run_has_the_steps_that_the_pipeline_tells_or_the_rest_of_the_schedulers_list(
+    told: Any, order: int, begin: int | None, runs: bool
+) -> None:
+    """Of a scheduler of a higher order the pipeline's number is not that of its steps."""
+    made = module(config(fc.Planned(steps=8, computed=(0, 4))))
+    pipe = SimpleNamespace(scheduler=Scheduler(), _num_timesteps=told)
+    pipe.scheduler.order, pipe.scheduler.begin_index = order, begin
+    now = made.Now(pipe)
+    with pytest.raises(RuntimeError, match="before the scheduler's set_timesteps"):
+        now.enter()
+    now.begin()
+    if runs:
+        assert [now.enter(), now.enter()] == [(0, 0), (0, 1)]
+    else:
+        with pytest.raises(RuntimeError, match="this plan is for 8 steps"):
+            now.enter()
+
+
+def test_a_forward_of_the_users_own_is_run_and_put_back() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    model = Model()
+    own = model.forward = lambda x: x + 1.0  # type: ignore[method-assign, assignment]
+    scheduler = Scheduler()
+    pipe = SimpleNamespace(scheduler=scheduler, transformer=model)
+    made = module(config(fc.Planned(steps=8, computed=(0, 4)), pipeline="SimpleNamespace"))
+    detach = made.attach(pipe)
+    scheduler.set_timesteps()
+    found = []
+    for step in range(8):
+        found.append(float(model(torch.tensor([float(step)]))))
+        scheduler.step()
+        scheduler.step()  # a second one ends nothing
+    assert found == [1.0] * 4 + [5.0] * 4
+    detach()
+    assert vars(model)["forward"] is own and not {"step", "set_timesteps"} & set(vars(scheduler))
+
+
+def test_a_plan_that_computes_all_and_a_threshold_by_branch() -> None:
+    computed = settings_of(config(fc.Planned(steps=8, computed=tuple(range(8)))))[0]
+    assert computed == Settings(1, 0, 0, (1,) * 8, warm_up=8)
+    assert len(settings_of(config(fc.FirstBlockCache(threshold=0.2, scope="branch")))[1]) == 1  # type: ignore[arg-type]
+    assert len(arguments(fc.FirstBlockCache(threshold=0.2, scope="branch"))[1]) == 1  # type: ignore[arg-type]
+    assert arguments(fc.FirstBlockCache(threshold=0.2)) == ({"threshold": "0.2"}, ())
+
+
+def test_diffusers_is_told_each_setting_of_fastercache() -> None:
+    """Of 11 steps a progress of 0.35 is the fourth step, the first that is not before it; 0.2 is the second exactly."""
+    policy = fc.FasterCache(
+        interval=3, start=0.35, weight=0.25, order=1, cfg_interval=6, cfg_start=0.2, alpha_low=0.125, alpha_high=0.375,
+        switch=0.5, switch_high=0.75,
+    )  # fmt: skip
+    found, _ = arguments(policy, steps=11)
+    assert found == {
+        "spatial_attention_block_skip_range": "3", "temporal_attention_block_skip_range": "3",
+        "spatial_attention_timestep_skip_range": "(-1, timesteps[4] + 0.5)",
+        "temporal_attention_timestep_skip_range": "(-1, timesteps[4] + 0.5)",
+        "unconditional_batch_skip_range": "6",
+        "unconditional_batch_timestep_skip_range": "(-1, timesteps[2] + 0.5)",
+        "low_frequency_weight_update_timestep_range": "(timesteps[5] + 0.5, timesteps[2] + 0.5)",
+        "high_frequency_weight_update_timestep_range": "(-1, timesteps[8] + 0.5)",
+        "alpha_low_frequency": "1.125", "alpha_high_frequency": "1.375", "attention_weight_callback": "lambda _: 0.25",
+        "tensor_format": "'BCFHW'", "current_timestep_callback": "lambda: pipe.current_timestep",
+    }  # fmt: skip
+    same = arguments(policy.model_copy(update={"switch_high": None}), steps=11)[0]
+    assert same["high_frequency_weight_update_timestep_range"] == "(-1, timesteps[5] + 0.5)"
+    assert arguments(policy.model_copy(update={"order": 0}))[0]["attention_weight_callback"] == "lambda _: 0.0"
+    assert arguments(policy, pipeline="CogVideoXPipeline")[0]["tensor_format"] == "'BFCHW'"
+    usual = len(arguments(policy)[1])
+    for update in ({"stop": 0.9}, {"cfg_stop": 0.9}, {"radius": 2}, {"divisor": 4}, {"order": 2}):
+        more = len(arguments(policy.model_copy(update=update))[1]) - usual
+        assert more == (0 if "order" in update else 1), update
+    with pytest.raises(NotExportable, match="needs both branches in one call"):
+        arguments(policy, guidance="separate")
+    with pytest.raises(NotExportable, match="every self-attention"):
+        arguments(policy.model_copy(update={"sites": "temporal"}))
