@@ -229,3 +229,19 @@ def test_sites_of_unlike_kinds_and_no_sites_are_refused(latte: Specimen) -> None
             inject(latte.pipe, lambda: latte.generate(steps=STEPS), {"group": group}, (1,))
     with pytest.raises(RecordingError, match="above 0, found 0"):
         inject(latte.pipe, lambda: latte.generate(steps=STEPS), groups(latte), (1,), size=0.0)
+
+
+def test_where_a_step_has_two_calls_each_holds_the_value_of_its_own_branch() -> None:
+    """As a cache that reuses the modules at that step alone, in both branches."""
+    wan = zoo.build("wan")
+    sites = {"cross": [site for site in fc.find_sites(wan.pipe) if site.role is fc.Role.CROSS]}
+    found = inject(wan.pipe, lambda: wan.generate(steps=4), sites, (2,), error="hold")
+    clean = wan.generate(steps=4)
+    with fc.attach(wan.pipe, fc.Schedule(rows=({"sites": "cross", "steps": "CCRC"},))):
+        cached = wan.generate(steps=4)
+    assert found.video[0, 0] == pytest.approx(rms(cached - clean), rel=1e-3) and found.video[0, 0] > 0.0
+
+
+def test_a_call_that_makes_two_runs_is_refused(latte: Specimen) -> None:
+    with pytest.raises(RecordingError, match="made 2 complete runs"):
+        inject(latte.pipe, lambda: latte.generate(steps=2) + latte.generate(steps=2), groups(latte), (1,))
