@@ -195,13 +195,29 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("experiments/test_certify experiments/test_dial", "experiments/jobs/certifying"),
         *_of("fastercache/test_picking fastercache/test_dial experiments/test_certify", "fastercache/picking"),
         *_of("fastercache/test_dial fastercache/test_picking experiments/test_dial", "fastercache/dial"),
-        *_of("fastercache/test_tuned fastercache/test_conditions", "fastercache/tuned"),
-        *_of("fastercache/test_applied fastercache/test_tuned fastercache/test_conditions", "fastercache/applied"),
+        *_of("fastercache/test_made_for fastercache/test_tuned fastercache/test_conditions", "fastercache/tuned"),
+        *_of(
+            "fastercache/test_applied fastercache/test_made_for fastercache/test_tuned fastercache/test_conditions",
+            "fastercache/applied",
+        ),
+        *_of("fastercache/test_bounds tuner/test_budget tuner/test_limits", "fastercache/bounds"),
+        *_of("fastercache/test_prompts tuner/test_prompts", "fastercache/prompts"),
     ),
-    "verdict": _of(
-        "experiments/test_verdict experiments/test_contest experiments/test_bench experiments/jobs/test_swept",
-        "experiments/bench/verdict",
-        "experiments/bench/contest",
+    "verdict": (
+        *_of(
+            "experiments/test_verdict experiments/test_contest experiments/test_bench experiments/jobs/test_swept",
+            "experiments/bench/verdict",
+            "experiments/bench/contest",
+        ),
+        *_of("experiments/test_equal", "experiments/bench/equal", "experiments/bench/swept"),
+        *_of(
+            "experiments/test_bench_parts experiments/test_bench",
+            "experiments/bench/entries",
+            "experiments/bench/lineup",
+            "experiments/bench/peers",
+            "experiments/bench/plans",
+            "experiments/bench/runner",
+        ),
     ),
     "analysis": (
         *_of(f"analysis/test_measures {_DEFAULT}", "analysis/measures"),
@@ -215,6 +231,31 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("analysis/test_sketch analysis/test_tape analysis/test_bound", "analysis/sketch"),
         *_of(f"analysis/test_response {_DEFAULT}", "analysis/response"),
         *_of(f"analysis/test_sampling {_DEFAULT}", "analysis/trajectory"),
+        *_of(
+            "analysis/test_trajectory_files analysis/test_sampling", "analysis/sampling", "analysis/trajectory_profile"
+        ),
+        *_of("analysis/test_aggregate analysis/test_record", "analysis/aggregate"),
+        *_of("analysis/test_profile analysis/test_record", "analysis/profile"),
+        *_of("analysis/test_record analysis/test_bound", "analysis/record", "analysis/bound"),
+        *_of("analysis/test_guidance_tape analysis/test_record", "analysis/guidance_tape"),
+        *_of("analysis/test_policy_measures analysis/test_calibrate", "analysis/policy_measures"),
+        *_of("analysis/test_consequence analysis/test_injection", "analysis/consequence"),
+        *_of("analysis/test_injection", "analysis/injection", "analysis/faults"),
+    ),
+    "export": (
+        *_of(
+            "fastercache/export/test_recipes fastercache/export/test_python",
+            "fastercache/export/recipe",
+            "fastercache/export/python",
+        ),
+        *_of(
+            "fastercache/export/test_recipes fastercache/export/test_settings",
+            "fastercache/export/cache_dit",
+            "fastercache/export/diffusers",
+            "fastercache/export/hub",
+            "fastercache/export/targets",
+            "fastercache/export/words",
+        ),
     ),
 }
 """Room -> its deciding modules."""

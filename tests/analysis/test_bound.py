@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastercache.analysis.bound import Bound, Layout
 from fastercache.analysis.measures import similarity
 from fastercache.analysis.profile import Profile
 from fastercache.analysis.record import Recorder, record
 from fastercache.analysis.sketch import Tokens
+from fastercache.analysis.tape import deck_bytes
 from fastercache.experiments.jobs.memory import MIB, Shape
 from fastercache.experiments.jobs.recording_size import counted, held, seconds
 from fastercache.policies.errors import RecordingError
@@ -110,6 +112,15 @@ def test_the_token_error_is_that_of_the_root_mean_square() -> None:
             exact = [float(values(site, branch, t).square().mean().sqrt()) for t in range(STEPS)]
             errors += list(profile.rms[0, s, b] / exact - 1)
     assert profile.info.token_error == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-3)
+
+
+def test_each_site_has_a_row_for_each_branch_and_the_guidance_difference_one_less() -> None:
+    session = FakeSession(tokens_of(100, 4))
+    for sites, rows in ((None, 7), ("spatial", 2), ("spatial|branch", 3)):
+        rec = recording(session, MIB, sites)
+        session.go(2)
+        assert rec._bound is not None and rec._bound.rows == rows
+        session.watched.clear()
 
 
 def test_a_recording_that_fits_keeps_every_token_and_is_exact() -> None:
@@ -218,3 +229,16 @@ def test_the_default_is_stated_and_max_bytes_checked(latte: Any) -> None:
     with record(latte.pipe) as rec:
         latte.generate(steps=3)
     assert rec.profile().info.max_bytes == 4 * 2**30
+
+
+def test_a_value_that_must_be_copied_to_be_read_takes_that_copy() -> None:
+    """Of 8 MiB, a value of 4 MiB that is copied leaves room for half of what there was."""
+    value = torch.zeros(1024, 1024)
+    kept = []
+    for turned in (False, True):
+        bound = Bound(8 * MIB, 1, 4, lags=1, sketch=8, sample=8, seed=0)
+        tokens = bound.tokens(value.T if turned else value, "a")
+        layout = Layout(tokens.count, tokens.width, value.dtype, value.device)
+        kept.append(bound.fit({layout: (1, 4, "a")}, [])[layout])
+    most = [sum(deck_bytes(1, 4, count, 1024, 4, lags=1, sketch=8, sample=8)) for count in kept]
+    assert 7 * MIB < most[0] <= 8 * MIB and 3 * MIB < most[1] <= 4 * MIB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +12,9 @@ import torch
 
 import fastercache as fc
 from fastercache.analysis.calibrate import Calibration, calibrate, distances, regressions
+from fastercache.analysis.profile import Component
 from fastercache.policies.errors import ConfigMismatch, ConfigUnreadable, RecordingError
+from fastercache.policies.measurements import Measure
 from fastercache.policies.vocabulary import Kind, Role, Site
 from fastercache.zoo import build
 from fastercache.zoo.specimen import Specimen
@@ -280,3 +282,111 @@ def test_distances_and_regressions_of_chosen_values() -> None:
                 assert found[1:] == pytest.approx(tuple(expected)), at
     profile.info.lags = 9
     assert len(distances(profile, "spatial")) == len(regressions(profile, "spatial", means)[0]) == 4
+
+
+def test_a_broken_off_run_leaves_nothing_in_the_constants(latte: Specimen) -> None:
+    """Between two whole runs: neither its values nor comparisons with them."""
+
+    def fail(pipe: Any, step: int, *_: Any, **__: Any) -> Any:
+        if step == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    found = []
+    for broken in (False, True):
+        with calibrate(latte.pipe, lags=2) as calibrator:
+            for seed in (0, 1):
+                latte.generate(steps=4, seed=seed)
+                if broken:
+                    with pytest.raises(KeyboardInterrupt):
+                        latte.generate(steps=4, seed=5, callback_on_step_end=fail)
+        found.append(calibrator.result())
+    assert found[1] == found[0] and found[0].runs == 2 and len(found[0].inputs) == len(found[0].outputs) == 2
+
+
+BARE: dict[str, Any] = {
+    "steps": 3, "runs": 1, "inputs": ((0.1, 0.2),), "outputs": ((0.3, 0.4),), "curves": {}, "gains": ((0.0, 1.0, 1.0),),
+    "ratios": {"cond": (1.0, 2.0, 4.0), "uncond": (1.0, 3.0, 8.0)}, "errors": ((0.0, 0.1, 0.2),),
+}  # fmt: skip
+
+
+def test_one_ratio_a_step_is_the_mean_over_branches() -> None:
+    assert Calibration(**BARE).mean_ratios == (1.0, 2.5, 6.0)
+    assert Calibration(**BARE | {"ratios": {"cond": (1.0, 2.0, 4.0)}}).mean_ratios == (1.0, 2.0, 4.0)
+
+
+def test_what_policies_measure_themselves_is_kept_and_asked_for_by_name(tmp_path: Path) -> None:
+    curves = ((0.0, 1.0, 2.0),)
+
+    class One:
+        name, measures = "one", {"a": None, "b": None}
+
+    one: Any = One
+    plain = Calibration(**BARE)
+    half = plain.model_copy(update={"further": {"one": {"a": curves}}})
+    whole = plain.model_copy(update={"further": {"one": {"a": curves, "b": curves}, "two": {}}})
+    assert [known.measured_for([one]) for known in (plain, half, whole)] == [False, False, True]
+    assert whole.own("one") == {"a": curves, "b": curves}
+    for known in (plain, whole):
+        path = known.save(tmp_path / "kept.json")
+        assert Calibration.load(path) == known and ('"further"' in path.read_text()) is (known is whole)
+    with pytest.raises(RecordingError, match="lacks what three measures"):
+        whole.own("three")
+
+
+class Two(fc.StaticInterval):
+    """A policy with two measures of its own, of unlike sites."""
+
+    name: ClassVar[str] = "two"
+    measures: ClassVar[Any] = {
+        "change": Measure("denoiser", lambda newer, older: float((newer - older).abs().mean())),
+        "level": Measure("stack", lambda newer, older: float(newer.abs().max()) / float(older.abs().max())),
+    }
+
+    @classmethod
+    def calibrated(cls, measured: Any, **fields: Any) -> Two:
+        return cls(**fields)
+
+
+def test_every_measure_of_a_policy_is_taken_at_its_own_sites(latte: Specimen) -> None:
+    values: dict[str, list[torch.Tensor]] = {}
+    with calibrate(latte.pipe, [Two], lags=2) as calibrator:
+        calibrator.session.watch(
+            "stack|denoiser",
+            lambda seen: values.setdefault(f"{seen.site.name} {seen.branch}", []).append(seen.value.clone()),
+        )
+        latte.generate(steps=3)
+    found = calibrator.result()
+    assert found.measured_for([Two]) and not calibrate_plain(found).measured_for([Two])
+    for name, site in (("change", "denoiser"), ("level", "stack")):
+        compared = Two.measures[name].compare
+        rows = [values[f"{site} {branch}"] for branch in ("cond", "uncond")]
+        for lag, curve in enumerate(found.own("two")[name], start=1):
+            expected = [0.0 if i < lag else np.mean([compared(row[i], row[i - lag]) for row in rows]) for i in range(3)]
+            assert curve == pytest.approx(expected)
+
+
+def calibrate_plain(found: Calibration) -> Calibration:
+    """The same without what policies measure themselves."""
+    return found.model_copy(update={"further": {}})
+
+
+def test_constants_know_their_model_and_their_scheduler(tiny_latte: Any) -> None:
+    from fastercache.analysis.record import identity_of
+    from fastercache.tuned import scheduler_identity
+
+    scheduler = scheduler_identity(tiny_latte)
+    assert scheduler is not None
+    own = {
+        "model": identity_of(tiny_latte),
+        "scheduler": Component(kind=scheduler.kind, fingerprint=scheduler.fingerprint),
+    }
+    Calibration(**BARE).check(tiny_latte)
+    Calibration(**BARE, **own).check(tiny_latte)
+    Calibration(**BARE, **own).check(tiny_latte.transformer)  # which has no scheduler
+    for name, part in own.items():
+        assert part is not None
+        for change in ({"kind": "Other"}, {"fingerprint": "0" * 64}):
+            other = own | {name: part.model_copy(update=change)}
+            with pytest.raises(ConfigMismatch, match=f"measured on the {name}"):
+                Calibration(**BARE, **other).check(tiny_latte)

@@ -15,6 +15,7 @@ from fastercache.analysis.plots.style import to_image
 from fastercache.analysis.profile import Profile
 from fastercache.analysis.record import Recorder
 from fastercache.policies.errors import MeasurementError, RecordingError
+from fastercache.policies.vocabulary import Role
 from tests.analysis.fakes import FakeSession, drifting
 
 
@@ -63,3 +64,21 @@ def test_equal_profiles_differ_nowhere_and_are_drawn() -> None:
     words = " | ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
     for text in ("spatial, cond: base", "spatial, cond: LoRA", "second less first", "1 − ⟨Fⱼ, Fᵢ⟩"):
         assert text in words
+
+
+def test_sites_of_one_role_are_averaged_and_counted_in_each_profile() -> None:
+    """Both attentions are spatial in the first profile, one of them in the second, which has more prompts."""
+    first, second = recorded(0), replace(recorded(1), info=recorded(1).info.model_copy(update={"runs": 3}))
+    rows = [row.model_copy(update={"role": Role.SPATIAL}) if n == 1 else row for n, row in enumerate(first.info.sites)]
+    first = replace(first, info=first.info.model_copy(update={"sites": tuple(rows)}))
+    found = compare(first, second, "rel_l2")
+    pair = next(p for p in found.pairs if (p.group, p.branch) == ("spatial", "cond"))
+    assert pair.sites == (2, 1) and (found.steps, found.runs) == (6, (1, 3))
+    np.testing.assert_allclose(pair.first, (first.matrix_mean[0, 0] + first.matrix_mean[1, 0])[..., 2] / 2)
+    np.testing.assert_array_equal(pair.second, second.matrix_mean[0, 0, :, :, 2])
+    assert found.left_out == ("temporal, cond: only in the second", "temporal, uncond: only in the second")
+    row = next(row for row in found.rows() if (row["group"], row["branch"]) == ("spatial", "cond"))
+    near = [float(np.mean([matrix[i, i - 1] for i in range(1, 6)])) for matrix in (pair.first, pair.second)]
+    assert [row["first"], row["second"]] == pytest.approx(near) and (row["sites_first"], row["sites_second"]) == (2, 1)
+    i, j, value = pair.largest()
+    assert (row["replaced_step"], row["stand_in_step"], row["largest_difference"]) == (i, j, value)

@@ -192,3 +192,56 @@ def test_a_consequence_is_the_square_of_the_summed_errors() -> None:
         for m, a, b in pairs
     )
     assert consequence(gram, steps, computed, factors, Taylor(order=1)) == pytest.approx(float(np.mean(grown**2)))
+
+
+def test_between_the_injected_steps_the_effect_is_geometric() -> None:
+    """Steps 1 and 5 of 8; groups of 4 and 1 sites, whose errors add as squares."""
+    relative, video = np.array([[0.1, 0.2], [0.5, 0.5]]), np.array([[0.8, 0.4], [1.0, 0.25]])
+    none = np.zeros((2, 2))
+    found = Injected(("many", "one"), (4, 1), (1, 5), "noise", True, relative, none, none, video, np.arange(8.0), 3.0)
+    assert found.gain.tolist() == [[8.0, 2.0], [2.0, 0.5]] and found.per_site.tolist() == [[4.0, 1.0], [2.0, 0.5]]
+    factors = found.factors(8)
+    many = [4.0, 4.0, 4.0 * 0.25**0.25, 2.0, 4.0 * 0.25**0.75, 1.0, 1.0, 1.0]
+    np.testing.assert_allclose(factors["many"], many)
+    np.testing.assert_allclose(factors["one"], np.array(many) / 2)
+    assert found.computed is not None and found.computed.tolist() == [1.0, 5.0] and found.runs == 4
+    assert np.isnan(found.passed).all()
+
+
+def test_the_price_counts_what_is_computed_after_the_error() -> None:
+    """Of 10 steps, an error at steps 2 and 9 of modules is computed from that step on, of the denoiser from the next;
+    a held value of modules takes the step before too."""
+    sites = fc.find_sites(zoo.build("latte").pipe)
+    whole = [site for site in sites if site.kind is Kind.DENOISER]
+    inner = [site for site in sites if site.role is fc.Role.SPATIAL]
+    assert price({"inner": inner}, (2, 9), 10) == pytest.approx((10 + 8 + 1) / 10)
+    assert price({"inner": inner}, (2, 9), 10, "hold") == pytest.approx((10 + 9 + 2) / 10)
+    for error in ("noise", "hold"):
+        assert price({"whole": whole}, (2, 9), 10, error) == pytest.approx((10 + 7 + 0) / 10)  # type: ignore[arg-type]
+    assert price({"inner": inner, "whole": whole}, (2,), 10) == pytest.approx((10 + 8 + 7) / 10)
+
+
+def test_sites_of_unlike_kinds_and_no_sites_are_refused(latte: Specimen) -> None:
+    sites = fc.find_sites(latte.pipe)
+    mixed = [site for site in sites if site.kind is Kind.DENOISER or site.role is fc.Role.SPATIAL]
+    for group, says in ((mixed, "denoiser, module"), ([], "no site")):
+        with pytest.raises(RecordingError, match=f"'group' holds {says}"):
+            inject(latte.pipe, lambda: latte.generate(steps=STEPS), {"group": group}, (1,))
+    with pytest.raises(RecordingError, match="above 0, found 0"):
+        inject(latte.pipe, lambda: latte.generate(steps=STEPS), groups(latte), (1,), size=0.0)
+
+
+def test_where_a_step_has_two_calls_each_holds_the_value_of_its_own_branch() -> None:
+    """As a cache that reuses the modules at that step alone, in both branches."""
+    wan = zoo.build("wan")
+    sites = {"cross": [site for site in fc.find_sites(wan.pipe) if site.role is fc.Role.CROSS]}
+    found = inject(wan.pipe, lambda: wan.generate(steps=4), sites, (2,), error="hold")
+    clean = wan.generate(steps=4)
+    with fc.attach(wan.pipe, fc.Schedule(rows=({"sites": "cross", "steps": "CCRC"},))):
+        cached = wan.generate(steps=4)
+    assert found.video[0, 0] == pytest.approx(rms(cached - clean), rel=1e-3) and found.video[0, 0] > 0.0
+
+
+def test_a_call_that_makes_two_runs_is_refused(latte: Specimen) -> None:
+    with pytest.raises(RecordingError, match="made 2 complete runs"):
+        inject(latte.pipe, lambda: latte.generate(steps=2) + latte.generate(steps=2), groups(latte), (1,))

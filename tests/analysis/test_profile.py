@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fastercache.analysis.predictability import predictability
 from fastercache.analysis.profile import ARRAYS_NAME, JSON_NAME, Profile
 from fastercache.analysis.record import Recorder
 from fastercache.policies.errors import ConfigUnreadable, MeasurementError, NoSiteMatched, RecordingError
@@ -88,3 +89,64 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(profile: Profile, tmp
     refused(f"there is no file of a profile's arrays at .*{ARRAYS_NAME}")
     (folder / JSON_NAME).unlink()
     refused(f"there is no profile at .*{JSON_NAME}")
+
+
+def test_a_lag_stands_in_with_the_norm_of_its_own_step() -> None:
+    """Values that double from step to step: an earlier one is parallel, and short by a power of two."""
+    session = FakeSession(lambda site, branch, step: 2.0**step * drifting(numel=40)(site, branch, 0))
+    recorder = Recorder(session, None, 2, 256, 256, 0, None, owned=False)
+    session.go(4)
+    found = recorder.profile()
+    for lag, off in ((1, 0.5), (2, 0.75)):
+        for measure, value in (("cosine", 1.0), ("rel_l1", off), ("rel_l2", off)):
+            row = found.lag("spatial", measure, lag, "uncond")[0, 0]
+            assert np.isnan(row[:lag]).all() and row[lag:] == pytest.approx([value] * (4 - lag), abs=1e-6)
+    with pytest.raises(RecordingError, match="found 0"):
+        found.lag("spatial", "rel_l1", 0)
+
+
+def test_rows_say_what_each_step_was_and_how_it_changed(profile: Profile) -> None:
+    rows = profile.rows()
+    assert len(rows) == 5 * (2 + 2 + 2 + 1), "of the guidance difference one branch has values"
+    assert [(row["site"], row["role"], row["branch"]) for row in rows[::5]] == [
+        ("blocks.0.attn1", "spatial", "cond"), ("blocks.0.attn1", "spatial", "uncond"),
+        ("blocks.1.attn1", "temporal", "cond"), ("blocks.1.attn1", "temporal", "uncond"),
+        ("denoiser", None, "cond"), ("denoiser", None, "uncond"), ("branch", None, "uncond"),
+    ]  # fmt: skip
+    row = rows[5 * 3 + 2]
+    assert (row["step"], row["timestep"]) == (2, profile.info.timesteps[2])
+    assert row["mean_abs"] == pytest.approx(float(profile.l1[:, 1, 1, 2].mean()))
+    assert row["rms"] == pytest.approx(float(profile.rms[:, 1, 1, 2].mean()))
+    assert [row[name] for name in ("cosine", "rel_l1", "rel_l2")] == profile.matrix_mean[1, 1, 2, 1].tolist()
+    assert [rows[0][name] for name in ("cosine", "rel_l1", "rel_l2")] == [None] * 3
+
+
+def test_a_matrix_is_the_mean_over_the_sites_that_are_named(profile: Profile) -> None:
+    for m, measure in enumerate(("cosine", "rel_l1", "rel_l2")):
+        both = profile.matrix("spatial|temporal", measure, "uncond")
+        np.testing.assert_allclose(both, profile.matrix_mean[:2, 1, :, :, m].mean(axis=0))
+        mixed = profile.matrix("temporal|branch", measure)
+        np.testing.assert_allclose(mixed, (profile.matrix_mean[1, 0] + profile.matrix_mean[3, 1])[..., m] / 2)
+    assert profile.cells("branch|spatial") == ([0, 3], [0, 1]) and profile.cells("denoiser", "uncond") == ([2], [1])
+
+
+def test_predictability_of_a_role_is_the_root_mean_square_over_its_sites(profile: Profile) -> None:
+    errors = [predictability(profile.gram[s, 0][None], profile.run.steps, intervals=(2, 3)).errors for s in (0, 1)]
+    found = profile.predictability("spatial|temporal", intervals=(2, 3))
+    np.testing.assert_allclose(found.errors, np.sqrt((errors[0] ** 2 + errors[1] ** 2) / 2))
+    assert (found.runs, found.intervals) == (2, (2, 3))
+    gram = profile.gram.copy()
+    gram[1, 0, 3, 2] = np.nan
+    holed = replace(profile, gram=gram)
+    holed.predictability("spatial")
+    with pytest.raises(RecordingError, match="not reached at every step"):
+        holed.predictability("spatial|temporal")
+
+
+@pytest.mark.parametrize("name", ["l1", "rms", "lag_l1", "lag_rms", "gram", "matrix_mean", "matrix_std", "guidance"])
+def test_arrays_of_another_shape_or_type_are_refused(profile: Profile, tmp_path: Path, name: str) -> None:
+    array = getattr(profile, name)
+    for other in (array[:, :1], np.zeros(array.shape, np.int32)):
+        folder = replace(profile, **{name: other}).save(tmp_path / "p")
+        with pytest.raises(ConfigUnreadable, match=f"'{name}' has shape"):
+            Profile.load(folder)

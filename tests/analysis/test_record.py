@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 import fastercache as fc
 from fastercache.analysis.measures import band_similarity, similarity
+from fastercache.analysis.profile import Profile
 from fastercache.analysis.record import Recorder, record
 from fastercache.policies.errors import NoSiteMatched, RecordingError
 from fastercache.policies.schedule import Code
-from fastercache.policies.vocabulary import COND, UNCOND, Kind
+from fastercache.policies.vocabulary import COND, UNCOND, Kind, Run
+from fastercache.run.trace import Observation
 from tests.analysis.fakes import SITES, FakeSession, drifting
 
 STEPS = 9
@@ -149,7 +151,83 @@ def test_an_interrupted_run_is_left_out_and_counted() -> None:
     clean = FakeSession(drifting(numel=100))
     alone = recorder(clean)
     clean.go(STEPS)
-    np.testing.assert_array_equal(profile.lag_l1, alone.profile().lag_l1)
+    same(profile, alone.profile())
+
+
+def same(one: Profile, other: Profile, run: int = 0) -> None:
+    """Whether a run of the first is the only one of the second, in every array that is kept by run."""
+    for name in ("l1", "rms", "lag_l1", "lag_rms", "guidance"):
+        np.testing.assert_array_equal(getattr(one, name)[run], getattr(other, name)[0], err_msg=name)
+    if one.runs == 1:
+        for name in ("gram", "matrix_mean", "matrix_std"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+        assert (one.info.values, one.info.predicted) == (other.info.values, other.info.predicted)
+
+
+@pytest.mark.parametrize("skip", [(), (0,), (2,), (0, 1, 2), (1, 2, 3), (3, 5), (5,), (0, 1, 2, 3, 4, 5)])
+def test_a_run_shows_nothing_of_the_run_before(skip: tuple[int, ...]) -> None:
+    """The module sites are not reached at some steps, or at none, of the second run; what is drawn differs too."""
+    seed = [0]
+    session = FakeSession(lambda site, branch, step: drifting(numel=300, seed=seed[0])(site, branch, step))
+    rec = recorder(session, width=64)
+    session.go(6)
+    seed[0] = 1
+    session.go(6, skip=skip)
+    session.go(6)
+    together = rec.profile()
+    for place, missing in ((1, skip), (2, ())):
+        clean = FakeSession(session.values)
+        alone = recorder(clean, width=64)
+        clean.go(6, skip=missing)
+        expected = alone.profile()
+        for name in ("l1", "rms", "lag_l1", "lag_rms"):
+            found, right = getattr(together, name)[place], getattr(expected, name)[0]
+            np.testing.assert_array_equal(np.isnan(found), np.isnan(right), err_msg=name)
+            np.testing.assert_allclose(found, right, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(together.guidance[place], expected.guidance[0], rtol=1e-5)
+    assert np.isnan(together.l1[1, :2][..., list(skip)]).all() and np.isfinite(together.l1[2, :3]).all()
+
+
+def test_guidance_is_not_compared_across_runs() -> None:
+    """A run that ends within its first step leaves a conditional output; the next begins with the unconditional."""
+    seed = [0]
+    session = FakeSession(lambda site, branch, step: drifting(seed=seed[0])(site, branch, step))
+    rec = recorder(session, sites="denoiser")
+    session.go(3, stop=1)
+    seed[0] = 1
+    session.go(3)
+    for t, found in enumerate(rec.profile().guidance[0, 1]):
+        cond, uncond = (session.values(SITES[2], b, t) for b in (COND, UNCOND))
+        np.testing.assert_allclose(found, band_similarity(cond, uncond).numpy(), rtol=1e-4)
+
+
+def test_an_interrupted_run_of_reused_values_is_not_counted() -> None:
+    session = FakeSession(drifting(numel=100))
+    rec = recorder(session, sites="spatial|denoiser")
+    session.go(3)
+    session.go(3, stop=2, code=Code.REUSED)
+    session.go(3, stop=1)
+    info = rec.profile().info
+    assert (info.values, info.predicted, info.discarded, info.runs) == (12, 0, 2, 1)
+    assert rec.runs == 1
+
+
+def test_runs_with_other_branches_need_another_recording() -> None:
+    session = FakeSession(drifting(numel=100))
+    recorder(session)
+    session.go(4)
+    ((sites, observe),) = session.watched
+    run = Run.of(4, (COND,), SITES)
+    with pytest.raises(RecordingError, match="with branches cond, uncond, a run of 4 steps with cond needs"):
+        observe(Observation(sites[0], run.steps[0], COND, torch.zeros(100), Code.COMPUTED, run))
+
+
+def test_a_session_that_is_attached_takes_no_further_settings() -> None:
+    with pytest.raises(RecordingError, match="guidance cannot be changed"):
+        record(fc.Session.__new__(fc.Session), guidance="none")
+    for name in ("sketch", "sample", "max_bytes", "lags"):
+        with pytest.raises(RecordingError, match=f"{name} must be at least 1, found 0"):
+            record(None, **{name: 0})
 
 
 def test_a_site_that_is_not_reached_leaves_nan_and_lags_count_steps_not_calls() -> None:

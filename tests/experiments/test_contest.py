@@ -7,7 +7,9 @@ import inspect
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +18,10 @@ import torch
 import fastercache as fc
 from fastercache.experiments.bench import contest as module
 from fastercache.experiments.bench.contest import UNCACHED, CaseRuns, Contest, Runs, digest, heats, stored
-from fastercache.experiments.bench.entries import Outcome
+from fastercache.experiments.bench.entries import FewerSteps, Outcome
 from fastercache.experiments.bench.peers import Refused
 from fastercache.experiments.pipelines import Subject
-from fastercache.tuner import Evaluator
+from fastercache.tuner import Evaluator, Setting
 
 PROMPTS = ("a red seven moving left", "a blue two moving up", "one", "two", "three")
 ENTRIES = {"second": fc.FORA(interval=2), "third": fc.FORA(interval=3)}
@@ -151,6 +153,105 @@ def test_a_rows_figures_are_sums_medians_and_means(subject: Subject, tmp_path: P
     assert (told.prompts, told.seconds, told.cached_bytes, told.speedup_wall) == (3, 1.0, 0, 8.0)
     assert contest.measured("second").cached_bytes == 30 and contest.measured("second").seconds == 4.0
     assert told.speedup_flops == 5.0 and told.quality == third.quality
+
+
+def test_figures_are_kept_by_all_that_determines_them(
+    subject: Subject, tmp_path: Path, runs: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine, the call, the prompt, its place and its seed; and the entry's own settings."""
+
+    def keys(which: Subject = subject, prompts: Any = PROMPTS[:2], **more: Any) -> list[str]:
+        return Contest(which, ENTRIES, prompts, tmp_path, **more)._case_keys
+
+    usually = keys()
+    others = [
+        keys(replace(subject, call={"num_inference_steps": 5})),
+        keys(prompts=PROMPTS[1::-1]),
+        keys(seed=2),
+        keys(prompts=[{"prompt": PROMPTS[0], "width": 8}, {"prompt": PROMPTS[1], "seed": 9}]),
+    ]
+    monkeypatch.setattr(Setting, "hardware", "another machine")
+    found = [key for case in (usually, *others, keys()) for key in case]
+    assert len(set(found)) == len(found) == 12
+    policies = {"a": fc.FORA(interval=2), "b": fc.FORA(interval=3), "c": FewerSteps(2), "d": FewerSteps(3)}
+    assert len(set(Contest(subject, policies, PROMPTS[:1], tmp_path)._entry_keys.values())) == 5
+
+
+def test_another_machines_seconds_are_not_taken_for_ones_own(
+    subject: Subject, tmp_path: Path, runs: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Contest(subject, ENTRIES, PROMPTS[:1], tmp_path, keep=0).run()
+    monkeypatch.setattr(Setting, "hardware", "another machine")
+    runs.figures = lambda name, i: usual(name, i) | {"seconds": 9.0}
+    again = Contest(subject, ENTRIES, PROMPTS[:1], tmp_path, keep=0)
+    assert again.missing(0) == [UNCACHED, *ENTRIES] and again.figures("second") == []
+    again.run()
+    assert [one["seconds"] for one in again.figures("second")] == [9.0]
+    assert again.measured("second").hardware == "another machine"
+
+
+def test_a_run_that_was_not_timed_is_missing_where_time_counts(subject: Subject, tmp_path: Path, runs: Ran) -> None:
+    runs.figures = lambda name, i: usual(name, i) | {"seconds": None if name == "third" else 1.0}
+    untimed = Contest(subject, ENTRIES, PROMPTS[:3], tmp_path, keep=0, timed=False)
+    untimed.run()
+    assert all(counted for _, _, counted in runs.done), "every run is counted where none is timed"
+    assert untimed.row("third").speedup_wall is None and untimed.row("second").speedup_wall == 1.0
+    assert [untimed.missing(i) for i in range(3)] == [[]] * 3
+    timed = Contest(subject, ENTRIES, PROMPTS[:3], tmp_path, keep=0)
+    assert [timed.missing(i) for i in range(3)] == [["third"]] * 3 and len(timed.figures("third")) == 0
+    more = Contest(subject, ENTRIES, PROMPTS[:3], tmp_path, keep=0, metrics=("tpsnr",))
+    assert more.metrics == ("psnr", "ssim", "tpsnr") and more.missing(0) == [UNCACHED, *ENTRIES]
+
+
+def test_quality_is_told_the_prompt_of_its_own_run(
+    subject: Subject, tmp_path: Path, runs: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, ...]] = []
+
+    def measure(videos: Any, references: Any, metrics: Any, prompts: Any) -> dict[str, Any]:
+        told.append(tuple(prompts))
+        assert torch.equal(references, torch.full_like(videos, 0.5))
+        return {name: torch.arange(float(len(videos))) for name in metrics}
+
+    monkeypatch.setattr(module, "measure", measure)
+    runs.figures = lambda name, i: usual(name, i) | {"level": 0.5 if name == UNCACHED else 0.7}
+    contest = Contest(subject, ENTRIES, PROMPTS[:2], tmp_path, keep=0)
+    contest.run()
+    assert told == [(PROMPTS[0],) * 3, (PROMPTS[1],) * 3]
+    for i, prompt in enumerate(PROMPTS[:2]):
+        order = runs.order(prompt)
+        assert all(contest.figures(name)[i]["quality"]["psnr"] == order.index(name) for name in order)
+
+
+def test_what_a_heat_gave_is_on_the_disk_before_the_next(
+    subject: Subject, tmp_path: Path, runs: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEAT", 1)
+
+    def stops(name: str, i: int) -> dict[str, Any]:
+        if name == "third":
+            raise KeyboardInterrupt
+        return usual(name, i)
+
+    runs.figures = stops
+    with pytest.raises(KeyboardInterrupt):
+        Contest(subject, ENTRIES, PROMPTS[:1], tmp_path, keep=0).run()
+    assert Contest(subject, ENTRIES, PROMPTS[:1], tmp_path, keep=0).missing(0) == ["third"]
+
+
+def test_captions_alone_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastercache.experiments.reference.judges import Judge
+
+    told: list[list[str]] = []
+
+    def load() -> Any:
+        return SimpleNamespace(score=lambda videos, prompts: (told.append(prompts), SimpleNamespace(all=[1, 0]))[1])
+
+    monkeypatch.setattr(Judge, "load", load)
+    videos, ours = torch.zeros(2, 1, 3, 8, 8), Subject("tiny", None, {}, reference=True)
+    assert module.judged(ours, videos, list(PROMPTS[:2])) == [True, False] and told == [list(PROMPTS[:2])]
+    assert module.judged(ours, videos, [PROMPTS[0], "a cat"]) is None
+    assert module.judged(replace(ours, reference=False), videos, list(PROMPTS[:2])) is None and len(told) == 1
 
 
 def test_the_error_of_one_prompt_is_none_to_speak_of(subject: Subject, tmp_path: Path, runs: Ran) -> None:

@@ -270,3 +270,124 @@ def test_the_figure_has_every_method_and_both_axes() -> None:
     texts = [text.get_text() for axes in draw(swept).axes for text in axes.texts]
     for name in ("planned", FEWER, *(row.method for row in swept.ratios)):
         assert texts.count(name) == 2, name
+
+
+# -- at the ends, and beside plain Python ------------------------------------------------------------------------------
+def test_a_setting_that_is_as_good_as_an_end_of_the_front_is_met_there() -> None:
+    slowest, fastest = (compare(FRONT, setting(1.6, list(one.psnr)), by_flops).ratio for one in (FRONT[0], FRONT[-1]))
+    assert (slowest.value, slowest.bound) == (pytest.approx(2.0 / 1.6), "")
+    assert (fastest.value, fastest.bound) == (pytest.approx(8.0 / 1.6), "at least")
+    alone = [compare(FRONT[:1], setting(1.6, [p] * 3), by_flops).ratio for p in (60.0, 59.9, 60.1)]
+    assert [(one.value, one.bound) for one in alone] == [
+        (pytest.approx(1.25), "at least"), (pytest.approx(1.25), "at least"), (pytest.approx(1.25), "at most"),
+    ]  # fmt: skip
+
+
+def test_the_interval_is_that_of_two_thousand_draws_of_prompts() -> None:
+    """Drawn from seed 0; in each draw the speedups in time, the crossing and the ratio by plain Python."""
+    front = [
+        Measured(2.0, (60.0, 62.0, 55.0), (4.0, 11.0, 20.0), (10.0, 20.0, 60.0)),
+        Measured(4.0, (50.0, 45.0, 52.0), (3.0, 5.0, 18.0), (11.0, 19.0, 62.0)),
+    ]
+    other = Measured(1.6, (55.0, 58.0, 51.0), (6.0, 12.0, 38.0), (10.0, 21.0, 61.0))
+
+    def speedup(one: Measured, drawn: list[int]) -> float:
+        return statistics.median(one.uncached[i] for i in drawn) / statistics.median(one.seconds[i] for i in drawn)
+
+    def ratio(drawn: list[int]) -> float:
+        above = [statistics.fmean(one.psnr[i] - other.psnr[i] for i in drawn) for one in front]
+        at = [math.log(speedup(one, drawn)) for one in front]
+        (at[0], above[0]), (at[1], above[1]) = sorted(zip(at, above, strict=True))
+        if above[1] >= 0:
+            where = at[1]
+        elif above[0] < 0:
+            where = at[0]
+        else:
+            where = at[0] + (at[1] - at[0]) * above[0] / (above[0] - above[1])
+        return math.exp(where) / speedup(other, drawn)
+
+    drawn = np.random.default_rng(0).integers(0, 3, (2000, 3)).tolist()
+    expected = [ratio(row) for row in drawn]
+    found = compare(front, other, by_time)
+    np.testing.assert_allclose(found.draws, expected, rtol=1e-9)
+    assert found.ratio.value == pytest.approx(ratio([0, 1, 2]))
+    assert (found.ratio.low, found.ratio.high) == pytest.approx(tuple(np.quantile(expected, (0.025, 0.975))))
+    flops = compare(front, other, by_flops)
+    least = smallest([found, flops], 3)[0]
+    both = np.minimum(expected, flops.draws)
+    assert (least.low, least.high) == pytest.approx(tuple(np.quantile(both, (0.025, 0.975))))
+    assert smallest([found, flops], 1)[0][1:3] == (None, None)
+
+
+def test_an_upper_bound_anywhere_makes_the_smallest_an_upper_bound() -> None:
+    exact = compare(FRONT, setting(3.0, [50.0] * 3), by_flops)  # 4 / 3
+    below, above = (
+        compare(FRONT, setting(1.0, [psnr] * 3), by_flops) for psnr in (10.0, 90.0)
+    )  # at least 8, at most 2
+    assert [one.ratio.bound for one in (exact, below, above)] == ["", "at least", "at most"]
+    for ratios in ([exact, above], [above, exact, below]):
+        ratio, least = smallest(ratios, 3)
+        assert (ratio.bound, ratio.value) == ("at most", exact.ratio.value) and ratios[least] is exact
+    assert smallest([exact, below], 3)[0].bound == ""
+    higher = compare(FRONT, setting(6.0, [10.0] * 3), by_flops)  # at least 4 / 3
+    assert smallest([below, higher], 3)[0].bound == "at least"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "word"),
+    [
+        (Ratio(2.0, None, None), "yes"), (Ratio(2.5, 2.0, 3.0), "yes"), (Ratio(1.5, 1.0, 2.0), "undecided"),
+        (Ratio(2.5, None, None, "at most"), "undecided"), (Ratio(1.9, None, None, "at most"), "no"),
+        (Ratio(2.0, None, None, "at least"), "yes"), (Ratio(1.9, None, None, "at least"), "undecided"),
+        (Ratio(2.5, 1.9, 3.0, "at least"), "undecided"), (Ratio(1.5, 1.4, 2.1, "at most"), "undecided"),
+    ],
+)  # fmt: skip
+def test_a_goal_is_reached_at_the_goal_itself(ratio: Ratio, word: str) -> None:
+    assert ratio.reaches(2.0) == word
+
+
+def test_a_ratio_is_shown_with_its_interval_or_its_bound() -> None:
+    shown = [Ratio(2.0, 1.5, 2.5).shown(), Ratio(2.0, None, None).shown(), Ratio(2.0, 1.5, 2.5, "at most").shown()]
+    assert shown == ["2.00 (1.50 to 2.50)", "2.00", "at most 2.00"]
+
+
+def test_what_is_worth_measuring_is_a_tenth_faster_at_least() -> None:
+    figures = {"0": Figures(1.0999, 90.0), "1": Figures(1.1, 80.0), "2": Figures(1.5, 70.0)}
+    assert chosen({"method": figures}) == {"method": ["1", "2"]}
+    own = {"0": Figures(1.2, 50.0), "1": Figures(1.4, 40.0), "2": Figures(1.6, 60.0), "3": Figures(1.8, 30.0)}
+    found = chosen({"method": figures, "other": own})
+    assert found == {"method": ["1", "2"], "other": ["2", "3"]}, "of the front of all, and of its own"
+    behind = {"0": Figures(1.2, 50.0), "1": Figures(1.4, 40.0)}
+    assert chosen({"method": figures, "other": behind})["other"] == ["0"]
+
+
+def test_a_setting_is_compared_from_where_it_skips_anything_and_one_default_counts() -> None:
+    """A documented default and what stands in for it both ran: the documented one is the default."""
+    grid = next(grid for grid in GRIDS if grid.peer.label == "DBCache")
+    assert grid.defaults == (DEFAULT, "1") and grid.scouts == (DEFAULT, "1", grid.peer.names[-1])
+    runs = {
+        ("planned", "gentle"): FRONT[0], ("planned", "strong"): FRONT[1],
+        (FEWER, "25"): setting(2.0, [45.0] * 3), (FEWER, "45"): setting(1.001, [90.0] * 3),
+        ("DBCache", DEFAULT): setting(1.005, [55.0] * 3), ("DBCache", "1"): setting(1.7, [52.0] * 3),
+        ("DBCache", "2"): setting(1.0049, [52.0] * 3), ("Other", DEFAULT): setting(1.9, [52.0] * 3),
+    }  # fmt: skip
+    whose = {"planned": "fastercache", FEWER: "fastercache"}
+    all_of = [
+        Contender(label, level, level, "any", whose.get(label, "cache-dit"), None)
+        for label, level in [*runs, ("DBCache", "refused")]
+    ]
+    ran = {one.name: runs[one.label, one.level] for one in all_of if (one.label, one.level) in runs}
+    rows, goals = compared(ran, all_of, "planned", [grid])
+    assert [(row.method, row.level, row.default) for row in rows] == [
+        (FEWER, "25", False), ("DBCache (cache-dit)", DEFAULT, True), ("DBCache (cache-dit)", "1", False),
+        ("Other (cache-dit)", DEFAULT, False),
+    ]  # fmt: skip
+    assert [(goal.over, goal.by, goal.goal, goal.settings) for goal in goals] == [
+        ("each default", "FLOPs", 2.0, 1), ("the best swept setting", "FLOPs", 1.5, 3),
+        ("each default", "time", 1.7, 1), ("the best swept setting", "time", 1.3, 3),
+    ]  # fmt: skip
+    default, best = goals[0], goals[1]
+    assert default.ratio.value == rows[1].by_flops.value and default.nearest == f"DBCache (cache-dit), {DEFAULT}"
+    ratios = {row.setting: row.by_flops.value for row in rows[1:] if row.method.startswith("DBC")}
+    assert best.ratio.value == min(ratios["1"], rows[3].by_flops.value)
+    assert compared({one.name: FRONT[0] for one in all_of[:2]}, all_of[:2], "planned", [grid]) == ([], [])

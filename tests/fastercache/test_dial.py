@@ -176,6 +176,112 @@ def test_plans_of_different_models_make_no_dial(tiny_latte: Any, path: Path) -> 
         fc.Dial.of([one, one.model_copy(update={"steps": 9})], [{}, {}], {})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", fc.tuned.Model(pipeline="Other", denoiser=fc.tuned.Identity.of("Other", {}))),
+        ("scheduler", None),
+        ("guidance_scale", 5.0),
+        ("guidance", "separate"),
+        ("conditions", None),
+    ],
+)
+def test_plans_made_for_anything_else_make_no_dial(tiny_latte: Any, path: Path, name: str, value: Any) -> None:
+    configs = [fc.load(path, speedup=speedup) for speedup in (1.5, 2, 3)]
+    configs[2] = configs[2].model_copy(update={name: value})
+    with pytest.raises(fc.ConfigMismatch, match=f"differ in {name.split('_')[0]}"):
+        fc.Dial.of(configs, [{}] * 3, {})
+
+
+def test_a_plan_comes_out_of_a_dial_as_it_was_put_in(tiny_latte: Any, path: Path, tmp_path: Path) -> None:
+    """With its budget, certificate, figures and conditions; only `seen` and `tried` are those of all."""
+    sure = Certificate(budget="psnr>=30", prompts=59, violations=1, rate=0.08, confidence=0.9)
+    packages = {"torch": "0"}
+    configs = [
+        fc.load(path, speedup=speedup).model_copy(
+            update={"budget": f"psnr>={speedup}", "tried": {str(speedup): ("aa",)}, "packages": packages}
+        )
+        for speedup in (1.5, 2, 3)
+    ]
+    configs[1] = configs[1].model_copy(update={"certificate": sure})
+    found = fc.Dial.of(configs, [{"psnr": [40, 41, 42]}] * 3, {"psnr": ">="})
+    tried = {"1.5": ("aa",), "2": ("aa",), "3": ("aa",)}
+    found = found.model_copy(update={"packages": packages})
+    again = fc.Dial.load(found.save(tmp_path / "again.json"))
+    assert again == found and again.plans[1].values == {"psnr": (40.0, 41.0, 42.0)}
+    assert [again.config(plan) for plan in again.plans] == [one.model_copy(update={"tried": tried}) for one in configs]
+    other = sure.model_copy(update={"violations": 0})
+    assert [plan.certificate for plan in again.certified({2: other}).plans] == [None, sure, other]
+
+
+def test_of_equally_fast_plans_the_first_is_kept(tiny_latte: Any, path: Path) -> None:
+    one = fc.load(path, speedup=2)
+    configs = [one.model_copy(update={"budget": text}) for text in ("first", "second")]
+    assert [plan.budget for plan in fc.Dial.of(configs, [{}, {}], {}).plans] == ["first"]
+    twice = json.loads(path.read_text())
+    twice["plans"] = [twice["plans"][0]] * 2
+    path.write_text(json.dumps(twice))
+    with pytest.raises(fc.ConfigUnreadable, match=r"must rise, found 1\.5, 1\.5"):
+        fc.Dial.load(path)
+
+
+def test_a_plan_of_which_a_metric_was_not_measured_keeps_no_bound_of_it(tiny_latte: Any, path: Path) -> None:
+    """The fastest has PSNR alone, so a budget on LPIPS is kept by the next one."""
+    whole = fc.Dial.load(path)
+    fastest = whole.plans[-1].model_copy(update={"values": {"psnr": whole.plans[-1].values["psnr"]}})
+    some = whole.model_copy(update={"plans": (*whole.plans[:-1], fastest)})
+    assert computed(some.pick(budget="lpips<=0.01")) == (0, 2, 4)  # 0.01 each, which is just kept
+    assert computed(some.pick(budget="psnr>=30,p100:lpips<=0.01")) == (0, 2, 4)
+    assert computed(some.pick(budget="psnr>=30")) == (0, 3)
+    with pytest.raises(fc.BudgetNotMet):
+        some.pick(budget="lpips<=0.0099")
+
+
+@pytest.mark.parametrize(
+    ("budget", "plan"),
+    [
+        ("psnr>=31,cache<=2KiB", (0, 3)),
+        ("psnr>=39,cache<=3KiB", (0, 2, 4)),
+        ("cache<=4KiB,psnr>=54", (0, 1, 2, 4)),
+        ("cache<=3072B", (0, 3)),
+        ("psnr>=39,cache<=3071B", None),
+        ("cache<=2047B", None),
+        ("psnr>=54.01", None),
+    ],
+)
+def test_a_limit_of_the_cache_is_kept_by_as_many_bytes_and_no_more(
+    path: Path, budget: str, plan: tuple[int, ...] | None
+) -> None:
+    if plan is not None:
+        assert computed(fc.load(path, budget=budget)) == plan
+        return
+    with pytest.raises(fc.BudgetNotMet):
+        fc.load(path, budget=budget)
+
+
+def test_a_dial_knows_no_seconds(path: Path) -> None:
+    with pytest.raises(InvalidBudget, match="ask for a speedup"):
+        fc.load(path, budget="psnr>=30,time<=8s")
+    with pytest.raises(InvalidBudget, match=r"write lpips<=0\.1"):
+        fc.load(path, budget="lpips>=0.1")
+
+
+def test_a_speedup_is_met_up_to_rounding(path: Path) -> None:
+    found = [computed(fc.load(path, speedup=speedup)) for speedup in (2.0 + 1e-9, 2.0 + 1e-8, 3.0 + 1e-9)]
+    assert found == [(0, 2, 4), (0, 3), (0, 3)]
+    with pytest.raises(fc.BudgetNotMet):
+        fc.load(path, speedup=3.0 + 1e-8)
+
+
+def test_a_dial_is_picked_from_by_one_question(path: Path) -> None:
+    for pick in ({"speedup": 2, "budget": "psnr>=30"}, {"budget": "psnr>=30", "quality": "low"}):
+        with pytest.raises(fc.ConfigUnreadable, match=f"found {' and '.join(pick)}"):
+            fc.load(path, **pick)
+    with pytest.raises(fc.BudgetNotMet, match="0x as fast"):
+        fc.load(path, speedup=30)
+    assert computed(fc.load(path, speedup=0)) == (0, 1, 2, 4)
+
+
 # -- applied --------------------------------------------------------------------------------------------
 def test_switched_between_runs_it_does_what_each_plan_does_alone(tiny_latte: Any, path: Path) -> None:
     alone = {}

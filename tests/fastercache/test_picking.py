@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import fastercache as fc
-from fastercache.picking import carried
+from fastercache.picking import Pick, carried, load, opened
 from fastercache.tuned import Certificate, TunedConfig
 
 STEPS = 6
@@ -48,6 +48,38 @@ def test_another_one_keeps_only_the_prompts_looked_at(tiny_latte: Any, path: Pat
     assert new.certificate is None and new.tried == TRIED
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"scheduler": None},
+        {"model": fc.tuned.Model(pipeline="Other", denoiser=fc.tuned.Identity.of("Other", {}))},
+        {"conditions": fc.tuned.Conditions(dtype="bfloat16")},
+        {"policy": fc.Planned(steps=STEPS, computed=(0, 2, 4), stand_in=fc.Taylor(order=1))},
+        {"steps": 7},
+    ],
+)
+def test_a_certificate_is_kept_for_nothing_else(tiny_latte: Any, path: Path, changed: dict[str, Any]) -> None:
+    new = carried(made(tiny_latte).model_copy(update=changed), path)
+    assert new.certificate is None and new.tried == TRIED
+
+
+def test_what_a_new_look_says_of_its_prompts_goes_before(tiny_latte: Any, path: Path) -> None:
+    (key,) = TRIED
+    assert carried(made(tiny_latte, tried={key: ("ee",)}), path).tried == {key: ("ee",)}
+
+
+def test_a_file_is_opened_as_what_it_says_it_is(tiny_latte: Any, path: Path, tmp_path: Path) -> None:
+    assert opened(path) == made(tiny_latte, tried=TRIED, certificate=CERTIFICATE) == load(path)
+    for pick in ({"speedup": 0.0}, {"budget": ""}, {"quality": "high"}):
+        with pytest.raises(fc.ConfigUnreadable, match="holds one schedule: leave them out"):
+            load(path, **pick)
+    assert not Pick() and Pick(speedup=0.0) and Pick(budget="") and Pick(quality="")
+    for text in ("[]", "{}", "3"):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(fc.ConfigUnreadable):
+            opened(tmp_path / "other.json")
+
+
 def test_plans_of_a_dial_are_found_again_in_either_direction(tiny_latte: Any, path: Path, tmp_path: Path) -> None:
     def measured(speedup: float) -> dict[str, Any]:
         values = {"prompts": 1, "speedup_flops": speedup, "seconds": 1.0, "cached_bytes": 0, "hardware": "test"}
@@ -68,6 +100,8 @@ def test_where_no_schedule_was_nothing_changes(tiny_latte: Any, tmp_path: Path) 
     assert carried(config, tmp_path / "none.json") is config
     (tmp_path / "torn.json").write_text("{")
     assert carried(config, tmp_path / "torn.json") is config
+    (tmp_path / "front.json").write_text('{"format": "fastercache-front", "version": 1}')
+    assert carried(config, tmp_path / "front.json") is config
 
 
 def test_a_dial_bars_the_prompts_of_all_its_plans(tiny_latte: Any) -> None:
