@@ -144,7 +144,7 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
             "tuner/test_defaults tuner/test_study tuner/test_sequential tuner/test_planned_in_tune tuner/test_by_clock",
             "tuner/study",
         ),
-        *_of("tuner/test_study tuner/test_by_clock tuner/test_many_workers", "tuner/attempts"),
+        *_of("tuner/test_attempts tuner/test_study tuner/test_by_clock tuner/test_many_workers", "tuner/attempts"),
         *_of("tuner/test_defaults tuner/test_evaluate tuner/test_early", "tuner/evaluate"),
         *_of("tuner/test_early", "tuner/early"),
         *_of("tuner/test_defaults tuner/test_proposals tuner/test_propose", "tuner/propose"),
