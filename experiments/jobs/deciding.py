@@ -152,6 +152,9 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("tuner/test_defaults tuner/test_seconds tuner/test_by_clock", "tuner/seconds"),
         *_of("tuner/test_defaults tuner/test_by_clock", "tuner/clock"),
         *_of("tuner/test_defaults tuner/test_record tuner/test_study", "tuner/record"),
+        *_of("tuner/test_storage tuner/test_attempts tuner/test_many_workers", "tuner/storage", "tuner/codec"),
+        *_of("tuner/test_fields tuner/test_space", "tuner/fields"),
+        *_of("tuner/test_space tuner/test_library tuner/test_round_trips", "tuner/space", "tuner/joint"),
     ),
     "certificate": (
         *_of("tuner/test_defaults tuner/test_certify tuner/test_sequential", "tuner/certify"),
