@@ -16,7 +16,7 @@ from fastercache.tuner.fields import Bounds, Field, Parameter, clip, from_unit, 
 
 def options(annotation: Any, bounds: Bounds | None = None, **limits: Any) -> Field | str:
     """Of a field of this type and these limits."""
-    made = type("Made", (BaseModel,), {"__annotations__": {"x": annotation}, "x": Info(default=1, **limits)})
+    made: Any = type("Made", (BaseModel,), {"__annotations__": {"x": annotation}, "x": Info(default=1, **limits)})
     return options_of(made.model_fields["x"], bounds, "x")
 
 
