@@ -303,15 +303,25 @@ def test_a_trial_is_signed_by_its_worker() -> None:
     assert Notes.of(study.trials[0]).worker == this_worker()
 
 
-@pytest.mark.parametrize("ended", [True, False])
-def test_what_an_interrupted_trial_was_trying_is_tried(ended: bool) -> None:
-    """Beside another worker that is at the same policy, or was until it was interrupted."""
+@pytest.mark.parametrize(
+    ("state", "outcome", "same"),
+    [
+        (TrialState.RUNNING, None, 0),
+        (TrialState.COMPLETE, "measured", 0),
+        (TrialState.FAIL, "failed", 0),
+        (TrialState.FAIL, "interrupted", None),
+        (TrialState.FAIL, None, None),  # its worker died
+    ],
+)
+def test_what_an_interrupted_trial_was_trying_is_tried(
+    state: TrialState, outcome: str | None, same: int | None
+) -> None:
+    """The other one was at the same policy when this one began."""
     made, study = attempts([(reusing("CRCC"), GOOD), (reusing("CRCC"), GOOD)])
-    other = study.ask()
-    note(other, worker="elsewhere/1/1")
-    if ended:
-        study.tell(other, state=TrialState.FAIL)
-    found = made.next()
-    assert found is not None and found.outcome is (Outcome.MEASURED if ended else Outcome.DOMINATED)
-    if not ended:
-        assert found.reason == "trial 0, of another worker, does the same"
+    other, own = study.ask(), study.ask()
+    if outcome is not None:
+        note(other, outcome=outcome)
+    if state.is_finished():
+        study.tell(other, 0.5 if state is TrialState.COMPLETE else None, state=state)
+    assert made._same_under_way(own, MODEL.forecast(reusing("CRCC"))) == same
+    assert made._same_under_way(own, MODEL.forecast(reusing("CCRC"))) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,7 +190,7 @@ def test_references_are_told_apart_by_seed_and_by_a_prompts_arguments(tiny_latte
 
 def test_every_part_of_a_pipeline_determines_its_output(tiny_latte: Any) -> None:
     found = [Setting(tiny_latte, CALL).identity]
-    changes = [
+    changes: list[Callable[[], Any]] = [
         lambda: tiny_latte.text_encoder.half(),
         lambda: next(tiny_latte.vae.parameters()).data.add_(0.5),
         lambda: tiny_latte.scheduler.register_to_config(beta_end=0.5),
