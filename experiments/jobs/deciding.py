@@ -155,6 +155,9 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
         *_of("tuner/test_defaults tuner/test_record tuner/test_results tuner/test_study", "tuner/record"),
         *_of("tuner/test_storage tuner/test_attempts tuner/test_many_workers", "tuner/storage", "tuner/codec"),
         *_of("tuner/test_fields tuner/test_space", "tuner/fields"),
+        *_of("tuner/test_database tuner/test_many_workers", "tuner/database"),
+        *_of("tuner/test_results tuner/test_study", "tuner/export", "tuner/logbook"),
+        *_of("tuner/test_library", "tuner/library"),
         *_of("tuner/test_setting tuner/test_evaluate", "tuner/setting"),
         *_of(
             "tuner/test_space tuner/test_results tuner/test_library tuner/test_round_trips",

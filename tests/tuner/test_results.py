@@ -11,8 +11,10 @@ from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
 import fastercache as fc
+from fastercache.tuned import Measured
 from fastercache.tuner import Budget, JointSpace, Outcome, SearchSpace, Seconds, Study
 from fastercache.tuner import study as module
+from fastercache.tuner.export import searched
 from fastercache.tuner.fields import Parameter
 from fastercache.tuner.logbook import figures
 from fastercache.tuner.propose import make_sampler
@@ -277,3 +279,14 @@ def test_what_a_dead_worker_was_trying_comes_before_the_search_is_given_up(
     monkeypatch.setattr(type(study._attempts), "next", lambda self: steps.append(1))
     study.optimise(trials=1)
     assert len(steps) == 3 + 3 and next(looks, "no more") == "no more"
+
+
+def test_what_a_trial_measured_is_exported_with_the_machine_and_no_speedup_by_the_clock() -> None:
+    study = of(search=["a", "b", "c"], evaluator=SimpleNamespace(setting=SimpleNamespace(hardware=HERE)))
+    assert searched(study, record(0)) == Measured(
+        prompts=3, quality={"psnr": 42.0, "ssim": 0.5}, speedup_flops=2.0, seconds=3.0, cached_bytes=7, hardware=HERE
+    )
+    assert searched(study, record(0, cached_bytes=0)).cached_bytes == 0
+    for missing in ("ratio", "seconds", "cached_bytes"):
+        with pytest.raises(fc.ConfigUnreadable, match=r"trial 4 was not measured \(dominated\)"):
+            searched(study, record(4, outcome=Outcome.DOMINATED, **{missing: None}))
