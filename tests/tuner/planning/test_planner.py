@@ -338,3 +338,11 @@ def test_prompts_that_weights_were_not_fitted_on_decide_whether_they_are_refined
     planner.verify(4)
     runs = list(recorded.runs)
     assert asked == [(runs[:2], runs[2:], planner.known[4].plan)]
+
+
+def test_a_generation_is_as_many_calls_as_its_steps_make(setting: Setting, recorded: Material) -> None:
+    planner = Planner(setting, recorded, effort=0)
+    sampler: Any = SimpleNamespace(steps=STEPS, relations=SimpleNamespace(calls=2))
+    planner.sampler = sampler
+    planner._pay(30)
+    assert planner.spent == 3.0 + 30 / (2 * STEPS)
