@@ -37,7 +37,8 @@ class Forecast:
         ratio: computed FLOPs over those of the uncached run.
         features: per kind and role of the run's sites the mean log2(1 + age) of the values in use, in `BINS` stretches
             of the run, then the ratio; shape (groups * BINS + 1,). Sites that the policy does not claim have age 0.
-        behaviour: digest of the decisions and predictors; policies with the same one give the same video.
+        behaviour: digest of the decisions, and of the reused sites with their predictors; policies with the same one
+            give the same video.
         seconds: of a call, where steps were timed.
         clocked: those over the seconds of an uncached call, in a search by the clock.
     """
@@ -116,7 +117,8 @@ class CostModel:
         table = self.reached(compile_policy(policy, self.run))
         ratio = self.ratio(table)
         reuses = (table.codes == Code.REUSED).any(axis=(1, 2)).tolist()
-        used = [dump(p) if reused else None for p, reused in zip(table.predictors, reuses, strict=True)]
+        each = zip(table.sites, table.predictors, reuses, strict=True)
+        used = [[site.name, dump(predictor)] if reused else None for site, predictor, reused in each]
         behaviour = hashlib.sha256(table.codes.tobytes() + json.dumps(used, sort_keys=True).encode()).hexdigest()
         seconds = self.seconds(table)
         return Forecast(ratio, np.array([*self._ages(table), ratio]), behaviour, seconds, self.clocked(seconds))

@@ -136,8 +136,7 @@ def recover(study: optuna.Study) -> list[FrozenTrial]:
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     """Queue a trial's parameters again, with the policy it was going to run."""
     fixed: dict[str, Any] = trial.system_attrs.get("fixed_params", {})
-    params = {**fixed, **trial.params}
-    if params:
-        noted = Notes.of(trial)
+    params, noted = {**fixed, **trial.params}, Notes.of(trial)
+    if params or noted.policy is not None:  # a plan has no parameters of the space
         kept = {} if noted.policy is None else {"policy": noted.policy, "source": noted.source}
         enqueue(study, params, **kept)

@@ -178,17 +178,29 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
     "tuner": (
         *_of("tuner/test_budget tuner/test_early tuner/test_round_trips", "tuner/budget"),
         *_of(
-            "tuner/test_defaults tuner/test_study tuner/test_sequential tuner/test_planned_in_tune tuner/test_by_clock",
+            "tuner/test_defaults tuner/test_results tuner/test_study tuner/test_sequential tuner/test_planned_in_tune "
+            "tuner/test_by_clock",
             "tuner/study",
         ),
-        *_of("tuner/test_study tuner/test_by_clock tuner/test_many_workers", "tuner/attempts"),
+        *_of("tuner/test_attempts tuner/test_study tuner/test_by_clock tuner/test_many_workers", "tuner/attempts"),
         *_of("tuner/test_defaults tuner/test_evaluate tuner/test_early", "tuner/evaluate"),
         *_of("tuner/test_early", "tuner/early"),
         *_of("tuner/test_defaults tuner/test_proposals tuner/test_propose", "tuner/propose"),
         *_of("tuner/test_defaults tuner/test_simulate tuner/test_by_clock", "tuner/simulate"),
         *_of("tuner/test_defaults tuner/test_seconds tuner/test_by_clock", "tuner/seconds"),
         *_of("tuner/test_defaults tuner/test_by_clock", "tuner/clock"),
-        *_of("tuner/test_defaults tuner/test_record tuner/test_study", "tuner/record"),
+        *_of("tuner/test_defaults tuner/test_record tuner/test_results tuner/test_study", "tuner/record"),
+        *_of("tuner/test_storage tuner/test_attempts tuner/test_many_workers", "tuner/storage", "tuner/codec"),
+        *_of("tuner/test_fields tuner/test_space", "tuner/fields"),
+        *_of("tuner/test_database tuner/test_many_workers", "tuner/database"),
+        *_of("tuner/test_results tuner/test_study", "tuner/export", "tuner/logbook"),
+        *_of("tuner/test_library", "tuner/library"),
+        *_of("tuner/test_setting tuner/test_evaluate", "tuner/setting"),
+        *_of(
+            "tuner/test_space tuner/test_results tuner/test_library tuner/test_round_trips",
+            "tuner/space",
+            "tuner/joint",
+        ),
     ),
     "certificate": (
         *_of("tuner/test_defaults tuner/test_certify tuner/test_sequential", "tuner/certify"),

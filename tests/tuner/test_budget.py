@@ -255,3 +255,23 @@ def test_what_is_left_is_filled_with_the_best_or_with_what_can_be_expected() -> 
     assert budget.completed(known, 3, ceiling) == {"psnr": [20.0, 35.0, 36.0], "lpips": [0.3, 0.01, 0.02]}
     assert budget.can_still_be_met({"psnr": [20.0], "lpips": [0.0]}, 2, {"psnr": [40.0], "lpips": [0.2]})
     assert not budget.can_still_be_met({"psnr": [20.0], "lpips": [0.0]}, 2, {"psnr": [39.9], "lpips": [0.2]})
+
+
+def test_bounds_of_one_metric_are_told_apart_and_it_is_measured_once() -> None:
+    budget = Budget.parse("psnr>=30,p90:psnr>=25,q0.5(psnr)>=28,p50:psnr>=29,q0.5(lpips)<=0.1")
+    assert budget.metrics == ("psnr", "lpips") and len(budget.terms) == 5
+    values = {"psnr": [24.0, 30.0, 40.0], "lpips": [0.05, 0.2, 0.3]}
+    assert budget.violations(values) == pytest.approx(
+        {"psnr>=30": 30 - 94 / 3, "p90:psnr>=25": 1.0, "q0.5(psnr)>=28": -2.0, "p50:psnr>=29": -1.0,
+         "q0.5(lpips)<=0.1": 0.1}
+    )  # fmt: skip
+    assert budget.violation(values) == pytest.approx(max(1.0, 0.1 / metric_called("lpips").unit))
+
+
+def test_the_margin_of_a_metric_of_which_less_is_better() -> None:
+    """Half of what is allowed is above it on the decibel scale, twice as much below it, by as much."""
+    scale = metric_called("lpips").to_decibel
+    budget = Budget.parse("lpips<=0.1")
+    assert budget.margin({"lpips": [0.05]}) == pytest.approx(scale(0.05) - scale(0.1)) and scale(0.05) > scale(0.1)
+    assert budget.margin({"lpips": [0.3, 0.1]}) == pytest.approx(scale(0.2) - scale(0.1))
+    assert budget.margin({"lpips": [0.1]}) == 0.0 == budget.violation({"lpips": [0.1]})

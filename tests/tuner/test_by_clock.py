@@ -20,13 +20,14 @@ import pytest
 from torch import Tensor
 
 import fastercache as fc
+from fastercache.bounds import read_limit
 from fastercache.policies.errors import MeasurementError
 from fastercache.policies.vocabulary import Run
 from fastercache.tuned import OtherConditions
-from fastercache.tuner import Evaluator, Outcome, Seconds, Study, tune
+from fastercache.tuner import Budget, Evaluator, Outcome, Seconds, Study, tune
 from fastercache.tuner import clock as module
 from fastercache.tuner import seconds as timing
-from fastercache.tuner.clock import Timekeeper, agreed, foresight
+from fastercache.tuner.clock import Objective, Timekeeper, agreed, foresight, needs_table
 from fastercache.tuner.propose import Proposer
 from fastercache.tuner.seconds import kind_of, kinds_reused, taking_turns
 from fastercache.tuner.setting import Setting, hardware, run
@@ -346,3 +347,30 @@ def test_a_table_that_came_in_between_is_the_one() -> None:
 def test_without_a_limit_nothing_takes_too_long() -> None:
     keeper = Timekeeper(TABLE, None, HERE)
     assert keeper.too_long(1e9) is None and keeper.excess(1e9) == {} and keeper.violation(1e9) < 0
+
+
+def test_a_limit_that_is_just_kept_is_kept_where_steps_were_timed() -> None:
+    limit = read_limit("time<=8s")
+    here, there = Timekeeper(TABLE, limit, HERE), Timekeeper(TABLE, limit, "another machine")
+    untimed = Timekeeper(None, limit, HERE)
+    for keeper in (here, there, untimed):
+        assert keeper.too_long(8.0) is None is keeper.too_long(None)
+        assert keeper.too_long(8.001) == "would take 8 s a call, more than time<=8s"
+        assert keeper.violation(8.0) == -math.inf == keeper.violation(None) and keeper.excess(None) == {}
+    for keeper in (here, untimed):
+        assert keeper.elsewhere is None and keeper.took_too_long(16.0) == "took 16 s a call, more than time<=8s"
+        assert keeper.excess(6.0) == {"time<=8s": -2.0} and keeper.excess(16.0) == {"time<=8s": 8.0}
+        assert keeper.violation(16.0) == pytest.approx(10.0 * math.log10(2.0))
+    assert there.took_too_long(16.0) is None and there.excess(16.0) == {} and there.violation(16.0) == -math.inf
+
+
+def test_steps_are_timed_where_any_budget_limits_time_or_the_search_goes_by_it() -> None:
+    plain, limited = Budget.parse("psnr>=1"), Budget.parse("psnr>=1,time<=8s")
+    assert not needs_table(Objective.FLOPS, plain, plain) and not needs_table(Objective.FLOPS)
+    assert needs_table(Objective.FLOPS, plain, limited) and needs_table(Objective.TIME, plain)
+
+
+def test_ranks_are_told_only_where_both_differ() -> None:
+    for pairs in ([(1.0, 2.0), (1.0, 3.0)], [(1.0, 2.0), (2.0, 2.0)]):
+        found = foresight(pairs)
+        assert found is not None and found.rank is None and "rank" not in found.words

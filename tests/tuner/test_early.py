@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from fastercache.analysis.metrics import metric_called
 from fastercache.tuner import Budget
 from fastercache.tuner.early import Projection
 
@@ -72,3 +73,29 @@ def test_trials_that_would_meet_the_budget_are_rarely_stopped() -> None:
         spared += not meets and level < 26 and stopped
     assert wrong == 0
     assert spared > 0.9 * hopeless
+
+
+def test_each_metric_is_projected_on_a_scale_of_its_own() -> None:
+    """LPIPS, of which less is better, in -10 log10 like PSNR in dB: what is above the projection is better there."""
+    budget = Budget.parse("psnr>=30,lpips<=0.1")
+    finished = [{"psnr": [30.0, 36.0], "lpips": [0.1, 0.001]}]
+    scale = metric_called("lpips")
+    off = [(np.array(row) - np.mean(row)) / 2 for row in ([30.0, 36.0], [scale.to_decibel(v) for v in (0.1, 0.001)])]
+    projection = Projection(budget, 2, finished)
+    known = {"psnr": [20.0], "lpips": [0.2]}
+    starts = [20.0, scale.to_decibel(0.2)]
+    levels = [start - effects[0] for start, effects in zip(starts, off, strict=True)]
+    expected = projection.expected(known)
+    assert expected["psnr"] == pytest.approx([levels[0] + off[0][1]])
+    assert expected["lpips"] == pytest.approx([scale.from_decibel(levels[1] + off[1][1])])
+    above = projection.expected(known, 3.0)
+    spreads = [math.sqrt((2 * float((effects**2).sum()) / 2 + 24.0) / 6) for effects in off]
+    assert above["psnr"] == pytest.approx([levels[0] + off[0][1] + 3 * spreads[0] * math.sqrt(2)])
+    assert above["lpips"][0] < expected["lpips"][0]
+
+
+@pytest.mark.parametrize(("missing", "stopped"), [(8.4, False), (8.6, True)])
+def test_a_trial_is_stopped_where_three_spreads_are_too_few(missing: float, stopped: bool) -> None:
+    """Without evidence the one prompt that is left is at most 3 x 2 dB x sqrt(2) = 8.49 dB above the first."""
+    asked = Budget.parse(f"psnr>={21.0 + missing / 2:g}")
+    assert (Projection(asked, 2, []).verdict({"psnr": [21.0]}) is not None) is stopped

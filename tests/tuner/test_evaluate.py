@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import fastercache as fc
+from fastercache import zoo
 from fastercache.analysis import metrics
 from fastercache.analysis.metrics import Metric
 from fastercache.tuner import Evaluator, Setting, run
@@ -253,3 +254,43 @@ def test_workers_begin_with_the_reference_of_different_cases(
         made = count_runs(monkeypatch, evaluator)
         evaluator.evaluate(fc.NoCache(), evaluator.cases(prompts))
     assert made[:3] == prompts[place:] + prompts[:place]
+
+
+HALF = fc.StaticInterval(sites="denoiser", interval=2, start=0.0)
+
+
+def test_a_reference_that_is_made_after_a_cached_run_is_uncached(evaluator: Evaluator) -> None:
+    one, other = evaluator.cases(SEARCH)
+    cached, _, _ = evaluator.run(HALF, one)
+    bare = evaluator.setting.on(zoo.build("latte").pipe).generate(other)
+    assert torch.equal(evaluator.reference(other), bare)
+    again, _, _ = evaluator.run(HALF, one)
+    assert torch.equal(again, cached) and not torch.equal(again, evaluator.reference(one))
+
+
+def test_each_policy_is_run_as_itself_in_one_session(evaluator: Evaluator) -> None:
+    case = evaluator.cases(SEARCH)[0]
+    videos = [evaluator.run(policy, case)[0] for policy in (HALF, fc.NoCache(), HALF)]
+    assert torch.equal(videos[1], evaluator.reference(case))
+    assert torch.equal(videos[0], videos[2]) and not torch.equal(videos[0], videos[1])
+
+
+def test_after_the_last_prompt_nothing_is_left_to_stop(evaluator: Evaluator) -> None:
+    asked: list[int] = []
+
+    def stop(result: Evaluation) -> str | None:
+        asked.append(len(result.seconds))
+        return "enough" if len(result.seconds) == 3 else None
+
+    result = evaluator.evaluate(fc.NoCache(), evaluator.cases([*SEARCH, "a third"]), stop)
+    assert asked == [1, 2] and result.stopped is None and len(result.values["ssim"]) == 3
+
+
+def test_costs_are_counted_once(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = evaluator.cases(SEARCH)
+    made = count_runs(monkeypatch, evaluator)
+    assert evaluator.cost_model(one) is evaluator.cost_model(other) and made == [SEARCH[0]]
+
+
+def test_what_computes_nothing_that_is_counted_saves_nothing() -> None:
+    assert Evaluation({}, flops=3, flops_full=4).ratio == 0.75 and Evaluation({}).ratio == 1.0

@@ -17,6 +17,7 @@ from fastercache.tuner.fields import from_unit
 from fastercache.tuner.library import ANY, Library, check
 from fastercache.tuner.record import SPENT
 from fastercache.tuner.space import METHOD
+from fastercache.zoo.videos import latte
 from tests.tuner.conftest import CALL, SEARCH
 
 WRAPPERS = {"warm_up", "window", "max_consecutive"}
@@ -227,3 +228,26 @@ def test_what_cannot_be_searched_together_is_named(
 def test_any_stands_alone() -> None:
     with pytest.raises(InvalidPolicy, match="'any' already stands for every policy"):
         check(["any", "fora"], {})
+
+
+def test_three_of_the_prompts_calibrate(evaluator: Evaluator) -> None:
+    path = evaluator.references.store.parent / "calibration.json"
+    made = Library(evaluator, evaluator.cases(["one", "two", "three", "four"]), path)
+    made.space("teacache")
+    assert Calibration.load(path).runs == 3
+
+
+def test_constants_of_another_model_are_refused(evaluator: Evaluator, tmp_path: Path) -> None:
+    library(evaluator).space("teacache")
+    other = Evaluator(latte(layers=3).build("deeper").pipe, CALL, store=tmp_path / "references")
+    with pytest.raises(fc.ConfigMismatch):
+        library(other).space("teacache")
+
+
+def test_a_joint_draw_of_one_policy_leaves_the_others_alone() -> None:
+    space = JointSpace.of({"fora": SearchSpace.of("fora"), "foca": SearchSpace.of("foca")})
+    params = space.encode(fc.FORA(interval=4)).params
+    policy = space.build({**params, "foca.interval": 9})
+    assert isinstance(policy, fc.FORA) and policy.interval == 4 and not any(n.startswith("foca.") for n in params)
+    with pytest.raises(InvalidPolicy, match="no policy is left to search: fora: why; foca: because"):
+        JointSpace.of({}, {"fora": "why"} | {"foca": "because"})

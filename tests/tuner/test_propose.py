@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import fastercache as fc
 from fastercache.tuner import CostModel, SearchSpace
 from fastercache.tuner.propose import CAUTION, LEAST_GAIN, Candidate, Proposer, Seen
-from fastercache.tuner.simulate import staleness
+from fastercache.tuner.simulate import Forecast, staleness
 from fastercache.tuner.surrogate import Surrogate
 
 SITES = [fc.Site("b.0.attn1", fc.Kind.MODULE, fc.Role.SPATIAL, 0, (0, 1)), fc.Site("branch", fc.Kind.BRANCH)]
@@ -169,3 +170,18 @@ def test_surrogate_posterior_by_hand() -> None:
     got_mean, got_std = m.predict(at)
     assert got_mean == pytest.approx(mean)
     assert got_std**2 == pytest.approx(variance)
+
+
+def test_by_the_clock_a_candidate_costs_its_seconds_and_what_takes_just_as_long_as_allowed_is_weighed() -> None:
+    """By FLOPs it costs 0.1, by the clock 0.5, and a call takes 5 s."""
+    policy = fc.FasterCache()
+    params = SPACE.encode(policy).params
+    timed = Forecast(0.1, np.zeros(3), "its own", 5.0, 0.5)
+    for best, most, admitted in ((0.502, 5.0, True), (0.5015, 5.0, False), (0.7, 4.99, False), (0.7, math.inf, True)):
+        proposer = Proposer(SPACE, lambda policy: timed, most=most)
+        pool: list[Candidate] = []
+        proposer._admit(dict(params), best, set(), pool)
+        assert bool(pool) is admitted, (best, most)
+    assert proposer._gain(pool, 0.7, None, None) == pytest.approx([-abs(0.2 - 0.05)])
+    told, used = Told([0.0], [1.0]), np.ones(3 + len(SPACE.position(params)), dtype=bool)
+    assert proposer._gain(pool, 0.7, told, used) == pytest.approx([0.2 * 0.5**CAUTION])  # type: ignore[arg-type]

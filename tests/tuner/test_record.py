@@ -121,11 +121,13 @@ def test_a_record_holds_what_was_noted() -> None:
     made = noted(
         TrialState.COMPLETE, policy=POLICY, outcome="measured", source="mild", forecast=0.4, ratio=0.5,
         values={"psnr": [41.0]}, violation=-1.0, margin=1.0, seconds=2.0, cached_bytes=7, reason="why",
+        foreseen=2.5, hardware="a machine", clocked=0.75,
     )  # fmt: skip
     found = Record.of(made)
     assert found is not None and (found.source, found.ratio, found.speedup_flops) == ("mild", 0.5, 2.0)
     assert (found.values, found.violation, found.margin) == ({"psnr": [41.0]}, -1.0, 1.0)
     assert (found.seconds, found.cached_bytes, found.reason, found.policy) == (2.0, 7, "why", fc.NoCache())
+    assert (found.foreseen, found.hardware, found.clocked, found.cost) == (2.5, "a machine", 0.75, 0.75)
     skipped = Record.of(noted(TrialState.PRUNED, policy=POLICY, outcome="dominated", forecast=0.4))
     assert skipped is not None and skipped.ratio == 0.4, "what did not run costs what was forecast"
     assert set(SPENT) == {Outcome.MEASURED, Outcome.STOPPED, Outcome.FAILED}

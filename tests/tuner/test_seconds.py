@@ -18,7 +18,7 @@ from fastercache.policies.errors import MeasurementError
 from fastercache.policies.predictors.fitted import Fitted, Stretch
 from fastercache.tuner import seconds as module
 from fastercache.tuner.clock import Objective, objective_called
-from fastercache.tuner.seconds import Seconds, _every_second
+from fastercache.tuner.seconds import Seconds, _every_second, timed_runs
 from fastercache.tuner.setting import Setting
 
 STEPS = 6
@@ -164,3 +164,25 @@ def test_a_scheduler_that_is_called_twice_a_step_ends_it_the_second_time(
     monkeypatch.setattr(module, "MethodTap", tapped)
     found = Seconds.measured(setting, setting.cases(["a"])[0])
     assert found == Seconds(STEPS, DENOISER + SCHEDULER, SCHEDULER, TEXT + DECODER, {}, setting.hardware)
+
+
+@pytest.mark.parametrize(
+    ("steps", "kinds", "timed", "first"),
+    [
+        (6, ["ff"], 2, 1),  # 2 kinds of steps three times each: 6 of 3 in a run
+        (6, ["ff", "cross", "ff", "denoiser"], 3, 1),
+        (7, ["a", "b", "c"], 4, 2),
+        (50, ["a", "b", "c"], 2, 1),  # two runs at least
+        (4, ["a", "b", "c", "d"], 8, 3),
+    ],
+)
+def test_so_many_runs_time_each_kind_three_times(steps: int, kinds: list[str], timed: int, first: int) -> None:
+    assert timed_runs(steps, kinds) == (timed, first)
+    places, turns = (steps // 2) * timed, len({*kinds, "denoiser"})
+    assert places >= 3 * turns and (steps // 2) * first >= turns
+
+
+def test_a_speedup_counts_what_every_call_takes() -> None:
+    seconds = Seconds(10, computed=1.0, skipped=0.25, rest=2.0)
+    assert [seconds.of(count) for count in (0, 4, 10)] == [4.5, 7.5, 12.0]
+    assert seconds.speedup(4) == 12.0 / 7.5 and seconds.computed_for(12.0 / 7.5) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import fastercache as fc
 from fastercache import zoo
 from fastercache.policies.schedule import Code
-from fastercache.tuner import CostModel, Evaluator
+from fastercache.tuner import CostModel, Evaluator, Seconds
 from fastercache.tuner.simulate import BINS, staleness
 
 POLICIES = [
@@ -202,3 +203,63 @@ def test_of_two_experts_what_is_reused_before_the_first_own_step_is_computed() -
         site.name: "".join("CR-"[code] for code in codes[0]) for site, codes in zip(made.sites, made.codes, strict=True)
     }
     assert letters == {"a/denoiser": "CR--R-", "b/denoiser": "---CCC"}
+
+
+def test_to_reuse_other_sites_is_another_behaviour() -> None:
+    """Two modules with one schedule and one predictor: which of them is reused decides what comes out."""
+    sites = [
+        fc.Site(f"b.0.{n}", fc.Kind.MODULE, r, 0, (0, 1)) for n, r in (("a", fc.Role.SPATIAL), ("c", fc.Role.CROSS))
+    ]
+    model = CostModel(fc.Run.of(8, sites=sites), (10,) * 8, {"b.0.a": 0.3, "b.0.c": 0.3})
+    found = {
+        sites: model.forecast(fc.StaticInterval(sites=sites, interval=2)).behaviour for sites in ("b.0.a", "b.0.c")
+    }
+    assert found["b.0.a"] != found["b.0.c"]
+    assert model.forecast(fc.StaticInterval(sites="spatial", interval=2)).behaviour == found["b.0.a"]
+
+
+def test_seconds_of_steps_that_cost_differently_and_reuse_in_one_branch_or_both() -> None:
+    """Skipping a whole step saves 0.8 s, the attention in both branches 0.4 s, and a branch 0.3 s.
+
+    The steps cost 1/2, 1, 3/2 and 1 of what one costs on average. At the third the branch is reused, and the attention
+    in the other one.
+    """
+    sites = [fc.Site("b.0.a", fc.Kind.MODULE, fc.Role.SPATIAL, 0, (0, 1)), fc.Site("branch", fc.Kind.BRANCH)]
+    table = Seconds(4, computed=1.0, skipped=0.2, rest=2.0, kinds={"spatial": 0.6, "branch": 0.7})
+    model = CostModel(fc.Run.of(4, sites=sites), (10, 20, 30, 20), {"b.0.a": 0.5}, clock=table, by_clock=True)
+    rows = (fc.Row(sites="branch", branch="uncond", steps="CCRC"), fc.Row(sites="b.0.a", steps="CRRC"))
+    found = model.forecast(fc.Schedule(rows=rows))
+    spent = [0.5 * 0.8, 0.8 - 0.4, 1.5 * (0.8 - 0.3 - 0.4 / 2), 0.8]
+    assert found.seconds == pytest.approx(2.0 + 4 * 0.2 + sum(spent))
+    assert found.clocked == pytest.approx((2.0 + 4 * 0.2 + sum(spent)) / (2.0 + 4 * 1.0))
+    fast = replace(model, clock=replace(table, kinds={"spatial": 0.1, "branch": 0.7}))
+    every = fast.forecast(fc.Schedule(rows=(fc.Row(sites="b.0.a", steps="CRRR"),))).seconds
+    assert every == pytest.approx(2.0 + 4 * 0.2 + 0.5 * 0.8), "no step takes less than a skipped one"
+
+
+def test_a_denoiser_that_is_not_called_saves_the_whole_step_and_a_stack_only_in_all_branches() -> None:
+    """By a table without branches, one of two saves half of what a step takes."""
+    block = fc.Site("b.0", fc.Kind.BLOCK, None, 0, (0, 1))
+    sites = [block, fc.Site("stack", fc.Kind.STACK, None, 0, (0, 1)), fc.Site("denoiser", fc.Kind.DENOISER)]
+    table = Seconds(4, computed=1.0, skipped=0.2, rest=2.0, kinds={"stack": 0.5})
+    model = CostModel(fc.Run.of(4, sites=sites), (10,) * 4, {"b.0": 0.9}, clock=table)
+
+    def seconds(*rows: fc.Row) -> float | None:
+        return model.forecast(fc.Schedule(rows=rows)).seconds
+
+    assert seconds(fc.Row(sites="denoiser", steps="CRRC")) == pytest.approx(2.0 + 2 * 1.0 + 2 * 0.2)
+    assert seconds(fc.Row(sites="denoiser", branch="cond", steps="CRRC")) == pytest.approx(2.0 + 4 * 1.0 - 2 * 0.4)
+    assert seconds(fc.Row(sites="stack", steps="CRRC")) == pytest.approx(2.0 + 4 * 1.0 - 2 * 0.5)
+    assert seconds(fc.Row(sites="stack", branch="cond", steps="CRRC")) == pytest.approx(6.0)
+
+
+def test_what_was_timed_of_a_kind_is_divided_over_the_sites_of_one_denoiser() -> None:
+    """All feed-forwards of a step save 0.4 s: of the first denoiser's two the larger one saves 3/4 of it."""
+    shares = {"a/f.0": 0.3, "a/f.1": 0.1, "b/f.0": 0.2}
+    sites = [fc.Site(n, fc.Kind.MODULE, fc.Role.FF, 0, (0, 1), denoiser=n[0]) for n in shares]
+    steps = {"a/": frozenset({0, 1}), "b/": frozenset({2, 3})}
+    table = Seconds(4, computed=1.0, skipped=0.2, rest=2.0, kinds={"ff": 0.6})
+    model = CostModel(fc.Run.of(4, branches=("cond",), sites=sites), (10,) * 4, shares, steps, clock=table)
+    for site, saved in (("a/f.0", 0.3), ("a/f.1", 0.1), ("b/f.0", 0.4)):
+        rows = (fc.Row(sites=site, branch="cond", steps="CRCR"),)
+        assert model.forecast(fc.Schedule(rows=rows)).seconds == pytest.approx(6.0 - saved), site

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 import fastercache as fc
 from fastercache import zoo
+from fastercache.prompts import prompt_hash
 from fastercache.tuner import Budget, Evaluator, Outcome, Study, export, tune
 from fastercache.tuner.attempts import Attempts
 from fastercache.tuner.codec import Notes
@@ -158,6 +159,8 @@ def test_exported_config_says_what_was_measured_on_which_prompts(finished: Study
     assert tuned.measured.search.speedup_flops == pytest.approx(held_out.speedup_flops, rel=0.01)
     assert (tuned.steps, tuned.guidance, tuned.guidance_scale) == (CALL["num_inference_steps"], "batched", 4.0)
     assert tuned.budget == str(finished.budget)
+    assert tuned.seen == tuple(sorted(prompt_hash(prompt) for prompt in (*SEARCH, *HELD_OUT)))
+    assert (tuned.policy, tuned.certificate) == (finished.best().policy, None)
     with fc.attach(finished.evaluator.pipe, tuned) as session:
         finished.evaluator.pipe("x", output_type="latent", **CALL)
     assert session.last.speedup_flops == pytest.approx(held_out.speedup_flops, rel=0.01)

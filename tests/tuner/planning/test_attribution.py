@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fastercache import zoo
 from fastercache.policies.errors import InvalidPolicy, ScheduleMismatch
 from fastercache.tuner.planning import attribution
 from fastercache.tuner.planning.attribution import Decision, decisions
-from fastercache.tuner.planning.fitting import fit
+from fastercache.tuner.planning.fitting import Sampler, fit
 from fastercache.tuner.planning.material import Material, material
 from fastercache.tuner.setting import References, Setting
 from fastercache.zoo.specimen import Specimen
@@ -243,3 +244,19 @@ def test_a_rank_has_its_bootstrap_interval() -> None:
     assert every[4] <= found["low"] <= every[5] and every[194] <= found["high"] <= every[195]  # 199 * .025 = 4.975
     assert attribution.rank_interval(true, true, draws=50) == pytest.approx({"spearman": 1.0, "low": 1.0, "high": 1.0})
     assert math.isnan(attribution.rank_interval(true[:2], true[:2])["spearman"])
+
+
+@pytest.mark.parametrize(("outputs", "starts", "fits"), [(2, (0,), True), (3, (0,), False), (2, (0, 2), False)])
+def test_weights_combine_no_more_outputs_than_their_denoiser_gave(
+    outputs: int, starts: tuple[int, ...], fits: bool
+) -> None:
+    stretch = {"after": 2, "start": 3, "outputs": [0.5] * outputs, "input": 0.0}
+    first = {"after": 0, "start": 1, "outputs": [1.0], "input": 0.0}
+    made = fc.Planned(steps=4, computed=(0, 2), stand_in={"predictor": "fitted", "stretches": [first, stretch]})
+    response: Any = SimpleNamespace(steps=4)
+    relations: Any = SimpleNamespace(starts=starts)
+    if fits:
+        assert attribution.weights_of(made, Sampler(response, relations)) == made.stand_in
+    else:
+        with pytest.raises(ScheduleMismatch, match="no weights for steps 3 after 2"):
+            attribution.weights_of(made, Sampler(response, relations))

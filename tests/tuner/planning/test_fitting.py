@@ -21,7 +21,7 @@ from fastercache.model.layout import strip
 from fastercache.policies.errors import FasterCacheError
 from fastercache.policies.methods.planned import Planned
 from fastercache.policies.predictors.fitted import Stretch
-from fastercache.tuner.planning.fitting import FittedRuns, Memory, Sampler, SearchRun, _Work, beginning, fit
+from fastercache.tuner.planning.fitting import FittedRuns, Memory, Sampler, SearchRun, _Work, beginning, fit, replay
 from tests.tuner.planning.bare import STEPS, Answer, Loops, Pipe
 
 Floats = NDArray[np.float64]
@@ -344,3 +344,31 @@ def test_only_the_first_of_several_outputs_is_moved_by_the_latent() -> None:
 def test_an_output_of_another_denoiser_is_not_combined() -> None:
     with pytest.raises(FasterCacheError, match="changed within the run"):
         stood_in(Stretch(after=1, start=2, outputs=(0.5, 0.25), input=0.0), denoisers=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "guided", "steady", "held"),
+    [
+        ("memory", True, True, True),
+        ("memory", False, True, False),
+        ("memory", True, False, False),
+        ("nonlinear", True, True, False),
+    ],
+)
+def test_an_output_is_held_and_the_latent_a_feature_where_all_is_linear(
+    kind: Any, guided: bool, steady: bool, held: bool
+) -> None:
+    response = Response(kind, np.ones(3), np.zeros((4, 4)), np.ones(3), np.ones(3), 0, np.ones(3), False, 0.0)
+    sampler = Sampler(response, Relations(np.ones(3), "", guided, steady, (0,), 1))
+    assert sampler.held is held and (sampler.input is not None) is held
+
+
+def test_a_replay_keeps_what_it_computes_only_where_it_is_asked_to() -> None:
+    pipe = Pipe()
+    sampler, runs = material(pipe)
+    stretches = fit(pipe, runs, sampler, PLAN).stretches
+    memory = Memory()
+    replay(pipe, runs, sampler, PLAN, stretches, memory=memory, keep=False)
+    assert memory.kept == {}
+    replay(pipe, runs, sampler, PLAN, stretches, memory=memory)
+    assert set(memory.kept) == {PLAN[:count] for count in range(1, len(PLAN) + 1)}

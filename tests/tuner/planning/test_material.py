@@ -104,6 +104,9 @@ def test_a_call_of_two_runs_or_none_cannot_be_planned_from(
     monkeypatch.setattr(Setting, "generate", lambda self, case: (original(self, case), original(self, case))[1])
     with pytest.raises(RecordingError, match=r"made 2 complete runs of its scheduler \(0 ended early\)"):
         material(References(setting, tmp_path), setting.cases(["one"]))
+    monkeypatch.setattr(Setting, "generate", lambda self, case: torch.zeros(4, 3, 32, 32))
+    with pytest.raises(RecordingError, match=r"made 0 complete runs of its scheduler \(0 ended early\)"):
+        material(References(setting, tmp_path), setting.cases(["one"]))
     assert not list(tmp_path.iterdir())
 
 

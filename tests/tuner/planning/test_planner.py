@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from fastercache.tuner import Budget
 from fastercache.tuner.planning import planner as module
 from fastercache.tuner.planning.material import Material, material
 from fastercache.tuner.planning.planner import Effort, Known, Planner
+from fastercache.tuner.planning.refine import Refined
 from fastercache.tuner.planning.scale import APART, STEEPNESS, Scale
-from fastercache.tuner.planning.search import Judged
+from fastercache.tuner.planning.search import Judged, Search
 from fastercache.tuner.planning.within import margin_of
 from fastercache.tuner.setting import References, Setting
 from fastercache.zoo.specimen import Specimen
@@ -296,3 +298,51 @@ def test_no_reference_is_generated_twice(setting: Setting, specimen: Specimen, t
         assert len(priced) == 2, "what is read from disk tells no price"
     assert again.spent == 3.0
     assert again.profile.trajectory.runs == 3
+
+
+def test_plans_are_judged_by_the_prompts_that_there_are_and_compute_each_denoisers_first_step(
+    setting: Setting, recorded: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the groups' six prompts three were recorded. Of two denoisers the second runs from step 5 on."""
+    made: list[Any] = []
+    asked: list[Any] = []
+    monkeypatch.setattr(module, "Referee", lambda pipe, *given: made.append(given))
+
+    def nothing(*given: Any, **words: Any) -> Search:
+        asked.append((given[3:], words))
+        return Search()
+
+    monkeypatch.setattr(module, "search", nothing)
+    known = {(0, 1, 2, 3): Judged((0, 1, 2, 3), -3.0, 0.5)}
+    planner = Planner(setting, recorded, effort=1, history=3, known=known)
+    sampler: Any = SimpleNamespace(steps=STEPS, relations=SimpleNamespace(starts=(0, 5)))
+    planner.sampler = sampler
+    planner.search(4, 5.0)
+    assert made == [(recorded.runs, sampler, [[0], [1, 2]], 3)]
+    ((given, words),) = asked
+    assert given == (STEPS, 5.0) and words["fixed"] == (0, 5) and words["prompts"] == 3 and words["known"] == known
+    assert planner.known[4].plan == planner._portfolio(4)[0] and planner.spent == 3.0
+
+
+def test_prompts_that_weights_were_not_fitted_on_decide_whether_they_are_refined(
+    setting: Setting, recorded: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def unchanged(pipe: Any, runs: Any, others: Any, sampler: Any, computed: Any, stretches: Any, **_: Any) -> Refined:
+        asked.append((list(runs), list(others), computed))
+        return Refined(list(stretches), 0.0, 0)
+
+    monkeypatch.setattr(module, "refine", unchanged)
+    planner = Planner(setting, recorded, effort=2)
+    planner.verify(4)
+    runs = list(recorded.runs)
+    assert asked == [(runs[:2], runs[2:], planner.known[4].plan)]
+
+
+def test_a_generation_is_as_many_calls_as_its_steps_make(setting: Setting, recorded: Material) -> None:
+    planner = Planner(setting, recorded, effort=0)
+    sampler: Any = SimpleNamespace(steps=STEPS, relations=SimpleNamespace(calls=2))
+    planner.sampler = sampler
+    planner._pay(30)
+    assert planner.spent == 3.0 + 30 / (2 * STEPS)

@@ -21,12 +21,13 @@ WHOLE, GIVEN_UP = Judged((0, 3, 7), math.log(1e-5), 0.8), Judged((0, 1, 2), math
 def test_plans_come_back_as_they_were(tmp_path: Path) -> None:
     record = PlanRecord(tmp_path / "plans.journal", "this model")
     assert record.known == {}
-    for plan in (WHOLE, GIVEN_UP, WHOLE):
+    unit = Judged((0, 2, 5), 0.0, 0.3)  # the logarithm of an error of 1
+    for plan in (WHOLE, GIVEN_UP, WHOLE, unit):
         record.add(plan)
     again = PlanRecord(tmp_path / "plans.journal", "this model")
-    assert again.known == {WHOLE.computed: WHOLE, GIVEN_UP.computed: GIVEN_UP}
+    assert again.known == {plan.computed: plan for plan in (WHOLE, GIVEN_UP, unit)}
     again.add(WHOLE)
-    assert len(again.study.trials) == 2
+    assert len(again.study.trials) == 3
 
 
 def test_a_plan_is_a_trial(tmp_path: Path) -> None:

@@ -262,3 +262,11 @@ def test_what_is_added_to_a_level_is_the_mean_of_both_looks() -> None:
 
     made_up: Any = Uneven()
     assert Within(made_up, Budget.parse("psnr>=30"), 1.0)._look() == pytest.approx((4.0 - 25.0 - 3.0 - 12.0) / 2)
+
+
+def test_more_steps_than_were_tried_are_more() -> None:
+    """10 steps are the fewest that are expected to be 1 dB over the budget."""
+    planner: Any = Planner()
+    within = Within(planner, Budget.parse("psnr>=30"), 1.0)
+    within._anchors = {5: (10.0, -10.0), 2: (4.0, -16.0)}
+    assert [within._fewest(above=above) for above in (0, 9, 10, 11)] == [10, 10, 11, 12]
