@@ -86,10 +86,12 @@ class NoGuidance(NoSiteMatched):
 
 
 class SiteConflict(FasterCacheError):
-    """Two composed policies claim the same site.
+    """Two composed policies claim the same site, or two runs of blocks lie across each other.
 
-    Symptom: `a and b both claim transformer_blocks.0.attn1`, when the composition is attached.
-    Cause: In `Compose` every site belongs to one part, and the queries of two parts overlap.
+    Symptom: `a and b both claim transformer_blocks.0.attn1`, when the composition is attached, or `stack[0:3] and
+    stack[2:5] share blocks`, when a run begins.
+    Cause: In `Compose` every site belongs to one part, and the queries of two parts overlap. A run of blocks may lie
+    inside another, but which of two decides about a block that is in both cannot be said.
     Fix: Narrow the `sites` of one part, by a role or by a slice of blocks.
     """
 

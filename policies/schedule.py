@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import combinations
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fastercache.policies.base import Assigned, Config, Hold, Policy, Predictor
-from fastercache.policies.errors import InvalidPolicy, ScheduleMismatch
+from fastercache.policies.errors import InvalidPolicy, ScheduleMismatch, SiteConflict
 from fastercache.policies.registry import AnyPredictor, dump, register
 from fastercache.policies.rules import StaticRule, begin_all
 from fastercache.policies.vocabulary import COND, NESTING, Branch, Kind, Run, Site, SiteIndex, Step
@@ -85,9 +86,22 @@ def last_reads(codes: Sequence[int], depth: int) -> dict[int, int]:
 
 
 def assignment(policy: Policy, run: Run) -> dict[Site, Assigned]:
-    """What a policy assigns in a run, outermost kind first."""
+    """What a policy assigns in a run, outermost sites first. Raises SiteConflict for stacks that cross each other."""
     assigned = policy.assign(run)
-    return {site: assigned[site] for site in sorted(assigned, key=lambda site: NESTING.index(site.kind))}
+    stacks = [site for site in assigned if site.kind is Kind.STACK]
+    for one, other in combinations(stacks, 2):
+        apart = one.span[1] <= other.span[0] or other.span[1] <= one.span[0] or one.denoiser != other.denoiser
+        if not (apart or one.inside(other) or other.inside(one)):
+            raise SiteConflict(
+                f"{one.name} and {other.name} share blocks, and neither lies inside the other: "
+                "give each block to one of them"
+            )
+    return {site: assigned[site] for site in sorted(assigned, key=_nesting)}
+
+
+def _nesting(site: Site) -> tuple[int, int]:
+    """What sorts sites so that each stands behind those that it lies inside of."""
+    return NESTING.index(site.kind), site.span[0] - site.span[1] if site.kind is Kind.STACK else 0
 
 
 def applies(site: Site, branch: Branch) -> bool:

@@ -85,11 +85,12 @@ class Site:
 
     def inside(self, outer: Site) -> bool:
         """Whether reusing `outer` means that this site is never reached."""
+        within = outer.span[0] <= self.span[0] and self.span[1] <= outer.span[1]
+        if self.kind is Kind.STACK and outer.kind is Kind.STACK:
+            return self.denoiser == outer.denoiser and within and self.span != outer.span
         if self.denoiser != outer.denoiser or NESTING.index(outer.kind) >= NESTING.index(self.kind):
             return False
-        if outer.kind in OUTER:
-            return True
-        return outer.span[0] <= self.span[0] and self.span[1] <= outer.span[1]
+        return outer.kind in OUTER or within
 
     def runs_at(self, step: Step) -> bool:
         """Whether its denoiser is the one that the pipeline calls at this step, as far as that is known."""

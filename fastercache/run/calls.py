@@ -11,6 +11,7 @@ from torch import Tensor
 from fastercache.policies.errors import BranchUnknown
 from fastercache.policies.schedule import Code, Table
 from fastercache.policies.vocabulary import Branch, Run, Step
+from fastercache.run.rows import Rows
 from fastercache.run.signals import Sighted
 from fastercache.run.trace import Observation
 
@@ -27,6 +28,35 @@ class Call:
     input: Tensor | None = None
     sighted: Sighted = field(default_factory=Sighted)  # what the first block's hook saw
     skipped: list[tuple[str, float]] = field(default_factory=list)  # module path, share of its rows that was skipped
+    over: tuple[Branch, ...] = ()  # branches whose rows are computed though an outer run of blocks stands in for them
+    parts: int = 0  # branches of the denoiser's call, where this one is of some of its branches only
+    inside: dict[str, Call] = field(default_factory=dict)  # module path -> this call as it is inside of that
+
+    def part(self, path: str, branches: tuple[Branch, ...]) -> Call:
+        """This call as it is inside a module that computes the rows of some branches, each time the same."""
+        if path not in self.inside:
+            self.inside[path] = self._part(branches)
+        return self.inside[path]
+
+    def _part(self, branches: tuple[Branch, ...]) -> Call:
+        rows, of = Rows(self.branches), len(self.branches)
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else rows.of(value, branches)
+
+        seen = self.sighted
+        sighted = Sighted(cut(seen.entry), cut(seen.residual), cut(seen.modulated))
+        batch = self.batch * len(branches) // of
+        over = tuple(b for b in branches if b in self.over)
+        return Call(self.step, branches, batch, cut(self.input), sighted, self.skipped, over, self.parts or of)
+
+    def reached(self, branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
+        """Those of some branches for which no outer run of blocks stands in."""
+        return tuple(b for b in branches if b not in self.over) if self.over else branches
+
+    def skip(self, path: str, reused: tuple[Branch, ...]) -> None:
+        """Note that a module did not run for these branches."""
+        self.skipped.append((path, len(reused) / (self.parts or len(self.branches))))
 
 
 @dataclass

@@ -79,6 +79,7 @@ class Denoiser:
         self._tower: Watchtower | None = None  # while something watches the first block
         self._governed: list[tuple[SiteForward, list[tuple[Unit, Handler]]]] = []
         self._quiet: list[tuple[SiteForward, list[Unit]]] = []  # hooks that never do anything in this run
+        self._outer: dict[str, list[Unit]] = {}  # a unit's site -> the stacks and blocks that it lies inside
 
     # -- hooks -------------------------------------------------------------------------------------------------------
     def install(self, session: Any) -> None:
@@ -161,6 +162,8 @@ class Denoiser:
         place_hooks(self.module, self.blocks, self.hooks, governed=handlers)
         for hook in self.hooks.values():
             hook.handler, hook.hits = None, 0
+        wide = [u for u in self.units.values() if u.site.kind in (Kind.STACK, Kind.BLOCK)]
+        self._outer = {n: [o for o in wide if u.site.inside(o.site)] for n, u in self.units.items()}
         self._governed, self._quiet = [], []
         for path, pairs in handlers.items():
             hook = self.hooks[path]
@@ -292,7 +295,7 @@ class Denoiser:
         assert self.state is not None
         state = self.state
         state.call = call
-        passing: list[tuple[SiteForward, Unit, list[StackUnit]]] = []
+        passing: list[tuple[SiteForward, Unit]] = []
         traced: list[tuple[SiteForward, ModuleUnit]] = []
         for hook, pairs in self._governed:
             if hook.traced:
@@ -300,17 +303,17 @@ class Denoiser:
                     assert isinstance(unit, ModuleUnit)  # only modules lie inside a block
                     prepare(hook, unit, call)
                     traced.append((hook, unit))
+                    for outer in self._outer[unit.site.name]:
+                        if isinstance(outer, ModuleUnit):
+                            outer.traced_inside = unit.site.name
                 continue
             hook.hits = 0
             busy: list[Handler] = []
-            stacks: list[StackUnit] = []
-            for unit, handler in pairs:  # the stacks come first
+            for unit, handler in pairs:
                 if unit.idle(call):
-                    passing.append((hook, unit, stacks))
-                    continue
-                busy.append(handler)
-                if isinstance(unit, StackUnit):
-                    stacks.append(unit)
+                    passing.append((hook, unit))
+                else:
+                    busy.append(handler)
             hook.handler = chain(busy)
         if self._tower is not None:
             first = self._tower.block
@@ -324,18 +327,27 @@ class Denoiser:
             raise
         finally:
             state.call = None
-        for hook, unit, stacks in passing:
-            # A stack that is reused answers in its blocks' place: such a block was called, its site was not reached.
-            if hook.hits and not any(unit.site.inside(stack.site) and stack.skips(call) for stack in stacks):
-                unit.mark(call.step, call.branches)
+        for hook, unit in passing:
+            if hook.hits:
+                unit.mark(call.step, self._reached(unit, call))
         for hook, units in self._quiet:
             if hook.hits:
                 hook.hits = 0
                 for unit in units:
-                    unit.mark(call.step, call.branches)
+                    unit.mark(call.step, self._reached(unit, call))
         for hook, unit in traced:
+            reached = self._reached(unit, call)
+            call.over = tuple(b for b in call.branches if b not in reached)
             collect(hook, unit, call)
         return output
+
+    def _reached(self, unit: Unit, call: Call) -> tuple[Branch, ...]:
+        """The branches for which no outer site stood in: a stack that is reused answers in its blocks' place, so that
+        they are called, and a block whose rows are computed for one branch does not know of it inside."""
+        outer = self._outer[unit.site.name]
+        if not outer:
+            return call.branches
+        return tuple(b for b in call.branches if not any(one.reuses(b, call.step) for one in outer))
 
     def _account(
         self,

@@ -17,6 +17,7 @@ from fastercache.model.layout import (
     take_rows,
     tokens_of,
 )
+from fastercache.policies.errors import AttachError
 from fastercache.policies.vocabulary import Branch, Site
 from fastercache.run.calls import Call, RunState
 from fastercache.run.rows import Rows, Streams
@@ -48,6 +49,8 @@ class ModuleUnit(Unit):
         self.streams: list[int] = []
         self.turns = 1
         """How often one denoiser call calls the module, as CogView4 does its feed-forward: image, then text."""
+        self.traced_inside = ""
+        """The site of a module inside this block that is traced: it cannot be told that it gets fewer rows."""
         self._turns: _Turns | None = None  # of the present denoiser call
         self._templates: dict[int, Any] = {}  # by turn
 
@@ -65,13 +68,13 @@ class ModuleUnit(Unit):
         if computed:
             if reused:
                 args, kwargs = self._cut(call, computed, args, kwargs)
-            output = inner(*args, **kwargs)
+            output = self._compute(call, computed, inner, args, kwargs)
             inside = self.io.inputs(args, kwargs) if self.io else []
             fresh = self._values(flatten_output(output), inside, joined_later=bool(reused))
             self.template = strip(output)
             self.keep(call, computed, fresh, seen)
         if reused:
-            call.skipped.append((self.path, len(reused) / len(call.branches)))
+            call.skip(self.path, reused)
             values = Rows(call.branches).join_streams({reused: predicted, computed: fresh})
             output = rebuild_output(self.template, self._outputs(values, inputs))
         elif self.watchers:
@@ -88,7 +91,7 @@ class ModuleUnit(Unit):
             reused, seen = self.decide(call, source), self.seen(source)
             now = self._turns = _Turns(call, reused, self.predict(call, reused, seen) if reused else [], seen)
             if reused:
-                call.skipped.append((self.path, len(reused) / len(call.branches)))
+                call.skip(self.path, reused)
         turn, now.index = now.index, now.index + 1
         computed = tuple(b for b in call.branches if b not in now.reused)
         inputs = self.io.inputs(args, kwargs) if self.io else []
@@ -97,7 +100,7 @@ class ModuleUnit(Unit):
         if computed:
             if now.reused:
                 args, kwargs = self._cut(call, computed, args, kwargs)
-            output = inner(*args, **kwargs)
+            output = self._compute(call, computed, inner, args, kwargs)
             inside = self.io.inputs(args, kwargs) if self.io else []
             fresh = self._values(flatten_output(output), inside, joined_later=True)
             self._templates[turn] = strip(output)
@@ -112,6 +115,23 @@ class ModuleUnit(Unit):
                 self.keep(call, computed, now.fresh, now.seen)
             self.tell(call, next((v for v in now.values if v is not None), None))
         return rebuild_output(self._templates[turn], self._outputs(values, inputs)) if now.reused else output
+
+    def _compute(
+        self, call: Call, computed: tuple[Branch, ...], inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the module; what lies inside is told of the branches alone whose rows it gets."""
+        if computed == call.branches:
+            return inner(*args, **kwargs)
+        if self.traced_inside:
+            raise AttachError(
+                f"{self.site} is reused for some branches, and {self.traced_inside} inside it is cached compiled: "
+                "reuse all branches of the block at the same steps, claim one of the two, or use it without compiling"
+            )
+        self.state.call = call.part(self.path, computed)
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            self.state.call = call
 
     def _cut(
         self, call: Call, computed: tuple[Branch, ...], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -52,10 +52,6 @@ class StackUnit(Unit):
         self._reused: tuple[Branch, ...] = ()
         self._seen: Tensor | None = None
 
-    def skips(self, call: Call) -> bool:
-        """Whether the run of blocks was skipped as a whole in this call, in which it was asked."""
-        return self._reused == call.branches
-
     def handler(self, position: int) -> Handler:
         """The handler of the block at `position` within the span."""
         return functools.partial(self._handle, position)
@@ -92,6 +88,8 @@ class StackUnit(Unit):
         ]
         source = self.source(call, self._entry[0])
         self._reused, self._seen = self.decide(call, source), self.seen(source)
+        if self._reused and self._reused != call.branches:
+            call.over += self._reused  # until the last block is through
         if self.layouts[-1] in JOINED and self.layouts[0] not in JOINED:
             self._entry = joined(self._entry, self.layouts[-1])
 
@@ -108,6 +106,7 @@ class StackUnit(Unit):
             self.tell(call, residuals[0])
             self._entry, self._seen = [], None
             return output
+        call.over = tuple(b for b in call.over if b not in self._reused)
         rows = Rows(call.branches)
         fresh = rows.of_streams(residuals, computed)
         predicted = self.predict(call, self._reused, self._seen)

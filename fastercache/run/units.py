@@ -108,8 +108,17 @@ class Unit:
             wanted = tuple(b for b in call.branches if self.plan.reused[self._index[b]][i])
         else:
             assert self.jury is not None
-            wanted = self.jury.ask(call.step, call.branches, source)
+            wanted = self._asked(call, source)
         return tuple(b for b in wanted if self.history.has(b))
+
+    def _asked(self, call: Call, source: Source) -> tuple[Branch, ...]:
+        """What a dynamic policy says of the branches for which no outer site stands in."""
+        assert self.jury is not None
+        branches = call.reached(call.branches)
+        if branches == call.branches:
+            return self.jury.ask(call.step, branches, source)
+        rows = Rows(call.branches)
+        return self.jury.ask(call.step, branches, lambda wanted: rows.of(source(wanted), branches)) if branches else ()
 
     def seen(self, source: Source) -> Tensor | None:
         """What the predictor needs of the present call, for all of its branches."""
@@ -121,19 +130,19 @@ class Unit:
 
         `seen`: what the predictor needs, for all branches of the call.
         """
-        i = call.step.index
-        for branch in branches:
-            self.rows[self._index[branch]][i] = Code.COMPUTED
-        if self.history is None:
+        i, reached, rows = call.step.index, call.reached(branches), Rows(branches)
+        self.mark(call.step, reached)
+        if self.history is None or not reached:
             return
         if self.jury is not None:
-            self.jury.teach(call.step, branches, next((s for s in streams if s is not None), None))
-        wanted = branches
+            value = next((s for s in streams if s is not None), None)
+            self.jury.teach(call.step, reached, None if value is None else rows.of(value, reached))
+        wanted = reached
         if self.plan is not None:
-            wanted = tuple(b for b in branches if i in self.plan.last_read[self._index[b]])
+            wanted = tuple(b for b in reached if i in self.plan.last_read[self._index[b]])
         if not wanted:
             return
-        rows, own = Rows(branches), wanted == branches and not self.clones
+        own = wanted == branches and not self.clones
         self.history.add(call.step, wanted, rows.of_streams(streams, wanted), own=own, seen=_rows(call, seen, wanted))
 
     def predict(self, call: Call, branches: tuple[Branch, ...], seen: Tensor | None = None) -> Streams:
@@ -153,6 +162,8 @@ class Unit:
         if value is None or not self.watchers:
             return
         for branch, part in zip(call.branches, Rows(call.branches).apart(value), strict=True):
+            if branch in call.over:
+                continue
             code = Code(self.rows[self._index[branch]][call.step.index])
             observation = Observation(self.site, call.step, branch, part, code, self.state.run)
             for watcher in self.watchers:

@@ -303,6 +303,25 @@ def two(**more: Any) -> Pipe:
     return pipe
 
 
+def test_the_first_call_after_a_run_that_stopped_in_its_first_step_is_the_conditional_one() -> None:
+    class Stops(Toy):
+        stop = True
+
+        def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            if self.stop:
+                raise KeyboardInterrupt
+            return super().forward(hidden_states, timestep)
+
+    model = Stops()
+    pipe = Pipe([("transformer", [["cond"], ["uncond"]])] * 4, transformer=model)
+    with attached(pipe, HALF) as session:
+        with pytest.raises(KeyboardInterrupt):
+            pipe()
+        model.stop = False
+        near(pipe(), [{b: out(step // 2 * 2, b) for b in ("cond", "uncond")} for step in range(4)])
+        assert session.last.complete
+
+
 def test_two_denoisers_hold_their_own_values_and_are_counted_together() -> None:
     pipe = two()
     with attached(pipe, HALF) as session:

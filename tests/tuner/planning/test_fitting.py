@@ -283,6 +283,18 @@ def test_what_a_run_is_behind_by_adds_up_with_the_impulse() -> None:
     np.testing.assert_allclose(bent.errors(), [1.0, 1.0], rtol=1e-12, err_msg="at the end it is measured")
 
 
+def test_the_weight_of_the_latent_is_for_the_input_that_the_denoiser_was_given_when_it_ran() -> None:
+    """Sigmas scale the input of each step otherwise; a skipped step has none."""
+    found = []
+    for scales in ((1.0, 1.0, 1.0), (4.0, 0.5, 0.25)):
+        work = at_work((1.0, 0.5, -0.5))
+        assert work.sampler.input is not None
+        work.sampler.input[:] = scales
+        work.computed([step(0, 0, 0.1), step(0, 1, 0.2)])
+        found.append(work.stretch(1, (0,)).input)
+    assert found[1] == pytest.approx(found[0] / 4.0, rel=1e-9)
+
+
 @pytest.mark.parametrize("cancels", [True, False])
 def test_where_a_held_output_carries_nothing_the_next_one_is_the_target(cancels: bool) -> None:
     work = at_work((1.0, 0.5, -0.5 if cancels else -0.4))
