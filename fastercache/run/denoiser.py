@@ -162,7 +162,8 @@ class Denoiser:
         place_hooks(self.module, self.blocks, self.hooks, governed=handlers)
         for hook in self.hooks.values():
             hook.handler, hook.hits = None, 0
-        wide = [u for u in self.units.values() if u.site.kind in (Kind.STACK, Kind.BLOCK)]
+        kept = [u for u in self.units.values() if u.history is not None and not u.quiet]
+        wide = [u for u in kept if u.site.kind in (Kind.STACK, Kind.BLOCK)]
         self._outer = {n: [o for o in wide if u.site.inside(o.site)] for n, u in self.units.items()}
         self._governed, self._quiet = [], []
         for path, pairs in handlers.items():
