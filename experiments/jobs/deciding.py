@@ -34,7 +34,7 @@ _METHODS = (
 )
 _RUN = (
     "fastercache/run/test_units fastercache/run/test_assembly fastercache/run/test_store fastercache/run/test_transfer "
-    "fastercache/test_laws fastercache/run/test_planned"
+    "fastercache/test_laws fastercache/run/test_planned fastercache/run/test_nested"
 )
 _SET = "tuner/planning/test_constants"
 _DEFAULT = "analysis/test_constants"
@@ -43,7 +43,8 @@ ROOMS: dict[str, tuple[Deciding, ...]] = {
     "policies": (
         *_of(
             "policies/test_schedule policies/test_schedules_of_many policies/test_interpreter policies/test_alike "
-            "policies/test_composition policies/test_off policies/methods/test_published policies/test_notebook",
+            "policies/test_composition policies/test_off policies/methods/test_published policies/test_notebook "
+            "fastercache/run/test_nested",
             "policies/schedule",
             "policies/compose",
             "policies/wrappers",
