@@ -25,6 +25,7 @@ from fastercache.model.order import watch_chain
 from fastercache.model.rows import branch_rows
 from fastercache.model.skeleton import has_hooks
 from fastercache.policies.errors import BranchUnknown
+from fastercache.policies.schedule import containers
 from fastercache.policies.signals import Signal
 from fastercache.policies.vocabulary import Branch, Kind, Site
 from fastercache.run.assembly import Assembly
@@ -162,9 +163,9 @@ class Denoiser:
         place_hooks(self.module, self.blocks, self.hooks, governed=handlers)
         for hook in self.hooks.values():
             hook.handler, hook.hits = None, 0
-        kept = [u for u in self.units.values() if u.history is not None and not u.quiet]
-        wide = [u for u in kept if u.site.kind in (Kind.STACK, Kind.BLOCK)]
-        self._outer = {n: [o for o in wide if u.site.inside(o.site)] for n, u in self.units.items()}
+        units = list(self.units.values())
+        within = zip(units, containers([unit.site for unit in units]), strict=True)
+        self._outer = {unit.site.name: [units[i] for i in inside if _stands_in(units[i])] for unit, inside in within}
         self._governed, self._quiet = [], []
         for path, pairs in handlers.items():
             hook = self.hooks[path]
@@ -370,3 +371,8 @@ class Denoiser:
             )
             computed = cost.computed(inside.skipped) + inside.sighted.flops
         self.writer.called(self.clock.index, computed, full.total)
+
+
+def _stands_in(unit: Unit) -> bool:
+    """Whether it may stand in for what lies inside it while the denoiser runs."""
+    return unit.site.kind in (Kind.STACK, Kind.BLOCK) and unit.history is not None and not unit.quiet

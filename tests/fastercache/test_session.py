@@ -19,7 +19,7 @@ from fastercache.policies.vocabulary import Kind
 from fastercache.run.idle import NothingReused
 from fastercache.run.memory import CacheTooLarge
 from fastercache.testing.subject import held_bytes
-from tests.fastercache.toy import TIMES, Pipe, Scheduler, Toy, call, given, loop, rows
+from tests.fastercache.toy import TIMES, Pipe, Scheduler, Toy, call, given, loop, near, rows
 
 SEPARATE = [("cond",), ("uncond",)]
 HALF = fc.StaticInterval(sites="denoiser", interval=2, start=0.0)
@@ -36,11 +36,6 @@ def out(step: int, branch: str, times: list[float] = TIMES, shift: float = 0.0) 
     x = given(step, branch) + times[step] / 1000 + shift
     x = x + 0.25 * x**2
     return x - 0.5 * x**2
-
-
-def near(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
-    for a, b in zip(found, expected, strict=True):
-        assert a == pytest.approx(b, abs=1e-6)
 
 
 class Below(fc.SitePolicy, fc.StaticRule[None]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -82,6 +83,12 @@ def loop(
         for branches in groups:
             found[-1].update(zip(branches, call(model, step, branches, times), strict=True))
     return found
+
+
+def near(found: list[dict[str, float]], expected: list[dict[str, float]], within: float = 1e-6) -> None:
+    """Two runs give the same at each step and branch."""
+    for a, b in zip(found, expected, strict=True):
+        assert a == pytest.approx(b, abs=within)
 
 
 class Scheduler:

@@ -14,7 +14,7 @@ import fastercache as fc
 from fastercache.model.families import Family
 from fastercache.policies.errors import BranchUnknown
 from fastercache.policies.schedule import Code
-from tests.fastercache.toy import TIMES, Toy, given, loop, rows
+from tests.fastercache.toy import TIMES, Toy, given, loop, near, rows
 
 BATCHED, SEPARATE = [("uncond", "cond")], [("cond",), ("uncond",)]
 C, R, U = Code.COMPUTED, Code.REUSED, Code.UNREACHED
@@ -67,11 +67,6 @@ def by_hand(lines: Sequence[tuple[str, str, str]], gains: Sequence[float] = (0.2
     return found
 
 
-def close(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
-    for a, b in zip(found, expected, strict=True):
-        assert a == pytest.approx(b, abs=1e-6)
-
-
 LINES: dict[str, list[tuple[str, str, str]]] = {
     "denoiser": [("denoiser", "cond", "CCRR"), ("denoiser", "uncond", "CRCR")],
     "branch": [("branch", "uncond", "CRCR")],
@@ -106,7 +101,7 @@ def test_every_kind_of_site_gives_what_is_worked_out_by_hand(name: str, groups: 
     expected = by_hand(LINES[name])
     with attached(model, groups, schedule(*LINES[name])) as session:
         for _ in range(2):
-            close(loop(model, session, groups), expected)
+            near(loop(model, session, groups), expected)
             assert session.last.complete
         table = fc.compile_policy(schedule(*LINES[name]), session.last.run)
         assert session.last.codes.tolist() == table.codes.tolist()
@@ -135,14 +130,14 @@ def test_a_family_whose_rows_cannot_be_told_apart_computes_all_of_a_call(insepar
     model = Bound()
     alike = [("denoiser", "cond", "CRCR"), ("denoiser", "uncond", "CRCR")]
     with fc.attach(model, schedule(*alike)) as session:
-        close(loop(model, session, BATCHED), by_hand(alike))
+        near(loop(model, session, BATCHED), by_hand(alike))
     apart = [("denoiser", "cond", "CCCR"), ("denoiser", "uncond", "CRCR")]
     with fc.attach(model, schedule(*apart)) as session:
         if inseparable:
             with pytest.raises(BranchUnknown, match="rows along another axis"):
                 loop(model, session, BATCHED)
         else:
-            close(loop(model, session, BATCHED), by_hand(apart))
+            near(loop(model, session, BATCHED), by_hand(apart))
 
 
 @pytest.mark.parametrize("sites", ["denoiser", "blocks.0.attn"])
@@ -156,7 +151,7 @@ def test_rows_of_an_order_that_is_only_assumed_are_not_cut(sites: str) -> None:
         loop(model, session, BATCHED)
     alike = [(sites, "cond", "CRCR"), (sites, "uncond", "CRCR")]
     with fc.attach(model, schedule(*alike), guidance="batched") as session:
-        close(loop(model, session, BATCHED), by_hand(alike))
+        near(loop(model, session, BATCHED), by_hand(alike))
 
 
 class Overwriting(Toy):
@@ -280,7 +275,7 @@ def test_three_branches_of_which_the_outer_two_are_left_over() -> None:
         found = loop(model, session, groups)
     expected = [dict(one) for one in bare]
     expected[1]["cond"] = bare[0]["cond"]
-    close(found, expected)
+    near(found, expected)
 
 
 def test_a_run_that_broke_off_leaves_nothing_for_the_next() -> None:
@@ -295,7 +290,7 @@ def test_a_run_that_broke_off_leaves_nothing_for_the_next() -> None:
         with pytest.raises(KeyError):
             model(rows(3.0), torch.tensor([700.0]))
         handle.remove()
-        close(loop(model, session, SEPARATE), by_hand(lines))
+        near(loop(model, session, SEPARATE), by_hand(lines))
         assert [trace.complete for trace in session.traces] == [False, True]
 
 
@@ -323,14 +318,14 @@ def test_another_policy_at_other_sites_leaves_no_handler_behind() -> None:
     model = Toy()
     lines = [("blocks.0.attn", b, "CRRR") for b in ("cond", "uncond")]
     with attached(model, BATCHED, schedule(*lines)) as session:
-        close(loop(model, session, BATCHED), by_hand(lines))
+        near(loop(model, session, BATCHED), by_hand(lines))
         session.use(fc.NoCache(sites="denoiser"))
-        close(loop(model, session, BATCHED), by_hand([]))
+        near(loop(model, session, BATCHED), by_hand([]))
         session.use(schedule(*LINES["stack"]))
-        close(loop(model, session, BATCHED), by_hand(LINES["stack"]))
+        near(loop(model, session, BATCHED), by_hand(LINES["stack"]))
         assert session.last.flops == [8, 0, 8, 0]
         session.use(fc.NoCache(sites="blocks.1"))
-        close(loop(model, session, BATCHED), by_hand([]))
+        near(loop(model, session, BATCHED), by_hand([]))
         assert (session.last.codes == C).all()
 
 
@@ -393,7 +388,7 @@ def test_a_module_that_is_called_twice_a_step_gives_each_calls_own_value() -> No
         found = loop(model, session, BATCHED)
     newest = {"cond": [0, 0, 2, 3], "uncond": [0, 1, 2, 3]}
     value = {b: [0.25 * given(i, b) ** 2 * (1 - 3 / 4) for i in steps] for b, steps in newest.items()}
-    close(found, [{b: value[b][i] for b in value} for i in range(4)])
+    near(found, [{b: value[b][i] for b in value} for i in range(4)])
 
 
 def test_calls_by_keyword_are_cut_and_counted_too() -> None:
